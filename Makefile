@@ -1,0 +1,60 @@
+PYTHON ?= python3
+VENV ?= .venv
+# Two workers with one thread each: the networks are too small for more threads to help, and sums
+# over one thread do not depend on the machine's core count.
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OLDEST := .venv-oldest
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# modAL-python pins skorch==0.9.0, hence without its dependencies; the test extra brings pandas.
+MODAL := --no-deps modAL-python==0.4.2.1
+PYTEST := -m pytest --doctest-modules -n $(WORKERS) --dist worksteal tests skfishermask
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types build oldest clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Made anew only when the dependencies change.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -e ".[test,dev]"
+	$(BIN)/python $(PIP_INSTALL) $(MODAL)
+	@touch $@
+
+demo: $(READY) ## run the quick start
+	$(BIN)/python examples/quickstart.py
+
+test: $(READY) ## run the tests and the examples in the docstrings
+	$(ONE_THREAD) $(BIN)/python $(PYTEST)
+
+lint: $(READY) ## check style, formatting and docstrings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/numpydoc lint $(wildcard skfishermask/*.py)
+
+types: $(READY) ## check the types
+	$(BIN)/mypy
+
+build: $(READY) ## build sdist and wheel, and check their metadata
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+oldest: ## run the tests on the oldest versions supported
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(PIP_INSTALL) -r .ci/oldest-requirements.txt
+	$(OLDEST)/bin/python $(PIP_INSTALL) $(MODAL)
+	$(OLDEST)/bin/python $(PIP_INSTALL) --no-deps -e .
+	$(ONE_THREAD) $(OLDEST)/bin/python $(PYTEST)
+	rm -rf $(OLDEST)
+
+clean: ## remove what was built, but keep the environment
+	rm -rf dist build output $(OLDEST) docs/_build docs/auto_examples docs/generated
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find skfishermask tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
