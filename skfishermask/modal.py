@@ -1,0 +1,350 @@
+"""The ``ActiveLearner`` of modAL, mended for current scikit-learn and pandas.
+
+Nothing else in the package imports modAL: the sampler needs its conventions, not its code.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_array, check_consistent_length, check_random_state, get_tags
+from sklearn.utils.validation import check_is_fitted
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+try:
+    from modAL.models import ActiveLearner as _ModALActiveLearner
+    from modAL.uncertainty import uncertainty_sampling
+except ImportError as error:
+    raise ImportError(
+        f"skfishermask.modal needs modAL, and modAL needs pandas ({error}). Install them with\n"
+        "    pip install pandas\n"
+        "    pip install --no-deps modAL-python==0.4.2.1\n"
+        "--no-deps because modAL 0.4.2.1 asks for skorch==0.9.0, which does not work with current "
+        "PyTorch and scikit-learn; modAL itself runs with the skorch that is installed."
+    ) from error
+
+__all__ = ["ActiveLearner"]
+
+
+class ActiveLearner(_ModALActiveLearner):
+    """The active learner of modAL, mended for current scikit-learn and pandas.
+
+    It is used as modAL's own, and differs in what does not work in modAL 0.4.2.1:
+
+    - `fit` and `teach` run on scikit-learn 1.8 and later.
+    - `query` calls the strategy once, lets its exceptions through, and takes only a tuple of two
+      for (indices, metrics), so that an array of two indices stays two indices.
+    - Rows of DataFrames, sparse matrices, tensors, lists, dicts of arrays and PyTorch datasets are
+      taken and stacked as rows.
+    - `clone`, `get_params`, `set_params` and ``repr`` work, and with them `cross_val_score`. The
+      training data are no parameters: a clone starts without any.
+
+    Parameters
+    ----------
+    estimator : estimator object
+        The classifier to train. It is fitted in place, as modAL does.
+    query_strategy : callable, default=modAL.uncertainty.uncertainty_sampling
+        Called as ``query_strategy(learner, X_pool, *args, **kwargs)``. Returns the indices of the
+        chosen rows, or the tuple (indices, metrics).
+    X_training : array-like, tensor, DataFrame, sparse matrix, list, dict or Dataset, default=None
+        Initial training samples. If given, `estimator` is fitted at once.
+    y_training : array-like of shape (n_samples,), default=None
+        Labels of `X_training`.
+    bootstrap_init : bool, default=False
+        Whether to fit the initial training data on a bootstrap sample of them.
+    on_transformed : bool, default=False
+        Whether strategies that measure distances use the samples as transformed by the pipeline.
+    force_all_finite : bool, default=True
+        Whether `fit` and `teach` refuse samples with NaN or infinity. Labels must be finite anyway.
+    **fit_kwargs : dict
+        Passed to the initial fit of `estimator`.
+
+    Attributes
+    ----------
+    X_training : same type as the samples given, or None
+        The samples trained on so far.
+    y_training : same type as the labels given, or None
+        The labels of `X_training`.
+    classes_ : ndarray of shape (n_classes,)
+        The class labels of the fitted estimator.
+
+    See Also
+    --------
+    skfishermask.FisherMaskSampler : The query strategy, and a learner that needs no modAL.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from skfishermask.modal import ActiveLearner
+    >>> X = np.arange(10.0).reshape(-1, 1)
+    >>> y = (X[:, 0] > 4).astype(int)
+    >>> learner = ActiveLearner(LogisticRegression(), X_training=X[[0, 9]], y_training=y[[0, 9]])
+    >>> indices, instances = learner.query(X, n_instances=2)
+    >>> sorted(indices.tolist())
+    [4, 5]
+    >>> learner.teach(instances, y[indices])
+    >>> learner.X_training.shape
+    (4, 1)
+    """
+
+    def __init__(
+        self,
+        estimator: BaseEstimator,
+        query_strategy: Callable[..., Any] = uncertainty_sampling,
+        X_training: Any = None,
+        y_training: Any = None,
+        bootstrap_init: bool = False,
+        on_transformed: bool = False,
+        force_all_finite: bool = True,
+        **fit_kwargs: Any,
+    ) -> None:
+        super().__init__(
+            estimator,
+            query_strategy,
+            X_training,
+            y_training,
+            bootstrap_init,
+            on_transformed,
+            **fit_kwargs,
+        )
+        # modAL would hand force_all_finite on to the estimator's fit, and does not store the other.
+        self.bootstrap_init = bootstrap_init
+        self.force_all_finite = force_all_finite
+
+    @property
+    def classes_(self) -> Any:
+        """Class labels of the fitted estimator."""
+        return self.estimator.classes_
+
+    def __sklearn_is_fitted__(self) -> bool:
+        try:
+            check_is_fitted(self.estimator)
+        except NotFittedError:
+            return False
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        # A learner is what its estimator is, so that cross-validation stratifies for a classifier.
+        tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)
+        tags.estimator_type = inner.estimator_type
+        tags.classifier_tags, tags.regressor_tags = inner.classifier_tags, inner.regressor_tags
+        return tags
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Get the parameters, without the training data.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to add the parameters of `estimator`, such as ``estimator__lr``, and those of
+            `query_strategy` if it has any.
+
+        Returns
+        -------
+        dict
+            Parameter names mapped to their values.
+        """
+        params: dict[str, Any] = super().get_params(deep=deep)
+        for name in ("X_training", "y_training"):
+            del params[name]
+        return params
+
+    def fit(self, X: Any, y: Any, bootstrap: bool = False, **fit_kwargs: Any) -> ActiveLearner:
+        """Forget the training data so far and train on these.
+
+        Parameters
+        ----------
+        X : array-like, tensor, DataFrame, sparse matrix, list, dict or Dataset of n_samples rows
+            The samples.
+        y : array-like of shape (n_samples,)
+            Their labels.
+        bootstrap : bool, default=False
+            Whether to fit on a bootstrap sample of them.
+        **fit_kwargs : dict
+            Passed to the fit method of the estimator.
+
+        Returns
+        -------
+        ActiveLearner
+            The learner itself.
+        """
+        self._check_training_data(X, y)
+        self.X_training, self.y_training = X, y
+        return self._fit_to_known(bootstrap=bootstrap, **fit_kwargs)
+
+    def teach(
+        self, X: Any, y: Any, bootstrap: bool = False, only_new: bool = False, **fit_kwargs: Any
+    ) -> None:
+        """Add samples to the training data and train on all of them.
+
+        Parameters
+        ----------
+        X : array-like, tensor, DataFrame, sparse matrix, list, dict or Dataset of n_samples rows
+            The new samples.
+        y : array-like of shape (n_samples,)
+            Their labels.
+        bootstrap : bool, default=False
+            Whether to fit on a bootstrap sample of the data.
+        only_new : bool, default=False
+            Whether to train on the new samples alone, without storing them.
+        **fit_kwargs : dict
+            Passed to the fit method of the estimator.
+        """
+        if only_new:
+            self._check_training_data(X, y)
+            self._fit_on_new(X, y, bootstrap=bootstrap, **fit_kwargs)
+        else:
+            self._add_training_data(X, y)
+            self._fit_to_known(bootstrap=bootstrap, **fit_kwargs)
+
+    def query(
+        self, X_pool: Any, *query_args: Any, return_metrics: bool = False, **query_kwargs: Any
+    ) -> tuple[Any, ...]:
+        """Let the strategy choose from the pool, calling it exactly once.
+
+        Parameters
+        ----------
+        X_pool : array-like, tensor, DataFrame, sparse matrix, list, dict or Dataset
+            The samples to choose from.
+        *query_args : tuple
+            Passed to the strategy.
+        return_metrics : bool, default=False
+            Whether to return what the strategy says about the chosen samples, such as their gains.
+        **query_kwargs : dict
+            Passed to the strategy, `n_instances` for example.
+
+        Returns
+        -------
+        indices : array-like of int
+            The chosen rows of `X_pool`, as the strategy returned them.
+        instances : same type as `X_pool`
+            Those rows.
+        metrics : object
+            Only if `return_metrics`; None if the strategy returns the indices alone.
+
+        Warns
+        -----
+        UserWarning
+            If `return_metrics` and the strategy returns the indices alone.
+        """
+        chosen = self.query_strategy(self, X_pool, *query_args, **query_kwargs)
+        # modAL unpacks whatever has two elements; an array of two indices has, too.
+        is_pair = isinstance(chosen, tuple) and len(chosen) == 2
+        indices, metrics = chosen if is_pair else (chosen, None)
+        # NumPy takes a tensor of one index for that one index.
+        rows = indices.numpy(force=True) if isinstance(indices, torch.Tensor) else indices
+        instances = _take_rows(X_pool, rows)
+        if not return_metrics:
+            return indices, instances
+        if metrics is None:
+            warnings.warn("The query strategy returned no metrics.", UserWarning, stacklevel=2)
+        return indices, instances, metrics
+
+    def _add_training_data(self, X: Any, y: Any) -> None:
+        self._check_training_data(X, y)
+        if self.X_training is None:
+            self.X_training, self.y_training = X, y
+        else:
+            # One assignment, so that a failure leaves samples and labels in step.
+            self.X_training, self.y_training = (
+                _stack_rows(self.X_training, X),
+                _stack_rows(self.y_training, y),
+            )
+
+    def _fit_to_known(self, bootstrap: bool = False, **fit_kwargs: Any) -> ActiveLearner:
+        return self._fit_on_new(self.X_training, self.y_training, bootstrap, **fit_kwargs)
+
+    def _fit_on_new(
+        self, X: Any, y: Any, bootstrap: bool = False, **fit_kwargs: Any
+    ) -> ActiveLearner:
+        if bootstrap:
+            # The global generator, as in modAL: its users repeat a run by np.random.seed.
+            n_samples = _n_rows(X)
+            drawn = check_random_state(None).randint(n_samples, size=n_samples)
+            X, y = _take_rows(X, drawn), _take_rows(y, drawn)
+        self.estimator.fit(X, y, **fit_kwargs)
+        return self
+
+    def _check_training_data(self, X: Any, y: Any) -> None:
+        if y is None:
+            raise ValueError("y is None; expected one label for each sample in X.")
+        check_consistent_length(*(X.values() if isinstance(X, Mapping) else [X]), y)
+        _check_finite(y, "y")
+        if self.force_all_finite:
+            _check_finite(X, "X")
+
+
+def _n_rows(data: Any) -> int:
+    if isinstance(data, Mapping):
+        return _n_rows(next(iter(data.values())))
+    return int(data.shape[0]) if hasattr(data, "shape") else len(data)
+
+
+def _check_finite(data: Any, name: str) -> None:
+    if isinstance(data, Mapping):
+        for key, part in data.items():
+            _check_finite(part, f"{name}[{key!r}]")
+    elif isinstance(data, torch.Tensor):
+        bad = (~torch.isfinite(data)).nonzero()
+        if len(bad):
+            raise ValueError(f"Input {name} contains NaN or infinity, first in row {bad[0, 0]}.")
+    elif isinstance(data, list | tuple):
+        try:
+            data = np.asarray(data)
+        except (ValueError, TypeError, RuntimeError):  # ragged, or tensors that NumPy cannot read
+            for row, part in enumerate(data):
+                _check_finite(part, f"{name}[{row}]")
+        else:
+            _check_finite(data, name)
+    elif sp.issparse(data) or hasattr(data, "__array__"):
+        check_array(
+            data, accept_sparse=True, dtype=None, ensure_2d=False, allow_nd=True, input_name=name
+        )
+    # What is left, a Dataset for example, cannot be checked without loading it.
+
+
+def _take_rows(data: Any, indices: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _take_rows(part, indices) for key, part in data.items()}
+    if hasattr(data, "iloc"):  # data[indices] of a DataFrame means columns, of a Series labels
+        return data.iloc[indices]
+    if sp.issparse(data):  # not every sparse format can be indexed
+        return data.tocsr()[indices].asformat(data.format)
+    if isinstance(data, Dataset | list | tuple) and np.ndim(indices) > 0:
+        positions = [int(i) for i in indices]
+        if isinstance(data, Dataset):
+            return Subset(data, positions)
+        return [data[i] for i in positions]
+    return data[indices]
+
+
+def _stack_rows(old: Any, new: Any) -> Any:
+    if isinstance(old, Mapping) or hasattr(old, "columns"):
+        found = list(new.keys()) if hasattr(new, "keys") else type(new).__name__
+        if set(found) != set(old.keys()):
+            raise ValueError(
+                f"The new samples have {found}; expected {list(old.keys())} like the training data."
+            )
+    if isinstance(old, Mapping):
+        return {key: _stack_rows(part, new[key]) for key, part in old.items()}
+    if hasattr(old, "iloc") and hasattr(new, "iloc"):
+        import pandas as pd  # nothing new is loaded: these are pandas objects
+
+        return pd.concat([old, new])
+    if sp.issparse(old):
+        return sp.vstack([old, new], format=old.format)
+    if isinstance(old, torch.Tensor):
+        return torch.cat([old, torch.as_tensor(new, device=old.device)])
+    if isinstance(old, Dataset):
+        return ConcatDataset([old, new])
+    if isinstance(old, list):
+        return [*old, *new]
+    return np.concatenate([old, new])
