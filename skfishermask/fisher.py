@@ -1,0 +1,349 @@
+"""Fisher information of a network: its diagonal, and embeddings of samples at a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from skfishermask._guard import visiting
+from skfishermask.directions import (
+    Weighting,
+    check_n_directions,
+    directions,
+    kept_trace,
+)
+from skfishermask.jacobian import (
+    Batch,
+    JacobianReader,
+    ToLogits,
+    batch_length,
+    batch_map,
+    read_logits,
+)
+from skfishermask.mask import ParameterMask
+
+_T = TypeVar("_T")
+
+# One product of the Fisher matrix takes so many numbers of the embedding at once.
+_CHUNK = 1 << 24
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.detach().double().softmax(dim=1)
+
+
+def _halving(batch: Batch, first_row: int, read: Callable[[Batch, int], _T]) -> Iterator[_T]:
+    """Read a batch; where the device's memory runs out, its halves, down to one sample."""
+    n = batch_length(batch)
+    try:
+        result = read(batch, first_row)
+    except torch.OutOfMemoryError as error:
+        if n == 1:
+            raise torch.OutOfMemoryError(
+                "Out of device memory with a single sample in the batch. A smaller mask_fraction "
+                f"or n_directions needs less. PyTorch said: {error}"
+            ) from error
+    else:
+        yield result
+        return
+    # Not inside the handler: its traceback would hold on to the memory.
+    torch.cuda.empty_cache()
+    half = (n + 1) // 2
+    yield from _halving(batch_map(batch, lambda t: t[:half]), first_row, read)
+    yield from _halving(batch_map(batch, lambda t: t[half:]), first_row + half, read)
+
+
+def _read_all(batches: Iterable[Batch], read: Callable[[Batch, int], _T]) -> Iterator[_T]:
+    row = 0
+    for batch in batches:
+        yield from _halving(batch, row, read)
+        row += batch_length(batch)
+
+
+def fisher_diagonal(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    n_directions: int | None = None,
+    to_logits: ToLogits | None = None,
+) -> dict[str, Tensor]:
+    r"""Compute the mean diagonal Fisher information of every parameter.
+
+    For parameter j it is the mean over samples x of
+    :math:`\sum_c p_c(x) (\partial \log p_c(x) / \partial \theta_j)^2`, computed as
+    :math:`\sum_i (R J)_{ij}^2`: the expectation is over the network's own predictive
+    distribution, so no labels are needed.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A classifier. It is read in evaluation mode and left as it was.
+    batches : iterable of tensor, list of tensors or dict of tensors
+        What the module's forward takes first, samples along the first axis; a dict gives
+        keyword arguments. Moved to the module's device and floating-point dtype.
+    n_directions : int, optional
+        Use only the leading rows of R, see :func:`skfishermask.fisher_embedding`.
+    to_logits : callable, optional
+        Maps the module's output to logits (n, C). Default: it is logits, or a tuple whose
+        first element is.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Parameter name -> float64 tensor of the parameter's shape on the module's device, in
+        the order of ``module.named_parameters()``.
+
+    Raises
+    ------
+    ValueError
+        If there is no sample, the logits are not a finite (n, C) matrix, the output for a
+        sample depends on its batch, or the parameters differ in dtype or device.
+
+    References
+    ----------
+    FisherMask, arXiv 2411.05752, Section III.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skfishermask import fisher_diagonal
+    >>> module = torch.nn.Linear(4, 3)
+    >>> diagonal = fisher_diagonal(module, [torch.randn(8, 4), torch.randn(5, 4)])
+    >>> {name: tuple(d.shape) for name, d in diagonal.items()}
+    {'weight': (3, 4), 'bias': (3,)}
+    """
+    reader = JacobianReader(module, None, to_logits)
+    totals = {
+        name: torch.zeros_like(p, dtype=torch.float64, requires_grad=False)
+        for name, p in reader.parameters.items()
+    }
+    n = 0
+
+    def read(batch: Batch, first_row: int) -> tuple[int, dict[str, Tensor]]:
+        logits = reader.forward(batch, first_row)
+        rows = directions(_probabilities(logits), n_directions)
+        return len(logits), reader.squares(logits, rows)
+
+    with reader.open():
+        for n_samples, squares in _read_all(batches, read):
+            n += n_samples
+            for name, values in squares.items():
+                totals[name] += values
+    if n == 0:
+        raise ValueError("Expected at least one sample in batches, found none.")
+    return {name: total / n for name, total in totals.items()}
+
+
+def embedding_blocks(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    mask: ParameterMask,
+    *,
+    weighting: Weighting = "probability",
+    n_directions: int | None = None,
+    to_logits: ToLogits | None = None,
+) -> Iterator[Tensor]:
+    """Compute the Fisher embedding batch by batch.
+
+    Parameters
+    ----------
+    module, batches, mask, weighting, n_directions, to_logits
+        As in :func:`fisher_embedding`, with `n_directions` an int or None.
+
+    Yields
+    ------
+    Tensor of shape (n_batch, r, k)
+        In the module's dtype, on its device. The network is being visited until the
+        generator is exhausted or closed.
+    """
+    shapes = {name: p.shape for name, p in module.named_parameters()}
+    if dict(mask.shapes) != shapes:
+        raise ValueError(
+            f"The mask was made for parameters {_shapes(mask.shapes)}, the module has "
+            f"{_shapes(shapes)}."
+        )
+    reader = JacobianReader(module, mask.indices, to_logits)
+
+    def read(batch: Batch, first_row: int) -> Tensor:
+        logits = reader.forward(batch, first_row)
+        rows = directions(_probabilities(logits), n_directions, weighting=weighting)
+        return reader.embed(logits, rows)
+
+    with reader.open():
+        yield from _read_all(batches, read)
+
+
+def _shapes(shapes: Mapping[str, torch.Size]) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+
+
+def fisher_embedding(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    mask: ParameterMask,
+    *,
+    weighting: Weighting = "probability",
+    n_directions: int | float | None = None,
+    dtype: torch.dtype = torch.float32,
+    to_logits: ToLogits | None = None,
+) -> Tensor:
+    r"""Compute the Fisher embedding V of samples at the masked parameters.
+
+    V(x) = R(x) J(x) restricted to the mask's columns, with J the Jacobian of the logits and
+    R a factor of diag(p) - p p^T, so that :math:`V^\top V` is the masked Fisher information
+    :math:`\sum_c p_c g_c g_c^\top` of the sample.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A classifier. It is read in evaluation mode and left as it was.
+    batches : iterable of tensor, list of tensors or dict of tensors
+        What the module's forward takes first, samples along the first axis; a dict gives
+        keyword arguments. Moved to the module's device and floating-point dtype.
+    mask : ParameterMask
+        The parameters to look at, k of them.
+    weighting : {"probability", "none"}
+        ``"none"`` leaves the probabilities out: rows :math:`g_c` (r = C), as in the
+        FisherMask authors' code.
+    n_directions : int or float, optional
+        None: all C - 1 rows, exact. An int: that many leading rows, the classes sorted by
+        falling probability; the cost of everything falls in proportion. A float in (0, 1):
+        as many as keep that share of the trace of diag(p) - p p^T over all samples, found
+        by a forward pass of its own.
+    dtype : torch.dtype
+        Storage of V; the computation is in the module's own dtype.
+    to_logits : callable, optional
+        Maps the module's output to logits (n, C). Default: it is logits, or a tuple whose
+        first element is.
+
+    Returns
+    -------
+    Tensor of shape (n, r, k)
+        On the module's device. Columns are in the mask's order.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`fisher_diagonal`, or if the mask was made for another network.
+    TypeError
+        If `n_directions` is a float and `batches` an iterator, which can be read only once.
+
+    References
+    ----------
+    FisherMask, arXiv 2411.05752; the objective is that of BAIT: Ash et al., "Gone Fishing:
+    Neural Active Learning with Fisher Embeddings", NeurIPS 2021.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
+    >>> module, x = torch.nn.Linear(4, 3), torch.randn(8, 4)
+    >>> diagonal = fisher_diagonal(module, [x])
+    >>> mask = ParameterMask.from_diagonal(diagonal, "global", 5, output_layer=[])
+    >>> fisher_embedding(module, [x], mask).shape
+    torch.Size([8, 2, 5])
+    """
+    check_n_directions(n_directions)
+    if isinstance(n_directions, float):
+        n_directions = directions_for_share(module, batches, n_directions, to_logits=to_logits)
+    blocks = embedding_blocks(
+        module,
+        batches,
+        mask,
+        weighting=weighting,
+        n_directions=n_directions,
+        to_logits=to_logits,
+    )
+    parts = [block.to(dtype) for block in blocks]
+    if not parts:
+        raise ValueError("Expected at least one sample in batches, found none.")
+    return torch.cat(parts)
+
+
+def predicted_probabilities(
+    module: nn.Module, batches: Iterable[Batch], *, to_logits: ToLogits | None = None
+) -> Tensor:
+    """Run the network in evaluation mode and leave it as it was.
+
+    Parameters
+    ----------
+    module, batches, to_logits
+        As in :func:`fisher_diagonal`.
+
+    Returns
+    -------
+    Tensor of shape (n, C)
+        Class probabilities, float64, on the module's device.
+    """
+
+    def read(batch: Batch, first_row: int) -> Tensor:
+        return _probabilities(read_logits(module, batch, to_logits, first_row))
+
+    with visiting(module), torch.no_grad():
+        return torch.cat(list(_read_all(batches, read)))
+
+
+def directions_for_share(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    share: float,
+    *,
+    to_logits: ToLogits | None = None,
+) -> int:
+    """Find how many directions keep a share of the trace of diag(p) - p p^T.
+
+    Parameters
+    ----------
+    module, batches
+        As in :func:`fisher_diagonal`; `batches` must be readable again.
+    share : float
+        The share of the trace, summed over the samples; between 0 and 1.
+    to_logits : callable, optional
+        As in :func:`fisher_diagonal`.
+
+    Returns
+    -------
+    int
+        The smallest such number.
+    """
+    if isinstance(batches, Iterator):
+        raise TypeError(
+            "A float n_directions reads batches twice, so it must be a list, a DataLoader or the "
+            f"like, found {type(batches).__name__}."
+        )
+    kept = kept_trace(predicted_probabilities(module, batches, to_logits=to_logits))
+    return 1 + int((kept < share).sum())
+
+
+def fisher_matrix(embedding: Tensor) -> Tensor:
+    r"""Give the mean Fisher information of embedded samples.
+
+    Parameters
+    ----------
+    embedding : Tensor of shape (n, r, k)
+        Fisher embedding V of n samples.
+
+    Returns
+    -------
+    Tensor of shape (k, k)
+        :math:`\frac{1}{n} \sum_x V(x)^\top V(x)`, float64, symmetric, on the embedding's
+        device. Products are in float32 at least, sums of chunks in float64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skfishermask.fisher import fisher_matrix
+    >>> V = torch.tensor([[[1.0, 2.0]], [[3.0, 0.0]]])
+    >>> fisher_matrix(V).tolist()
+    [[5.0, 1.0], [1.0, 2.0]]
+    """
+    n, r, k = embedding.shape
+    work = torch.promote_types(embedding.dtype, torch.float32)
+    total = torch.zeros(k, k, dtype=torch.float64, device=embedding.device)
+    for chunk in embedding.split(max(1, _CHUNK // (r * k))):
+        flat = chunk.reshape(-1, k).to(work)
+        total += flat.T @ flat
+    return (total + total.T) / (2 * n)

@@ -1,0 +1,298 @@
+"""Which parameters to keep: index arithmetic on the diagonal Fisher information."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+MaskStrategy = Literal["global", "per_layer", "relative", "random", "output_layer", "all"]
+MASK_STRATEGIES: tuple[str, ...] = get_args(MaskStrategy)
+
+_AUTO_FRACTION = 0.002
+_AUTO_LIMIT = 10_000
+# The authors' "relative" mask: entries above twice their tensor's mean, at most 2.5% of it.
+_RELATIVE_THRESHOLD = 2.0
+_RELATIVE_SHARE = 0.025
+
+
+def mask_size(size: float | int | str, n_parameters: int, n_output: int) -> int:
+    """Turn a mask size into a number of parameters.
+
+    Parameters
+    ----------
+    size : float, int or "auto"
+        A float in (0, 1] is the share of all parameters, rounded up; an int is the number
+        itself; ``"auto"`` is the larger of 0.2 % of all parameters and twice the output layer,
+        but at most 10,000.
+    n_parameters : int
+        Number of all parameters, P.
+    n_output : int
+        Number of parameters of the output layer.
+
+    Returns
+    -------
+    int
+        The number of parameters to keep, between 1 and P.
+
+    Raises
+    ------
+    ValueError
+        If `size` is none of these, or an int below 1 or above P.
+
+    Examples
+    --------
+    >>> from skfishermask.mask import mask_size
+    >>> mask_size(0.002, 701_456, 1_290)
+    1403
+    >>> mask_size("auto", 701_456, 1_290)
+    2580
+    """
+    if isinstance(size, str) and size == "auto":
+        k = max(math.ceil(_AUTO_FRACTION * n_parameters), 2 * n_output)
+        return min(k, _AUTO_LIMIT, n_parameters)
+    if isinstance(size, Integral) and not isinstance(size, bool):
+        if 1 <= size <= n_parameters:
+            return int(size)
+        raise ValueError(
+            f"As an int, the mask size must be between 1 and the {n_parameters} parameters of the "
+            f"network, got {size}."
+        )
+    if isinstance(size, Real) and not isinstance(size, bool) and 0 < size <= 1:
+        # Rounded first: 0.002 * 500 is a little more than 1 in floating point.
+        return math.ceil(round(float(size) * n_parameters, 6))
+    raise ValueError(
+        'The mask size must be a float in (0, 1] (share of all parameters), an int or "auto", '
+        f"got {size!r}."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterMask:
+    """The parameters that a Fisher embedding looks at.
+
+    Its columns are in the order of the network's ``named_parameters()``, then by flat index.
+
+    Parameters
+    ----------
+    indices : dict of str to Tensor
+        Parameter name -> sorted flat indices of its kept entries, int64, on the CPU.
+        Parameters without a kept entry are absent. Read-only.
+    shapes : dict of str to torch.Size
+        Shape of every parameter of the network, kept or not, in order. Read-only.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skfishermask import ParameterMask
+    >>> diagonal = {"hidden.weight": torch.tensor([[3.0, 1.0], [2.0, 5.0]]),
+    ...             "output.bias": torch.tensor([0.5, 0.5])}
+    >>> mask = ParameterMask.from_diagonal(diagonal, "global", 4, output_layer=["output.bias"])
+    >>> len(mask), mask.indices["hidden.weight"].tolist(), mask.indices["output.bias"].tolist()
+    (4, [0, 3], [0, 1])
+    """
+
+    indices: Mapping[str, Tensor]
+    shapes: Mapping[str, torch.Size]
+
+    def __post_init__(self) -> None:
+        indices = {}
+        for name, shape in self.shapes.items():
+            if name in self.indices and len(self.indices[name]) > 0:
+                index = torch.as_tensor(self.indices[name], dtype=torch.int64, device="cpu")
+                indices[name] = index
+                if not (index[0] >= 0 and index[-1] < shape.numel() and (index.diff() > 0).all()):
+                    raise ValueError(
+                        f"Indices of {name!r} must be increasing and between 0 and "
+                        f"{shape.numel() - 1}."
+                    )
+        unknown = [name for name in self.indices if name not in self.shapes]
+        if unknown:
+            raise ValueError(f"Indices of {unknown[0]!r} are given but no shape.")
+        if not indices:
+            raise ValueError("A mask must keep at least one parameter, found none.")
+        object.__setattr__(self, "indices", MappingProxyType(indices))
+        object.__setattr__(self, "shapes", MappingProxyType(dict(self.shapes)))
+
+    def __len__(self) -> int:
+        """Give k, the number of kept parameters."""
+        return sum(len(index) for index in self.indices.values())
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether the same entries of the same parameters are kept."""
+        if not isinstance(other, ParameterMask):
+            return NotImplemented
+        return (
+            self.shapes == other.shapes
+            and self.indices.keys() == other.indices.keys()
+            and all(torch.equal(i, other.indices[name]) for name, i in self.indices.items())
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by value: a read-only view of a dict has no pickle of its own."""
+        return ParameterMask, (dict(self.indices), dict(self.shapes))
+
+    def __repr__(self) -> str:
+        """Say how many parameters of how many, and where."""
+        n_parameters = sum(shape.numel() for shape in self.shapes.values())
+        return (
+            f"ParameterMask({len(self)} of {n_parameters} parameters, "
+            f"in {len(self.indices)} of {len(self.shapes)} tensors)"
+        )
+
+    @classmethod
+    def from_diagonal(
+        cls,
+        diagonal: Mapping[str, Tensor],
+        strategy: MaskStrategy,
+        size: float | int | Literal["auto"],
+        *,
+        output_layer: Collection[str],
+        random_state: int | np.random.RandomState | None = None,
+    ) -> ParameterMask:
+        """Choose parameters by their diagonal Fisher information.
+
+        Ties break towards the earlier parameter and the lower index.
+
+        Parameters
+        ----------
+        diagonal : dict of str to Tensor
+            Parameter name -> diagonal Fisher information, in the order of
+            ``named_parameters()``, as :func:`skfishermask.fisher_diagonal` gives it.
+        strategy : {"global", "per_layer", "relative", "random", "output_layer", "all"}
+            - ``"global"``: the largest entries of all (the authors' "standard").
+            - ``"per_layer"``: of each tensor its largest entries, in proportion to its
+              size (their "dispersed").
+            - ``"relative"``: entries above twice the mean of their tensor, at most 2.5 % of
+              each tensor; where these are more than fit `size`, those largest in
+              proportion to their tensor's mean. ``size=1.0`` keeps all of them, as the
+              authors do.
+            - ``"random"``: entries drawn without replacement.
+            - ``"output_layer"``: the output layer alone, whatever its size: BAIT.
+            - ``"all"``: every parameter.
+        size : float, int or "auto"
+            Number of parameters to keep, see :func:`skfishermask.mask.mask_size`;
+            ``"output_layer"`` and ``"all"`` do not look at it.
+        output_layer : collection of str
+            Names of the output layer's parameters. The first four strategies keep them
+            whole, within `size`, if they are fewer than `size`; if not, they compete like
+            all others.
+        random_state : int, RandomState or None
+            For ``"random"``.
+
+        Returns
+        -------
+        ParameterMask
+            The mask.
+
+        Raises
+        ------
+        ValueError
+            If a name in `output_layer` is unknown, the diagonal holds NaN, infinite or
+            negative values, or `strategy` or `size` is not one of the above.
+
+        References
+        ----------
+        FisherMask, arXiv 2411.05752, Section III; the idea of a mask by diagonal Fisher
+        information is that of Sung, Nair and Raffel, "Training Neural Networks with Fixed
+        Sparse Masks", NeurIPS 2021.
+        """
+        _check(diagonal, strategy, output_layer)
+        flat = {name: d.detach().flatten().double().cpu() for name, d in diagonal.items()}
+        shapes = {name: d.shape for name, d in diagonal.items()}
+        output = [name for name in flat if name in set(output_layer)]
+        if strategy in ("output_layer", "all"):
+            kept = {name: torch.arange(len(flat[name])) for name in flat}
+            return cls({k: v for k, v in kept.items() if strategy == "all" or k in output}, shapes)
+        n_output = sum(len(flat[name]) for name in output)
+        k = mask_size(size, sum(map(len, flat.values())), n_output)
+        whole = output if n_output < k else []
+        competing = {name: d for name, d in flat.items() if name not in whole}
+        k -= sum(len(flat[name]) for name in whole)
+        if strategy == "per_layer":
+            counts = _apportion([len(d) for d in competing.values()], k)
+            chosen = {
+                name: _largest(d, count)
+                for (name, d), count in zip(competing.items(), counts, strict=True)
+            }
+        elif strategy == "random":
+            rng = check_random_state(random_state)
+            n = sum(map(len, competing.values()))
+            drawn = np.sort(rng.choice(n, size=min(k, n), replace=False))
+            chosen = dict(_split(torch.as_tensor(drawn), competing))
+        else:
+            scores = competing if strategy == "global" else _relative(competing)
+            best = _largest(torch.cat(list(scores.values())), k)
+            chosen = dict(_split(best, scores))
+            if strategy == "relative":
+                chosen = {name: i[scores[name][i] > 0] for name, i in chosen.items()}
+        chosen |= {name: torch.arange(len(flat[name])) for name in whole}
+        return cls(chosen, shapes)
+
+
+def _check(diagonal: Mapping[str, Tensor], strategy: str, output_layer: Collection[str]) -> None:
+    if strategy not in MASK_STRATEGIES:
+        raise ValueError(f"strategy must be one of {MASK_STRATEGIES}, got {strategy!r}.")
+    if not diagonal:
+        raise ValueError("The diagonal Fisher information is empty: the network has no parameters.")
+    for name in output_layer:
+        if name not in diagonal:
+            raise ValueError(
+                f"output_layer names {name!r}, expected names of the diagonal: {list(diagonal)}."
+            )
+    if strategy == "output_layer" and not output_layer:
+        raise ValueError('The "output_layer" strategy needs at least one name in output_layer.')
+    for name, d in diagonal.items():
+        # NaN fails both comparisons.
+        if d.numel() and not (d.min() >= 0 and d.max() < math.inf):
+            raise ValueError(
+                f"The diagonal Fisher information of {name!r} must be finite and not negative, "
+                f"found values from {float(d.min())} to {float(d.max())}."
+            )
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Give the sorted indices of the largest values; ties go to the lower index."""
+    order = torch.sort(values, descending=True, stable=True).indices
+    return order[:count].sort().values
+
+
+def _split(positions: Tensor, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Turn sorted positions in the concatenation of tensors into indices of each."""
+    start = 0
+    for name, values in tensors.items():
+        stop = start + len(values)
+        yield name, positions[(positions >= start) & (positions < stop)] - start
+        start = stop
+
+
+def _apportion(sizes: list[int], total: int) -> list[int]:
+    """Share out `total` in proportion to sizes: floors, then the largest remainders."""
+    everything = sum(sizes)
+    total = min(total, everything)
+    counts = [total * size // everything for size in sizes]
+    remainders = [total * size % everything for size in sizes]
+    for i in sorted(range(len(sizes)), key=lambda i: (-remainders[i], i))[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _relative(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give each entry over its tensor's mean where it is a candidate, else zero."""
+    scores = {}
+    for name, d in tensors.items():
+        ratio = d / d.mean() if d.sum() > 0 else torch.zeros_like(d)
+        ratio = torch.where(ratio > _RELATIVE_THRESHOLD, ratio, 0)
+        keep = _largest(ratio, math.ceil(_RELATIVE_SHARE * len(d)))
+        scores[name] = torch.zeros_like(d).index_copy_(0, keep, ratio[keep])
+    return scores
