@@ -1,3 +1,18 @@
 """Active learning with FisherMask for scikit-learn, skorch and modAL."""
 
+from skfishermask.fisher import fisher_diagonal, fisher_embedding
+from skfishermask.mask import ParameterMask
+from skfishermask.sampler import FisherMaskSampler, fisher_mask_sampling
+from skfishermask.selection import select_batch
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "FisherMaskSampler",
+    "ParameterMask",
+    "__version__",
+    "fisher_diagonal",
+    "fisher_embedding",
+    "fisher_mask_sampling",
+    "select_batch",
+]

@@ -1,0 +1,178 @@
+"""Reading a skorch net: its inputs in order, and its output as logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import skorch
+import torch
+from sklearn.base import is_classifier
+from skorch.utils import to_tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from skfishermask.jacobian import Batch, ToLogits, first_output
+
+# What decides which rows come, and in which order: the user's choice is not asked.
+_ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
+
+
+def is_net(estimator: object) -> bool:
+    """Tell whether this is a skorch net."""
+    return isinstance(estimator, skorch.NeuralNet)
+
+
+def check_net(net: skorch.NeuralNet) -> None:
+    """Raise NotFittedError or TypeError unless the net is an initialized classifier."""
+    if not is_classifier(net):
+        raise TypeError(
+            "Expected a skorch classifier (NeuralNetClassifier or NeuralNetBinaryClassifier), "
+            f"found {type(net).__name__}."
+        )
+    net.check_is_fitted(["module_", "criterion_"])
+    criterion = _criterion(net)
+    binary = isinstance(net, skorch.NeuralNetBinaryClassifier)
+    multilabel = (nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss)
+    if isinstance(criterion, nn.BCELoss | nn.BCEWithLogitsLoss) and not binary:
+        raise TypeError(
+            f"{type(net).__name__} with {type(criterion).__name__} is a multi-label classifier, "
+            "expected one label a sample (for two classes: NeuralNetBinaryClassifier)."
+        )
+    if isinstance(criterion, multilabel):
+        raise TypeError(
+            f"{type(criterion).__name__} is a multi-label loss, expected one label a sample."
+        )
+
+
+def _criterion(net: skorch.NeuralNet) -> nn.Module:
+    # torch.compile wraps the criterion as well.
+    criterion: nn.Module = getattr(net.criterion_, "_orig_mod", net.criterion_)
+    return criterion
+
+
+def _binary_logits(output: Any) -> Tensor:
+    z = first_output(output)
+    z = z.reshape(len(z))
+    return torch.stack([torch.zeros_like(z), z], dim=1)
+
+
+def to_logits_of(net: skorch.NeuralNet) -> ToLogits:
+    """Find how a net's raw output becomes logits (n, C).
+
+    Parameters
+    ----------
+    net : skorch classifier
+        Initialized.
+
+    Returns
+    -------
+    callable
+        Output of ``net.module_`` -> logits. Where the criterion takes logits, they are used as
+        they are; else the net's own ``predict_nonlinearity`` gives probabilities, and their
+        logarithm is what is needed, since a softmax undoes it.
+    """
+    if net.predict_nonlinearity == "auto":
+        if isinstance(_criterion(net), nn.CrossEntropyLoss):
+            return first_output
+        if isinstance(_criterion(net), nn.BCEWithLogitsLoss):
+            return _binary_logits
+    nonlinearity = net._get_predict_nonlinearity()
+    binary = isinstance(net, skorch.NeuralNetBinaryClassifier)
+
+    def log_probabilities(output: Any) -> Tensor:
+        output = first_output(output)
+        p: Tensor = nonlinearity(output.reshape(len(output)) if binary else output)
+        # Written so that NaN passes: it is reported with its row, elsewhere.
+        if (p.detach() < 0).any() or ((p.detach().sum(-1) - 1).abs() > 0.01).any():
+            raise ValueError(
+                f"With {type(_criterion(net)).__name__}, {type(net).__name__} expects the module "
+                "to output probabilities that sum to one (or a predict_nonlinearity that makes "
+                f"them), found values from {float(p.min()):.3g} to {float(p.max()):.3g}. For a "
+                "module that outputs logits, the criterion is CrossEntropyLoss."
+            )
+        # p (d log p) has the limit zero where p underflows.
+        return p.clamp_min(torch.finfo(p.dtype).tiny).log()
+
+    return log_probabilities
+
+
+def n_samples(net: skorch.NeuralNet, X: Any) -> int:
+    """Count the rows that the net sees in X."""
+    return len(_dataset(net, X))
+
+
+def _dataset(net: skorch.NeuralNet, X: Any) -> Any:
+    dataset = net.get_dataset(X)
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(
+            f"Expected a dataset with a length and indexing, found {type(dataset).__name__}."
+        )
+    return dataset
+
+
+class NetBatches:
+    """The inputs of a net, batch by batch, in the order of the rows: readable again.
+
+    The net's own dataset, collate function and workers are used; its order is not.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        The net.
+    X : array-like, dict, or Dataset
+        What the net takes in ``predict``.
+    rows : array of int, optional
+        Which rows, in which order. None: all.
+    batch_size : int, optional
+        None: the net's own.
+    """
+
+    def __init__(
+        self,
+        net: skorch.NeuralNet,
+        X: Any,
+        rows: np.ndarray | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self._net = net
+        dataset = _dataset(net, X)
+        self._dataset = dataset if rows is None else Subset(dataset, rows.tolist())
+        options = net.get_params_for("iterator_valid")
+        size = batch_size or options.get("batch_size", net.batch_size)
+        self._size = len(self._dataset) if size == -1 else size
+        self._options = {k: v for k, v in options.items() if k not in _ORDER}
+
+    @property
+    def n_rows(self) -> int:
+        """Number of samples."""
+        return len(self._dataset)
+
+    def __len__(self) -> int:
+        """Give the number of batches."""
+        return -(-len(self._dataset) // self._size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give tensors on the net's device, what its module's forward takes first."""
+        if self.n_rows == 0:
+            return
+        own = self._net.iterator_valid
+        loader = own if isinstance(own, type) and issubclass(own, DataLoader) else DataLoader
+        batches = loader(
+            self._dataset,
+            batch_size=self._size,
+            shuffle=False,
+            # The loader seeds its workers from here, not from the global random state.
+            generator=torch.Generator().manual_seed(0),
+            **self._options,
+        )
+        for batch in batches:
+            yield to_tensor(_inputs(batch), self._net.device)
+
+
+def _inputs(batch: Any) -> Any:
+    """Take the inputs from what a loader gives: (X, y), or X alone."""
+    if isinstance(batch, Mapping) or not isinstance(batch, list | tuple):
+        return batch
+    return batch[0]

@@ -1,0 +1,93 @@
+"""From whatever the user handed over to a fitted skorch net and the data that net sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import skorch
+from sklearn.ensemble import BaseEnsemble
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from skfishermask import _skorch
+
+
+@dataclass
+class Unwrapped:
+    """A skorch net, what lies between the user's data and it, and the learner's own data.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        The fitted net.
+    transformers : list of Pipeline
+        Fitted, in the order in which data go through them.
+    X_training : array-like or None
+        Labelled samples that a modAL learner keeps, before the transformers.
+    """
+
+    net: skorch.NeuralNet
+    transformers: list[Pipeline] = field(default_factory=list)
+    X_training: Any = None
+
+    def transform(self, X: Any) -> Any:
+        """Give the data as the net sees them."""
+        for transformer in self.transformers:
+            X = transformer.transform(X)
+        return X
+
+
+def _wraps_one(estimator: Any) -> bool:
+    """Tell whether this is a meta-estimator that hands the data on as they are to one other."""
+    many_or_others = isinstance(estimator, BaseEnsemble) or hasattr(estimator, "transform")
+    return hasattr(estimator, "estimator") and not many_or_others
+
+
+def unwrap(classifier: Any) -> Unwrapped:
+    """Find the skorch net inside a classifier.
+
+    Parameters
+    ----------
+    classifier : estimator
+        A skorch classifier, or one inside any nesting of modAL learners, scikit-learn
+        pipelines, search objects, and meta-estimators with an ``estimator_``.
+
+    Returns
+    -------
+    Unwrapped
+        The net, the transformers before it and a modAL learner's training data.
+
+    Raises
+    ------
+    TypeError
+        If there is no skorch classifier inside.
+    sklearn.exceptions.NotFittedError
+        If the classifier or a part of it is not fitted.
+    """
+    inner, transformers, X_training = classifier, [], None
+    while not _skorch.is_net(inner):
+        if hasattr(inner, "query_strategy") and hasattr(inner, "estimator"):
+            if X_training is None:
+                X_training = getattr(inner, "X_training", None)
+            inner = inner.estimator
+        elif isinstance(inner, Pipeline):
+            check_is_fitted(inner)
+            if len(inner) > 1:
+                transformers.append(inner[:-1])
+            inner = inner[-1]
+        elif hasattr(inner, "best_estimator_"):
+            inner = inner.best_estimator_
+        elif _wraps_one(inner):
+            check_is_fitted(inner)
+            inner = inner.estimator_
+        else:
+            found = type(inner).__name__
+            if inner is not classifier:
+                found = f"{found} inside {type(classifier).__name__}"
+            raise TypeError(
+                "Expected a skorch classifier, alone or inside a modAL learner, a Pipeline or a "
+                f"search object, found {found}."
+            )
+    _skorch.check_net(inner)
+    return Unwrapped(inner, transformers, X_training)

@@ -1,0 +1,74 @@
+"""Who may import whom: data flow down one list, and optional packages stay optional."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "skfishermask"
+ENGINE = {"_guard", "directions", "jacobian", "layers", "mask"}
+
+# module -> modules of the package that it may import, and third-party packages.
+MAY_IMPORT = {
+    "__init__": ({"fisher", "mask", "sampler", "selection"}, set()),
+    "_guard": (set(), {"numpy", "torch"}),
+    "directions": (set(), {"torch"}),
+    "layers": (set(), {"torch"}),
+    "mask": (set(), {"numpy", "sklearn", "torch"}),
+    "jacobian": ({"_guard", "layers"}, {"torch"}),
+    "fisher": (ENGINE, {"torch"}),
+    "selection": (set(), {"torch"}),
+    "_skorch": ({"jacobian"}, {"numpy", "sklearn", "skorch", "torch"}),
+    "unwrap": ({"_skorch"}, {"sklearn", "skorch"}),
+    "sampler": (
+        ENGINE | {"_skorch", "fisher", "selection", "unwrap"},
+        {"numpy", "psutil", "sklearn", "torch", "tqdm"},
+    ),
+    "modal": (set(), {"modAL", "numpy", "pandas", "scipy", "sklearn", "torch"}),
+}
+OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "skactiveml"]
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    own, others = set(), set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "skfishermask":
+            names = [f"skfishermask.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [node.module]
+        else:
+            continue
+        for name in names:
+            first, *rest = name.split(".")
+            if first == "skfishermask":
+                own.add(rest[0])
+            elif first not in sys.stdlib_module_names:
+                others.add(first)
+    return own, others
+
+
+def test_every_module_stands_in_the_table() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports(module: str) -> None:
+    own, others = imports(module)
+    may_own, may_others = MAY_IMPORT[module]
+    assert own <= may_own
+    assert others <= may_others
+
+
+def test_optional_packages_are_not_imported() -> None:
+    code = f"import sys, skfishermask; print([p for p in {OPTIONAL} if p in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert found.strip() == "[]"
