@@ -25,6 +25,24 @@ def _random_states(devices: list[torch.device]) -> Iterator[None]:
 
 
 @contextmanager
+def seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
+    """Seed the global random states, for code that draws from them, and put them back.
+
+    Parameters
+    ----------
+    seed : int
+        For PyTorch, NumPy's legacy generator and Python's.
+    devices : list of torch.device
+        CUDA devices whose generators are seeded too.
+    """
+    with _random_states(devices):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        yield
+
+
+@contextmanager
 def _buffers(module: nn.Module) -> Iterator[None]:
     saved = [
         (owner, name, buffer, buffer._version, buffer.detach().clone())

@@ -15,15 +15,9 @@ from skfishermask.directions import (
     directions,
     kept_trace,
 )
-from skfishermask.jacobian import (
-    Batch,
-    JacobianReader,
-    ToLogits,
-    batch_length,
-    batch_map,
-    read_logits,
-)
+from skfishermask.jacobian import JacobianReader
 from skfishermask.mask import ParameterMask
+from skfishermask.network import Batch, ToLogits, batch_length, read_logits, rows_of
 
 _T = TypeVar("_T")
 
@@ -52,8 +46,8 @@ def _halving(batch: Batch, first_row: int, read: Callable[[Batch, int], _T]) -> 
     # Not inside the handler: its traceback would hold on to the memory.
     torch.cuda.empty_cache()
     half = (n + 1) // 2
-    yield from _halving(batch_map(batch, lambda t: t[:half]), first_row, read)
-    yield from _halving(batch_map(batch, lambda t: t[half:]), first_row + half, read)
+    yield from _halving(rows_of(batch, slice(half)), first_row, read)
+    yield from _halving(rows_of(batch, slice(half, None)), first_row + half, read)
 
 
 def _read_all(batches: Iterable[Batch], read: Callable[[Batch, int], _T]) -> Iterator[_T]:

@@ -24,46 +24,20 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from skfishermask._guard import visiting
 from skfishermask.layers import Contraction, Rule, rule_for
-
-ToLogits = Callable[[Any], Tensor]
-Batch = Any
-"""What the module's forward takes first: a tensor, a list of tensors, or a dict of keywords."""
+from skfishermask.network import (
+    Batch,
+    ToLogits,
+    autograd_graph,
+    batch_length,
+    batch_map,
+    check_logits,
+    logits_of,
+    move,
+    rows_of,
+)
 
 # Dense per-sample gradients, of parameters without a rule, are formed for so many numbers at once.
 _CHUNK = 1 << 24
-
-
-_PROJECTIONS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
-
-
-def batch_map(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
-    """Apply a function to every tensor of a batch, keeping its structure."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {key: batch_map(value, function) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [batch_map(value, function) for value in batch]
-    raise TypeError(
-        "A batch must be a tensor, a list of tensors or a dict of tensors, "
-        f"found {type(batch).__name__}."
-    )
-
-
-def _rows_of(batch: Batch, rows: slice) -> Batch:
-    return batch_map(batch, lambda t: t[rows])
-
-
-def batch_length(batch: Batch) -> int:
-    """Give the number of samples of a batch: the length of its first tensor."""
-    while not isinstance(batch, Tensor):
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    return len(batch)
-
-
-def first_output(output: Any) -> Any:
-    """Take the logits from a module's output: the first element of a tuple, or itself."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _one_kind(parameters: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype]:
@@ -76,82 +50,6 @@ def _one_kind(parameters: Mapping[str, Tensor]) -> tuple[torch.device, torch.dty
         )
     first = next(iter(parameters.values()))
     return first.device, first.dtype
-
-
-def _move(batch: Batch, module: nn.Module) -> Batch:
-    """Move a batch to the module's device, floating-point tensors to its dtype."""
-    kind = next(module.parameters())
-
-    def move(t: Tensor) -> Tensor:
-        t = t.to(kind.device, kind.dtype if t.is_floating_point() else t.dtype)
-        # Autograd cannot save what was made in inference mode.
-        return t.clone() if t.is_inference() else t
-
-    return batch_map(batch, move)
-
-
-def _logits(
-    module: nn.Module,
-    batch: Batch,
-    to_logits: ToLogits | None,
-    values: dict[str, Tensor] | None = None,
-) -> Tensor:
-    """Call a module as skorch does (a mapping becomes keyword arguments); give its logits.
-
-    With `values`, the parameters named there have those values.
-    """
-    args, kwargs = ((), dict(batch)) if isinstance(batch, Mapping) else ((batch,), {})
-    if values is None:
-        output = module(*args, **kwargs)
-    else:
-        output = torch.func.functional_call(module, values, args, kwargs)
-    return (to_logits or first_output)(output)
-
-
-def _check_logits(logits: Any, n: int, first_row: int) -> None:
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"Expected logits in a tensor, found {type(logits).__name__}.")
-    if logits.dim() != 2 or logits.shape[0] != n or logits.shape[1] < 2:
-        raise ValueError(
-            f"Expected logits of shape ({n}, C) with one row a sample and at least two classes, "
-            f"found {tuple(logits.shape)}."
-        )
-    bad = ~torch.isfinite(logits).all(dim=1)
-    if bad.any():
-        row = first_row + int(bad.nonzero()[0])
-        raise ValueError(f"The network's output is NaN or infinite for sample {row}.")
-
-
-def read_logits(
-    module: nn.Module, batch: Batch, to_logits: ToLogits | None = None, first_row: int = 0
-) -> Tensor:
-    """Run a module on a batch, moved to its device and dtype; give checked logits (n, C).
-
-    Raises ValueError, naming the first bad sample counted from `first_row`, unless they are a
-    finite matrix with a row a sample and at least two columns.
-    """
-    logits = _logits(module, _move(batch, module), to_logits)
-    _check_logits(logits, batch_length(batch), first_row)
-    return logits
-
-
-def _graph(logits: Tensor, name_of: Mapping[int, str]) -> tuple[Counter[str], set[Any]]:
-    """Walk the autograd graph: how often each parameter enters it, and all its nodes."""
-    uses: Counter[str] = Counter()
-    reached: set[Any] = set()
-    stack = [logits.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in reached:
-            continue
-        reached.add(node)
-        for following, _ in node.next_functions:
-            parameter = getattr(following, "variable", None)
-            if parameter is None:
-                stack.append(following)
-            elif id(parameter) in name_of:
-                uses[name_of[id(parameter)]] += 1
-    return uses, reached
 
 
 @dataclass(frozen=True)
@@ -275,18 +173,18 @@ class JacobianReader:
         """
         self._calls, self._n, self._recording = [], batch_length(batch), True
         try:
-            self._batch = _move(batch, self.module)
-            logits = _logits(self.module, self._batch, self.to_logits)
+            self._batch = move(batch, self.module)
+            logits = logits_of(self.module, self._batch, self.to_logits)
         finally:
             self._recording = False
-        _check_logits(logits, self._n, first_row)
+        check_logits(logits, self._n, first_row)
         if self._calls_of is None:
             self._calls_of = self._decide(logits)
         return logits
 
     def _decide(self, logits: Tensor) -> dict[str, int]:
         """Count, for each parameter that the rules explain, the calls that use it."""
-        uses, reached = _graph(logits, self._name_of)
+        uses, reached = autograd_graph(logits, self._name_of)
         calls = [call for call in self._calls if call.edge.node in reached]
         clean = self._samples_first(logits, calls)
         if not all(clean):
@@ -325,7 +223,7 @@ class JacobianReader:
         )
         with torch.no_grad():
             try:
-                alone = _logits(self.module, _rows_of(self._batch, slice(1)), self.to_logits)
+                alone = logits_of(self.module, rows_of(self._batch, slice(1)), self.to_logits)
             except ValueError as error:
                 raise ValueError(f"{hint}; alone it gave: {error}") from error
         scale = logits.detach().abs().max()
@@ -443,7 +341,7 @@ class JacobianReader:
         step = max(1, _CHUNK // (r * numel))
         for start in range(0, n, step):
             samples = slice(start, min(n, start + step))
-            part = _rows_of(self._batch, samples)
+            part = rows_of(self._batch, samples)
             if self._vectorize:
                 try:
                     gradients = self._vectorized(part, rows[samples], names)
@@ -463,7 +361,7 @@ class JacobianReader:
             alone = batch_map(sample, lambda t: t.unsqueeze(0))
 
             def logits(values: dict[str, Tensor]) -> Tensor:
-                return _logits(self.module, alone, self.to_logits, values)[0]
+                return logits_of(self.module, alone, self.to_logits, values)[0]
 
             pull_back = torch.func.vjp(logits, parameters)[1]
             gradients: dict[str, Tensor] = torch.vmap(lambda row: pull_back(row)[0])(rows)
@@ -481,8 +379,8 @@ class JacobianReader:
         out = [torch.zeros(n, r, *p.shape, dtype=p.dtype, device=p.device) for p in parameters]
         for s in range(n):
             with torch.enable_grad():
-                alone = _rows_of(batch, slice(s, s + 1))
-                logits = _logits(self.module, alone, self.to_logits)
+                alone = rows_of(batch, slice(s, s + 1))
+                logits = logits_of(self.module, alone, self.to_logits)
             if not logits.requires_grad:
                 continue
             for i in range(r):
@@ -497,66 +395,3 @@ class JacobianReader:
                     if g is not None:
                         values[s, i] = g
         return out
-
-
-def output_layer(
-    module: nn.Module, batch: Batch, *, to_logits: ToLogits | None = None
-) -> list[str]:
-    """Name the parameters of a network's output layer.
-
-    It is the last linear or convolutional layer to run of those that the logits depend on;
-    in a network that has none, the last module to run that holds a matrix itself.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The network. It is read in evaluation mode and left as it was.
-    batch : tensor, list of tensors or dict of tensors
-        One batch, a single sample will do.
-    to_logits : callable, optional
-        Maps the module's output to logits (n, C).
-
-    Returns
-    -------
-    list of str
-        Names as in ``module.named_parameters()``, in that order: weight and bias, as a rule.
-
-    Raises
-    ------
-    ValueError
-        If the logits depend on no such layer.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skfishermask.jacobian import output_layer
-    >>> nn = torch.nn
-    >>> module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.BatchNorm1d(3))
-    >>> output_layer(module, torch.randn(2, 4))
-    ['2.weight', '2.bias']
-    """
-    ran: list[tuple[nn.Module, GradientEdge]] = []
-
-    def record(owner: nn.Module, _: Any, output: Any) -> None:
-        output = first_output(output)
-        if isinstance(output, Tensor) and output.requires_grad:
-            ran.append((owner, get_gradient_edge(output)))
-
-    with visiting(module), ExitStack() as hooks:
-        for owner in module.modules():
-            if isinstance(owner, _PROJECTIONS) or any(
-                p is not None and p.dim() >= 2 for p in owner._parameters.values()
-            ):
-                hooks.callback(owner.register_forward_hook(record, prepend=True).remove)
-        for p in module.parameters():
-            p.requires_grad_(True)
-        logits = read_logits(module, batch, to_logits)
-        _, reached = _graph(logits, {})
-    owners = [owner for owner, edge in ran if edge.node in reached]
-    projections = [owner for owner in owners if isinstance(owner, _PROJECTIONS)]
-    if not owners:
-        raise ValueError("The network's logits depend on no layer that holds a weight matrix.")
-    last = (projections or owners)[-1]
-    # A parametrised weight belongs to a submodule of its layer.
-    own = {id(p) for p in last.parameters(recurse=isinstance(last, _PROJECTIONS))}
-    return [name for name, p in module.named_parameters() if id(p) in own]

@@ -6,17 +6,16 @@ Nothing else in the package imports modAL: the sampler needs its conventions, no
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import scipy.sparse as sp
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import check_array, check_consistent_length, check_random_state, get_tags
+from sklearn.utils import check_consistent_length, check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted
-from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from skfishermask._rows import check_finite, n_rows, parts_of, stack_rows, take_rows
 
 try:
     from modAL.models import ActiveLearner as _ModALActiveLearner
@@ -81,8 +80,7 @@ class ActiveLearner(_ModALActiveLearner):
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from sklearn.linear_model import LogisticRegression
+    >>>     >>> from sklearn.linear_model import LogisticRegression
     >>> from skfishermask.modal import ActiveLearner
     >>> X = np.arange(10.0).reshape(-1, 1)
     >>> y = (X[:, 0] > 4).astype(int)
@@ -241,7 +239,7 @@ class ActiveLearner(_ModALActiveLearner):
         indices, metrics = chosen if is_pair else (chosen, None)
         # NumPy takes a tensor of one index for that one index.
         rows = indices.numpy(force=True) if isinstance(indices, torch.Tensor) else indices
-        instances = _take_rows(X_pool, rows)
+        instances = take_rows(X_pool, rows)
         if not return_metrics:
             return indices, instances
         if metrics is None:
@@ -255,8 +253,8 @@ class ActiveLearner(_ModALActiveLearner):
         else:
             # One assignment, so that a failure leaves samples and labels in step.
             self.X_training, self.y_training = (
-                _stack_rows(self.X_training, X),
-                _stack_rows(self.y_training, y),
+                stack_rows(self.X_training, X),
+                stack_rows(self.y_training, y),
             )
 
     def _fit_to_known(self, bootstrap: bool = False, **fit_kwargs: Any) -> ActiveLearner:
@@ -267,84 +265,16 @@ class ActiveLearner(_ModALActiveLearner):
     ) -> ActiveLearner:
         if bootstrap:
             # The global generator, as in modAL: its users repeat a run by np.random.seed.
-            n_samples = _n_rows(X)
+            n_samples = n_rows(X)
             drawn = check_random_state(None).randint(n_samples, size=n_samples)
-            X, y = _take_rows(X, drawn), _take_rows(y, drawn)
+            X, y = take_rows(X, drawn), take_rows(y, drawn)
         self.estimator.fit(X, y, **fit_kwargs)
         return self
 
     def _check_training_data(self, X: Any, y: Any) -> None:
         if y is None:
             raise ValueError("y is None; expected one label for each sample in X.")
-        check_consistent_length(*(X.values() if isinstance(X, Mapping) else [X]), y)
-        _check_finite(y, "y")
+        check_consistent_length(*parts_of(X), y)
+        check_finite(y, "y")
         if self.force_all_finite:
-            _check_finite(X, "X")
-
-
-def _n_rows(data: Any) -> int:
-    if isinstance(data, Mapping):
-        return _n_rows(next(iter(data.values())))
-    return int(data.shape[0]) if hasattr(data, "shape") else len(data)
-
-
-def _check_finite(data: Any, name: str) -> None:
-    if isinstance(data, Mapping):
-        for key, part in data.items():
-            _check_finite(part, f"{name}[{key!r}]")
-    elif isinstance(data, torch.Tensor):
-        bad = (~torch.isfinite(data)).nonzero()
-        if len(bad):
-            raise ValueError(f"Input {name} contains NaN or infinity, first in row {bad[0, 0]}.")
-    elif isinstance(data, list | tuple):
-        try:
-            data = np.asarray(data)
-        except (ValueError, TypeError, RuntimeError):  # ragged, or tensors that NumPy cannot read
-            for row, part in enumerate(data):
-                _check_finite(part, f"{name}[{row}]")
-        else:
-            _check_finite(data, name)
-    elif sp.issparse(data) or hasattr(data, "__array__"):
-        check_array(
-            data, accept_sparse=True, dtype=None, ensure_2d=False, allow_nd=True, input_name=name
-        )
-    # What is left, a Dataset for example, cannot be checked without loading it.
-
-
-def _take_rows(data: Any, indices: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {key: _take_rows(part, indices) for key, part in data.items()}
-    if hasattr(data, "iloc"):  # data[indices] of a DataFrame means columns, of a Series labels
-        return data.iloc[indices]
-    if sp.issparse(data):  # not every sparse format can be indexed
-        return data.tocsr()[indices].asformat(data.format)
-    if isinstance(data, Dataset | list | tuple) and np.ndim(indices) > 0:
-        positions = [int(i) for i in indices]
-        if isinstance(data, Dataset):
-            return Subset(data, positions)
-        return [data[i] for i in positions]
-    return data[indices]
-
-
-def _stack_rows(old: Any, new: Any) -> Any:
-    if isinstance(old, Mapping) or hasattr(old, "columns"):
-        found = list(new.keys()) if hasattr(new, "keys") else type(new).__name__
-        if set(found) != set(old.keys()):
-            raise ValueError(
-                f"The new samples have {found}; expected {list(old.keys())} like the training data."
-            )
-    if isinstance(old, Mapping):
-        return {key: _stack_rows(part, new[key]) for key, part in old.items()}
-    if hasattr(old, "iloc") and hasattr(new, "iloc"):
-        import pandas as pd  # nothing new is loaded: these are pandas objects
-
-        return pd.concat([old, new])
-    if sp.issparse(old):
-        return sp.vstack([old, new], format=old.format)
-    if isinstance(old, torch.Tensor):
-        return torch.cat([old, torch.as_tensor(new, device=old.device)])
-    if isinstance(old, Dataset):
-        return ConcatDataset([old, new])
-    if isinstance(old, list):
-        return [*old, *new]
-    return np.concatenate([old, new])
+            check_finite(X, "X")

@@ -1,50 +1,41 @@
-"""FisherMask as a query strategy."""
+"""FisherMask as a query strategy, and as a scikit-learn classifier that can query."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import chain
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import psutil
+import skorch
 import torch
-from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
-from torch import Tensor
-from tqdm.auto import tqdm
-
-from skfishermask._skorch import NetBatches, n_samples, to_logits_of
-from skfishermask.directions import Weighting, n_rows
-from skfishermask.fisher import (
-    directions_for_share,
-    embedding_blocks,
-    fisher_diagonal,
-    fisher_matrix,
-    predicted_probabilities,
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import check_random_state, get_tags
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
 )
-from skfishermask.jacobian import output_layer
-from skfishermask.mask import MASK_STRATEGIES, MaskStrategy, ParameterMask
-from skfishermask.selection import select_batch
-from skfishermask.unwrap import unwrap
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-# Selection holds the Fisher matrices, their factors and products: so many k x k in float64.
-_N_MATRICES = 6
-# The masks that are chosen without looking at the diagonal Fisher information.
-_BLIND_MASKS = ("random", "output_layer", "all")
+from skfishermask._guard import seeded
+from skfishermask._rows import check_finite, is_mapping, parts_of, take_rows
+from skfishermask.default import default_net
+from skfishermask.directions import Weighting
+from skfishermask.mask import MASK_STRATEGIES, MaskStrategy
+from skfishermask.query import EMBEDDING_DTYPES, Query
+from skfishermask.unwrap import innermost, unwrap
 
 
-class FisherMaskSampler(BaseEstimator):
+class FisherMaskSampler(ClassifierMixin, BaseEstimator):
     r"""Query strategy that picks the batch which most reduces the inverse Fisher information.
+
+    Called with a fitted skorch classifier it is a query strategy in modAL's manner. Fitted, it
+    is a scikit-learn classifier around one, with a :meth:`query` method beside ``predict``.
 
     It ranks the network's parameters by their diagonal Fisher information, keeps a mask of
     the most informative ones, describes each candidate x by the Fisher embedding V(x) of its
@@ -54,6 +45,9 @@ class FisherMaskSampler(BaseEstimator):
 
     Parameters
     ----------
+    estimator : skorch classifier, or a Pipeline or search object around one, default=None
+        The classifier to wrap; :meth:`fit` fits a clone of it. None: a small default network
+        made from the data. As a bare query strategy none is needed.
     mask : {"global", "per_layer", "relative", "random", "output_layer", "all"}, \
             default="global"
         Which parameters to look at, see :meth:`skfishermask.ParameterMask.from_diagonal`.
@@ -90,13 +84,21 @@ class FisherMaskSampler(BaseEstimator):
     embedding_dtype : {"float32", "float16", "bfloat16"}, default="float32"
         Storage of V; computation is in float32 at least.
     random_state : int, RandomState or None, default=None
-        For every draw. An int makes a query reproducible. Global random state is never
-        touched.
+        For every draw. An int makes :meth:`fit` and queries reproducible, without touching
+        global random state. None leaves :meth:`fit` to the global random states.
     verbose : int, default=0
         1 shows progress bars.
 
     Attributes
     ----------
+    estimator_ : estimator
+        The fitted clone of `estimator`, or the default network.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    n_features_in_ : int
+        Length of the second axis of X in :meth:`fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Column names, where X had them.
     mask_ : ParameterMask
         The mask of the last query.
     fisher_diagonal_ : dict of str to Tensor, or None
@@ -133,9 +135,17 @@ class FisherMaskSampler(BaseEstimator):
     >>> indices, gains = fishermask(net, X[20:], n_instances=3, X_labeled=X[:20])
     >>> indices.shape, gains.shape
     ((3,), (3,))
+
+    As a classifier, here with the default network:
+
+    >>> sampler = FisherMaskSampler(random_state=0).fit(X[:20], np.where(y[:20], "yes", "no"))
+    >>> indices, instances = sampler.query(X[20:], n_instances=3)
+    >>> instances.shape, sampler.classes_.tolist()
+    ((3, 4), ['no', 'yes'])
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "estimator": [HasMethods(["fit", "predict_proba"]), None],
         "mask": [StrOptions(set(MASK_STRATEGIES))],
         "mask_fraction": [
             Interval(Real, 0, 1, closed="right"),
@@ -156,13 +166,14 @@ class FisherMaskSampler(BaseEstimator):
         "entropy_share": [Interval(Real, 0, 1, closed="both")],
         "max_candidates": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
-        "embedding_dtype": [StrOptions(set(_DTYPES))],
+        "embedding_dtype": [StrOptions(set(EMBEDDING_DTYPES))],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
 
     def __init__(
         self,
+        estimator: Any = None,
         *,
         mask: MaskStrategy = "global",
         mask_fraction: float | int | Literal["auto"] = "auto",
@@ -180,6 +191,7 @@ class FisherMaskSampler(BaseEstimator):
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
+        self.estimator = estimator
         self.mask = mask
         self.mask_fraction = mask_fraction
         self.n_mask_samples = n_mask_samples
@@ -237,7 +249,7 @@ class FisherMaskSampler(BaseEstimator):
         unwrapped = unwrap(classifier)
         if X_labeled is None:
             X_labeled = unwrapped.X_training
-        query = _Query(
+        query = Query(
             self,
             unwrapped.net,
             unwrapped.transform(X_pool),
@@ -249,6 +261,227 @@ class FisherMaskSampler(BaseEstimator):
         self.fisher_diagonal_ = query.diagonal
         self.query_info_ = query.info
         return indices, gains
+
+    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> FisherMaskSampler:
+        """Fit a clone of the estimator.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
+            Training samples. Arrays of floating-point numbers are cast to the dtype of the
+            network; integers (tokens, say) are left as they are.
+        y : array-like of shape (n_samples,)
+            Labels of any type. May be None for a Dataset that gives labels 0 to C - 1 itself.
+        **fit_params : dict
+            Passed to the estimator's ``fit``.
+
+        Returns
+        -------
+        FisherMaskSampler
+            The sampler itself.
+
+        Raises
+        ------
+        ValueError
+            If the data are not numbers, not finite or not of equal length, or if there are
+            fewer than two classes.
+        """
+        self._validate_params()
+        X = self._check_input(X, reset=True)
+        y = self._encode_labels(X, y)
+        if self.estimator is None:
+            estimator = default_net(np.empty(np.shape(X)), len(self.classes_))
+        else:
+            estimator = clone(self.estimator)
+        net = innermost(estimator)
+        if isinstance(net, skorch.NeuralNetBinaryClassifier) and y is not None:
+            y = y.astype("float32")
+            if len(self.classes_) != 2:
+                raise ValueError(
+                    "NeuralNetBinaryClassifier is a binary classifier: expected 2 classes, found "
+                    f"{len(self.classes_)}. Only binary classification is supported."
+                )
+        if self.random_state is None:
+            self.estimator_ = estimator.fit(X, y, **fit_params)
+            return self
+        device = torch.device(getattr(net, "device", None) or "cpu")
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        with seeded(seed, [device] if device.type == "cuda" else []):
+            self.estimator_ = estimator.fit(X, y, **fit_params)
+        return self
+
+    def _encode_labels(self, X: Any, y: Any) -> np.ndarray | None:
+        if y is None and isinstance(X, torch.utils.data.Dataset):
+            own = np.asarray([int(X[i][1]) for i in range(len(X))])  # type: ignore[arg-type]
+            self.classes_ = np.unique(own)
+            if self.classes_.tolist() != list(range(len(self.classes_))):
+                raise ValueError(
+                    "A Dataset given without y must have the labels 0 to C - 1, found "
+                    f"{self.classes_.tolist()}."
+                )
+            return None
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None."
+            )
+        y = column_or_1d(y, warn=True)
+        check_finite(y, "y")
+        check_classification_targets(y)
+        check_consistent_length(*parts_of(X), y)
+        encoder = LabelEncoder().fit(y)
+        if len(encoder.classes_) < 2:
+            raise ValueError(
+                "Expected at least 2 classes in y, found "
+                f"{len(encoder.classes_)} class: {encoder.classes_.tolist()}."
+            )
+        self.classes_ = encoder.classes_
+        encoded: np.ndarray = encoder.transform(y).astype("int64")
+        return encoded
+
+    def _check_input(self, X: Any, *, reset: bool = False) -> Any:
+        """Check data against those of `fit`, and cast them to what the estimator takes."""
+        if is_mapping(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
+            check_finite(X, "X")
+            return X
+        if isinstance(self.estimator, Pipeline) and hasattr(X, "dtypes"):
+            # The transformers know what to do with columns of any type.
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            return X
+        tags = get_tags(self).input_tags
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            accept_sparse=tags.sparse,
+            allow_nd=True,
+            dtype=None if isinstance(self.estimator, Pipeline) else "numeric",
+            ensure_all_finite=False,
+        )
+        if not tags.allow_nan:
+            check_finite(X, "X")
+        if reset:
+            self._sample_shape = X.shape[1:]
+        elif X.shape[1:] != self._sample_shape:
+            raise ValueError(
+                f"X has samples of shape {X.shape[1:]}, but {type(self).__name__} is expecting "
+                f"samples of shape {self._sample_shape} as input."
+            )
+        casts = X.dtype.kind == "f" and not isinstance(self.estimator, Pipeline)
+        if issparse(X) or not (casts or self.estimator is None):
+            return X
+        return X.astype(self._input_dtype(X, reset=reset), copy=False)
+
+    def _input_dtype(self, X: np.ndarray, *, reset: bool) -> np.dtype:
+        """Find the floating-point dtype that the network takes."""
+        if not reset:
+            module = unwrap(self.estimator_).net.module_
+        elif self.estimator is None:
+            module = default_net(X, 2).initialize().module_
+        else:
+            module = innermost(self.estimator).module
+            if not isinstance(module, torch.nn.Module):
+                with seeded(0, []):
+                    module = clone(innermost(self.estimator)).initialize().module_
+        return np.dtype(str(next(module.parameters()).dtype).removeprefix("torch."))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Predict class probabilities.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
+            Samples, as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            In the order of `classes_`. Outputs of the network beyond the classes seen in
+            :meth:`fit` are left out, and the others scaled to sum to one.
+        """
+        check_is_fitted(self)
+        p: np.ndarray = self.estimator_.predict_proba(self._check_input(X))
+        n_classes = len(self.classes_)
+        if p.shape[1] < n_classes:
+            raise ValueError(
+                f"The network has {p.shape[1]} outputs, expected one for each of the {n_classes} "
+                "classes."
+            )
+        if p.shape[1] > n_classes:
+            p = p[:, :n_classes]
+            p = p / np.maximum(p.sum(axis=1, keepdims=True), np.finfo(p.dtype).tiny)
+        return p
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict class labels.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
+            Samples, as in :meth:`fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Labels, as they were given to :meth:`fit`.
+        """
+        check_is_fitted(self)
+        if isinstance(unwrap(self.estimator_).net, skorch.NeuralNetBinaryClassifier):
+            # It has a threshold of its own.
+            chosen = self.estimator_.predict(self._check_input(X)).astype(int)
+        else:
+            chosen = self.predict_proba(X).argmax(axis=1)
+        labels: np.ndarray = self.classes_[chosen]
+        return labels
+
+    def query(
+        self,
+        X_pool: Any,
+        n_instances: int = 1,
+        *,
+        X_labeled: Any = None,
+        return_metrics: bool = False,
+    ) -> tuple[Any, ...]:
+        """Choose a batch from the pool with the fitted estimator.
+
+        Parameters
+        ----------
+        X_pool : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
+            The unlabelled samples, N of them.
+        n_instances : int, default=1
+            Number of samples to choose.
+        X_labeled : same kinds as `X_pool`, optional
+            The labelled samples; None: there are none.
+        return_metrics : bool, default=False
+            Return the gains too.
+
+        Returns
+        -------
+        indices : ndarray of shape (n_instances,), int64
+            Rows of `X_pool` in the order chosen.
+        instances : same type as `X_pool`
+            Those rows; of a Dataset, a ``Subset``.
+        gains : ndarray of shape (n_instances,), float64
+            Decrease of the objective when each was chosen; only if `return_metrics`.
+        """
+        check_is_fitted(self)
+        indices, gains = self(self, X_pool, n_instances, X_labeled=X_labeled)
+        instances = take_rows(X_pool, indices)
+        return (indices, instances, gains) if return_metrics else (indices, instances)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        # A bare query strategy has fitted attributes too, of its last query.
+        return hasattr(self, "estimator_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if self.estimator is not None:
+            inner = get_tags(self.estimator)
+            is_pipeline = isinstance(self.estimator, Pipeline)
+            tags.input_tags.sparse = is_pipeline and inner.input_tags.sparse
+            tags.input_tags.allow_nan = is_pipeline and inner.input_tags.allow_nan
+            if isinstance(innermost(self.estimator), skorch.NeuralNetBinaryClassifier):
+                tags.classifier_tags.multi_class = False
+        return tags
 
 
 def fisher_mask_sampling(
@@ -284,234 +517,3 @@ def fisher_mask_sampling(
     """
     sampler = FisherMaskSampler(**parameters)
     return sampler(classifier, X_pool, n_instances, X_labeled=X_labeled)
-
-
-def _check_n_instances(n_instances: Any, n_pool: int) -> int:
-    if n_pool == 0:
-        raise ValueError("Expected a pool with at least one sample, found an empty one.")
-    if not isinstance(n_instances, Integral) or isinstance(n_instances, bool):
-        raise ValueError(f"n_instances must be an int, got {n_instances!r}.")
-    n: int = int(n_instances)
-    if not 1 <= n <= n_pool:
-        raise ValueError(
-            f"n_instances must be between 1 and the {n_pool} samples of the pool, "
-            f"got {n_instances}."
-        )
-    return n
-
-
-def _gigabytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB"
-
-
-class _Query:
-    """One query: the net, the data that it sees, and the steps of the method."""
-
-    def __init__(
-        self,
-        parameters: FisherMaskSampler,
-        net: Any,
-        X_pool: Any,
-        X_labeled: Any,
-        n_instances: int,
-    ) -> None:
-        self._p = parameters
-        self._net = net
-        self._module = net.module_
-        self._X_pool, self._X_labeled = X_pool, X_labeled
-        self._n_pool = n_samples(net, X_pool)
-        self._n_instances = _check_n_instances(n_instances, self._n_pool)
-        self._n_labeled = 0 if X_labeled is None else n_samples(net, X_labeled)
-        limit = parameters.max_candidates
-        if limit is not None and limit < n_instances:
-            raise ValueError(
-                f"max_candidates={limit} leaves fewer candidates than n_instances={n_instances}."
-            )
-        self._to_logits = to_logits_of(net)
-        self._rng = check_random_state(parameters.random_state)
-        self._seconds: dict[str, float] = {}
-        self.mask: ParameterMask
-        self.diagonal: dict[str, Tensor] | None = None
-        self.info: dict[str, Any] = {}
-
-    def run(self) -> tuple[np.ndarray, np.ndarray]:
-        start = time.perf_counter()
-        first = next(iter(self._batches(self._X_pool, np.arange(1))))
-        n_classes = predicted_probabilities(self._module, [first], to_logits=self._to_logits).shape[
-            1
-        ]
-        rows = self._candidates()
-        sample = self._mask_sample()
-        r = self._n_directions(n_classes, sample)
-        with self._step("diagonal"):
-            self.mask = self._make_mask(
-                output_layer(self._module, first, to_logits=self._to_logits), sample, r
-            )
-        k = len(self.mask)
-        self._check_memory(len(rows), r, k)
-        with self._step("embedding"):
-            fisher_labeled = self._labeled_fisher(r)
-            V = self._embed(rows, r)
-        with self._step("fisher"):
-            fisher = self._target(V, fisher_labeled)
-        with self._step("selection"):
-            positions, gains = select_batch(
-                V,
-                self._n_instances,
-                fisher,
-                fisher_labeled=fisher_labeled if self._p.use_labeled else None,
-                n_labeled=self._n_labeled if self._p.use_labeled else 0,
-                regularization=self._p.regularization,
-                oversample=self._p.oversample,
-                preselected=self._by_entropy(rows),
-            )
-        self._seconds["total"] = time.perf_counter() - start
-        self.info = {
-            "seconds": self._seconds,
-            "n_candidates": len(rows),
-            "n_labeled": self._n_labeled,
-            "n_directions": r,
-            "mask_size": k,
-            "embedding_bytes": V.numel() * V.element_size(),
-        }
-        return rows[positions.cpu().numpy()], gains.cpu().numpy()
-
-    @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        self._seconds[name] = time.perf_counter() - start
-
-    def _batches(self, X: Any, rows: np.ndarray | None = None) -> NetBatches:
-        return NetBatches(self._net, X, rows, self._p.batch_size)
-
-    def _progress(self, batches: Iterable[Any], total: int, text: str) -> Iterable[Any]:
-        return tqdm(batches, total=total, desc=text, unit="batch") if self._p.verbose else batches
-
-    def _candidates(self) -> np.ndarray:
-        limit = self._p.max_candidates
-        if limit is None or limit >= self._n_pool:
-            return np.arange(self._n_pool)
-        return np.sort(self._rng.choice(self._n_pool, limit, replace=False))
-
-    def _mask_sample(self) -> list[NetBatches]:
-        """Draw samples for the diagonal from the labelled ones and the pool."""
-        n = self._n_labeled + self._n_pool
-        wanted = min(self._p.n_mask_samples or n, n)
-        drawn = np.sort(self._rng.choice(n, wanted, replace=False))
-        labeled, pool = drawn[drawn < self._n_labeled], drawn[drawn >= self._n_labeled]
-        batches = [self._batches(self._X_pool, pool - self._n_labeled)]
-        if len(labeled):
-            batches.insert(0, self._batches(self._X_labeled, labeled))
-        return batches
-
-    def _n_directions(self, n_classes: int, sample: list[NetBatches]) -> int:
-        most = n_rows(n_classes, self._p.weighting)
-        wanted = self._p.n_directions
-        if isinstance(wanted, float):
-            batches = _Chain(sample)
-            wanted = directions_for_share(self._module, batches, wanted, to_logits=self._to_logits)
-        return most if wanted is None else min(int(wanted), most)
-
-    def _make_mask(self, output: list[str], sample: list[NetBatches], r: int) -> ParameterMask:
-        if self._p.mask in _BLIND_MASKS:
-            diagonal = {name: torch.zeros(p.shape) for name, p in self._module.named_parameters()}
-        else:
-            total = sum(map(len, sample))
-            batches = self._progress(_Chain(sample), total, "Fisher diagonal")
-            diagonal = self.diagonal = fisher_diagonal(
-                self._module, batches, n_directions=r, to_logits=self._to_logits
-            )
-        return ParameterMask.from_diagonal(
-            diagonal,
-            self._p.mask,
-            self._p.mask_fraction,
-            output_layer=output,
-            random_state=self._rng,
-        )
-
-    def _check_memory(self, n: int, r: int, k: int) -> None:
-        itemsize = _DTYPES[self._p.embedding_dtype].itemsize
-        embedding, matrices = n * r * k * itemsize, _N_MATRICES * 8 * k * k
-        device = next(self._module.parameters()).device
-        free = (
-            torch.cuda.mem_get_info(device)[0]
-            if device.type == "cuda"
-            else psutil.virtual_memory().available
-        )
-        if embedding + matrices > free:
-            raise MemoryError(
-                f"The Fisher embedding of {n} candidates x {r} directions x {k} parameters needs "
-                f"{_gigabytes(embedding)} and the {k} x {k} Fisher matrices "
-                f"{_gigabytes(matrices)}, but {_gigabytes(free)} are free on {device}. "
-                "mask_fraction makes both smaller; max_candidates, n_directions and "
-                "embedding_dtype make the embedding smaller."
-            )
-
-    def _blocks(self, X: Any, rows: np.ndarray | None, r: int, text: str) -> Iterator[Tensor]:
-        batches = self._batches(X, rows)
-        return embedding_blocks(
-            self._module,
-            self._progress(batches, len(batches), text),
-            self.mask,
-            weighting=self._p.weighting,
-            n_directions=r,
-            to_logits=self._to_logits,
-        )
-
-    def _labeled_fisher(self, r: int) -> Tensor | None:
-        """Give the mean Fisher matrix of the labelled samples, which are not kept embedded."""
-        if self._n_labeled == 0:
-            return None
-        total: Tensor | None = None
-        for block in self._blocks(self._X_labeled, None, r, "Labelled"):
-            part = fisher_matrix(block).mul_(len(block) / self._n_labeled)
-            total = part if total is None else total.add_(part)
-        return total
-
-    def _embed(self, rows: np.ndarray, r: int) -> Tensor:
-        V = torch.empty(
-            len(rows),
-            r,
-            len(self.mask),
-            dtype=_DTYPES[self._p.embedding_dtype],
-            device=next(self._module.parameters()).device,
-        )
-        every = None if len(rows) == self._n_pool else rows
-        start = 0
-        for block in self._blocks(self._X_pool, every, r, "Fisher embedding"):
-            V[start : start + len(block)] = block
-            start += len(block)
-        return V
-
-    def _target(self, V: Tensor, fisher_labeled: Tensor | None) -> Tensor:
-        if self._p.target == "identity":
-            return torch.eye(V.shape[2], dtype=torch.float64, device=V.device)
-        fisher = fisher_matrix(V)
-        if fisher_labeled is None:
-            return fisher
-        n, n_labeled = len(V), self._n_labeled
-        return (n * fisher + n_labeled * fisher_labeled) / (n + n_labeled)
-
-    def _by_entropy(self, rows: np.ndarray) -> list[int]:
-        """Give the positions of the most uncertain candidates, for the hybrid."""
-        n = round(self._p.entropy_share * self._n_instances)
-        if n == 0:
-            return []
-        batches = self._batches(self._X_pool, rows)
-        p = predicted_probabilities(self._module, batches, to_logits=self._to_logits)
-        order = torch.special.entr(p).sum(1).sort(descending=True, stable=True).indices
-        first: list[int] = order[:n].tolist()
-        return first
-
-
-class _Chain:
-    """Several iterables one after the other, readable again."""
-
-    def __init__(self, parts: list[NetBatches]) -> None:
-        self._parts = parts
-
-    def __iter__(self) -> Iterator[Any]:
-        return chain.from_iterable(self._parts)

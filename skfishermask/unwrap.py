@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,20 +22,20 @@ class Unwrapped:
     ----------
     net : skorch.NeuralNet
         The fitted net.
-    transformers : list of Pipeline
-        Fitted, in the order in which data go through them.
+    transformers : list of callable
+        In the order in which data go through them.
     X_training : array-like or None
         Labelled samples that a modAL learner keeps, before the transformers.
     """
 
     net: skorch.NeuralNet
-    transformers: list[Pipeline] = field(default_factory=list)
+    transformers: list[Callable[[Any], Any]] = field(default_factory=list)
     X_training: Any = None
 
     def transform(self, X: Any) -> Any:
         """Give the data as the net sees them."""
         for transformer in self.transformers:
-            X = transformer.transform(X)
+            X = transformer(X)
         return X
 
 
@@ -42,6 +43,18 @@ def _wraps_one(estimator: Any) -> bool:
     """Tell whether this is a meta-estimator that hands the data on as they are to one other."""
     many_or_others = isinstance(estimator, BaseEnsemble) or hasattr(estimator, "transform")
     return hasattr(estimator, "estimator") and not many_or_others
+
+
+def innermost(estimator: Any) -> Any:
+    """Find what a pipeline ends in or a meta-estimator wraps, fitted or not."""
+    while not _skorch.is_net(estimator):
+        if isinstance(estimator, Pipeline):
+            estimator = estimator[-1]
+        elif _wraps_one(estimator):
+            estimator = estimator.estimator
+        else:
+            break
+    return estimator
 
 
 def unwrap(classifier: Any) -> Unwrapped:
@@ -65,7 +78,8 @@ def unwrap(classifier: Any) -> Unwrapped:
     sklearn.exceptions.NotFittedError
         If the classifier or a part of it is not fitted.
     """
-    inner, transformers, X_training = classifier, [], None
+    inner, X_training = classifier, None
+    transformers: list[Callable[[Any], Any]] = []
     while not _skorch.is_net(inner):
         if hasattr(inner, "query_strategy") and hasattr(inner, "estimator"):
             if X_training is None:
@@ -74,12 +88,15 @@ def unwrap(classifier: Any) -> Unwrapped:
         elif isinstance(inner, Pipeline):
             check_is_fitted(inner)
             if len(inner) > 1:
-                transformers.append(inner[:-1])
+                transformers.append(inner[:-1].transform)
             inner = inner[-1]
         elif hasattr(inner, "best_estimator_"):
             inner = inner.best_estimator_
         elif _wraps_one(inner):
             check_is_fitted(inner)
+            # A sampler checks and casts what it hands on.
+            if hasattr(inner, "_check_input"):
+                transformers.append(inner._check_input)
             inner = inner.estimator_
         else:
             found = type(inner).__name__

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "skfishermask"
-ENGINE = {"_guard", "directions", "jacobian", "layers", "mask"}
+ENGINE = {"_guard", "directions", "jacobian", "mask", "network"}
 
 # module -> modules of the package that it may import, and third-party packages.
 MAY_IMPORT = {
@@ -19,16 +19,25 @@ MAY_IMPORT = {
     "directions": (set(), {"torch"}),
     "layers": (set(), {"torch"}),
     "mask": (set(), {"numpy", "sklearn", "torch"}),
-    "jacobian": ({"_guard", "layers"}, {"torch"}),
+    "network": ({"_guard"}, {"torch"}),
+    "jacobian": ({"_guard", "layers", "network"}, {"torch"}),
     "fisher": (ENGINE, {"torch"}),
-    "selection": (set(), {"torch"}),
-    "_skorch": ({"jacobian"}, {"numpy", "sklearn", "skorch", "torch"}),
+    "candidates": (set(), {"torch"}),
+    "greedy": ({"candidates"}, {"torch"}),
+    "selection": ({"candidates", "greedy"}, {"torch"}),
+    "_skorch": ({"network"}, {"numpy", "sklearn", "skorch", "torch"}),
     "unwrap": ({"_skorch"}, {"sklearn", "skorch"}),
-    "sampler": (
-        ENGINE | {"_skorch", "fisher", "selection", "unwrap"},
+    "query": (
+        {"_skorch", "directions", "fisher", "mask", "network", "selection"},
         {"numpy", "psutil", "sklearn", "torch", "tqdm"},
     ),
-    "modal": (set(), {"modAL", "numpy", "pandas", "scipy", "sklearn", "torch"}),
+    "default": (set(), {"numpy", "skorch", "torch"}),
+    "sampler": (
+        {"_guard", "_rows", "default", "directions", "mask", "query", "unwrap"},
+        {"numpy", "scipy", "sklearn", "skorch", "torch"},
+    ),
+    "_rows": (set(), {"numpy", "pandas", "scipy", "sklearn", "torch"}),
+    "modal": ({"_rows"}, {"modAL", "sklearn", "torch"}),
 }
 OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "skactiveml"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask._guard import visiting
-from skfishermask.jacobian import output_layer
+from skfishermask.network import output_layer
 
 
 class Careless(nn.Module):

@@ -354,8 +354,8 @@ def test_too_large_for_memory_is_said_before_the_work(
     class Little:
         available = 10_000
 
-    monkeypatch.setattr("skfishermask.sampler.psutil.virtual_memory", Little)
-    monkeypatch.setattr("skfishermask.sampler.embedding_blocks", None)  # Not reached.
+    monkeypatch.setattr("skfishermask.query.psutil.virtual_memory", Little)
+    monkeypatch.setattr("skfishermask.query.embedding_blocks", None)  # Not reached.
     with pytest.raises(MemoryError, match=r"200 candidates x 9 directions x 160 .* max_candidates"):
         FisherMaskSampler(**SMALL)(net, X_POOL, 3)
 

@@ -1,0 +1,128 @@
+"""Rows of whatever users keep their samples in: count, take, stack and check them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+# Numbers that are looked at in one go.
+_CHUNK = 1 << 22
+
+
+def is_mapping(data: Any) -> bool:
+    """Tell whether this is a dict of inputs; SciPy's DOK matrix, a dict too, is not."""
+    return isinstance(data, Mapping) and not sp.issparse(data)
+
+
+def parts_of(data: Any) -> list[Any]:
+    """List the inputs of a dict of inputs, or the one there is."""
+    return list(data.values()) if is_mapping(data) else [data]
+
+
+def n_rows(data: Any) -> int:
+    """Count the samples."""
+    data = parts_of(data)[0]
+    return int(data.shape[0]) if hasattr(data, "shape") else len(data)
+
+
+def check_finite(data: Any, name: str) -> None:
+    """Raise ValueError, naming the data and the first bad row, at NaN or infinity.
+
+    A memory map is read in chunks. What cannot be checked without loading it sample by sample,
+    a Dataset for example, is let through.
+    """
+    if is_mapping(data):
+        for key, part in data.items():
+            check_finite(part, f"{name}[{key!r}]")
+    elif isinstance(data, torch.Tensor):
+        bad = (~torch.isfinite(data)).nonzero()
+        if len(bad):
+            _refuse(name, int(bad[0, 0]) if data.dim() else 0)
+    elif isinstance(data, list | tuple):
+        try:
+            data = np.asarray(data)
+        except (ValueError, TypeError, RuntimeError):  # ragged, or tensors that NumPy cannot read
+            for row, part in enumerate(data):
+                check_finite(part, f"{name}[{row}]")
+        else:
+            check_finite(data, name)
+    elif sp.issparse(data):
+        data = data.tocoo()
+        bad = ~np.isfinite(data.data)
+        if bad.any():
+            _refuse(name, int(data.coords[0][bad].min()))
+    elif hasattr(data, "dtypes") and hasattr(data, "isna"):
+        missing = np.asarray(data.isna()).reshape(len(data), -1).any(axis=1)
+        if missing.any():
+            _refuse(name, int(missing.argmax()))
+        numbers = data.select_dtypes("number") if hasattr(data, "select_dtypes") else data
+        _check_array(np.asarray(numbers), name)
+    elif hasattr(data, "__array__"):
+        _check_array(np.asanyarray(data), name)
+
+
+def _check_array(data: np.ndarray, name: str) -> None:
+    if data.dtype.kind == "O":
+        # NaN alone differs from itself.
+        bad = np.asarray(data != data).reshape(len(data), -1).any(axis=1)
+        if bad.any():
+            _refuse(name, int(bad.argmax()))
+    if data.dtype.kind not in "fc" or data.size == 0:
+        return
+    data = np.atleast_1d(data)
+    step = max(1, _CHUNK // max(1, data[0].size))
+    for start in range(0, len(data), step):
+        part = np.asarray(data[start : start + step])
+        if not np.isfinite(part).all():
+            rows = ~np.isfinite(part).reshape(len(part), -1).all(axis=1)
+            _refuse(name, start + int(rows.argmax()))
+
+
+def _refuse(name: str, row: int) -> NoReturn:
+    raise ValueError(f"Input {name} contains NaN or infinity, first in row {row}.")
+
+
+def take_rows(data: Any, indices: Any) -> Any:
+    """Take samples, in the container they came in."""
+    if is_mapping(data):
+        return {key: take_rows(part, indices) for key, part in data.items()}
+    if hasattr(data, "iloc"):  # data[indices] of a DataFrame means columns, of a Series labels
+        return data.iloc[indices]
+    if sp.issparse(data):  # not every sparse format can be indexed
+        return data.tocsr()[indices].asformat(data.format)
+    if isinstance(data, Dataset | list | tuple) and np.ndim(indices) > 0:
+        positions = [int(i) for i in indices]
+        if isinstance(data, Dataset):
+            return Subset(data, positions)
+        return [data[i] for i in positions]
+    return data[indices]
+
+
+def stack_rows(old: Any, new: Any) -> Any:
+    """Put new samples behind old ones, in the container of the old ones."""
+    if is_mapping(old) or hasattr(old, "columns"):
+        found = list(new.keys()) if hasattr(new, "keys") else type(new).__name__
+        if set(found) != set(old.keys()):
+            raise ValueError(
+                f"The new samples have {found}; expected {list(old.keys())} like the training data."
+            )
+    if is_mapping(old):
+        return {key: stack_rows(part, new[key]) for key, part in old.items()}
+    if hasattr(old, "iloc") and hasattr(new, "iloc"):
+        import pandas as pd  # nothing new is loaded: these are pandas objects
+
+        return pd.concat([old, new])
+    if sp.issparse(old):
+        return sp.vstack([old, new], format=old.format)
+    if isinstance(old, torch.Tensor):
+        return torch.cat([old, torch.as_tensor(new, device=old.device)])
+    if isinstance(old, Dataset):
+        return ConcatDataset([old, new])
+    if isinstance(old, list):
+        return [*old, *new]
+    return np.concatenate([old, new])

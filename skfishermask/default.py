@@ -1,0 +1,106 @@
+"""The network that is made where the user gave none."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from skorch import NeuralNetClassifier
+from torch import Tensor, nn
+
+
+class SmallMLP(nn.Module):
+    """One hidden layer, in float64: small networks are quick enough, and tables are float64.
+
+    Parameters
+    ----------
+    n_features : int
+        Number of features.
+    n_classes : int
+        Number of classes.
+    n_hidden : int, default=100
+        Units of the hidden layer.
+    """
+
+    def __init__(self, n_features: int, n_classes: int, n_hidden: int = 100) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(n_features, n_hidden, dtype=torch.float64)
+        self.output = nn.Linear(n_hidden, n_classes, dtype=torch.float64)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Give logits (n, n_classes) of samples (n, n_features)."""
+        logits: Tensor = self.output(torch.relu(self.hidden(X)))
+        return logits
+
+
+class SmallCNN(nn.Module):
+    """Two convolutions with pooling, for small images.
+
+    Parameters
+    ----------
+    n_channels : int
+        Number of channels.
+    n_classes : int
+        Number of classes.
+    width : int, default=16
+        Channels of the first convolution; the second has twice as many.
+    """
+
+    def __init__(self, n_channels: int, n_classes: int, width: int = 16) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(n_channels, width, 3, padding=1)
+        self.second = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.output = nn.Linear(2 * width * 2 * 2, n_classes)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Give logits (n, n_classes) of images (n, C, H, W), or (n, H, W) of one channel."""
+        h = X if X.dim() == 4 else X.unsqueeze(1)
+        h = torch.relu(self.first(h))
+        h = nn.functional.max_pool2d(h, 2, ceil_mode=True)
+        h = torch.relu(self.second(h))
+        h = nn.functional.adaptive_max_pool2d(h, 2)
+        logits: Tensor = self.output(h.flatten(1))
+        return logits
+
+
+def default_net(X: np.ndarray, n_classes: int) -> NeuralNetClassifier:
+    """Make a small skorch classifier for the shape of the data.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, n_features), (n, H, W) or (n, C, H, W)
+        Training samples.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    NeuralNetClassifier
+        Not initialized.
+
+    Raises
+    ------
+    ValueError
+        If X has another number of axes.
+    """
+    module: type[nn.Module]
+    if X.ndim == 2:
+        module, sizes = SmallMLP, {"module__n_features": X.shape[1]}
+    elif X.ndim in (3, 4):
+        module, sizes = SmallCNN, {"module__n_channels": X.shape[1] if X.ndim == 4 else 1}
+    else:
+        raise ValueError(
+            "The default network takes X of shape (n, n_features), (n, height, width) or (n, "
+            f"channels, height, width), found {X.shape}; give an estimator for other shapes."
+        )
+    return NeuralNetClassifier(
+        module,
+        module__n_classes=n_classes,
+        criterion=nn.CrossEntropyLoss,
+        optimizer=torch.optim.Adam,
+        lr=0.01,
+        max_epochs=50,
+        batch_size=64,
+        train_split=None,
+        verbose=0,
+        **sizes,
+    )

@@ -1,0 +1,415 @@
+"""The greedy loop: pick after pick from blocks of candidates, near-ties settled in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skfishermask.candidates import (
+    CandidateBlock,
+    ExactState,
+    InMemoryBlock,
+    Start,
+    Update,
+    mean_size,
+    rounding,
+    symmetric,
+    trace_gains,
+)
+
+# Near-ties that are computed afresh in float64 together.
+_GROUP = 8
+# Float64 gains that differ by less than this, relatively, are taken for equal.
+_TIE = 1e-12
+# Candidates on the shortlist for each speculative pick.
+_SHORTLIST = 12
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """A candidate's state, and V M^-1 and V M^-1 F, (r, k), which taking it needs too."""
+
+    state: ExactState
+    x: Tensor
+    fx: Tensor
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A sample that was taken.
+
+    Attributes
+    ----------
+    position : int
+        Position in the pool.
+    gain : float
+        Decrease of tr(M^-1 F) at the time.
+    """
+
+    position: int
+    gain: float
+
+
+class InformationInverse:
+    """M^-1 as it stands: the first one, less the products U U^T of the steps since.
+
+    Parameters
+    ----------
+    first : Tensor of shape (k, k), float64, or float
+        M_0^-1; a float stands for that multiple of the identity.
+    """
+
+    def __init__(self, first: Tensor | float) -> None:
+        self._first = first
+        self.size = mean_size(first)
+        self._factors: Tensor | None = None
+        self._used = 0
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Multiply by M^-1.
+
+        Parameters
+        ----------
+        x : Tensor of shape (k, m), float64
+            Columns to multiply.
+
+        Returns
+        -------
+        Tensor of shape (k, m), float64
+        """
+        y = self._first @ x if isinstance(self._first, Tensor) else self._first * x
+        if self._factors is not None and self._used:
+            factors = self._factors[: self._used]
+            y -= factors.T @ (factors @ x)
+        return y
+
+    def append(self, u: Tensor) -> None:
+        """Subtract U U^T.
+
+        Parameters
+        ----------
+        u : Tensor of shape (k, r), float64
+            U.
+        """
+        k, r = u.shape
+        self.reserve(r, k, u.device)
+        if self._factors is None or self._used + r > len(self._factors):
+            larger = u.new_empty((max(r, min(2 * self._used, k)), k))
+            if self._factors is not None:
+                larger[: self._used] = self._factors[: self._used]
+            self._factors = larger
+        self._factors[self._used : self._used + r] = u.T
+        self._used += r
+
+    def reserve(self, columns: int, k: int, device: torch.device) -> None:
+        """Make sure that `cut` can undo the next steps.
+
+        Parameters
+        ----------
+        columns : int
+            How many columns they will append, at most k or else those of a single step.
+        k : int
+            Size of M.
+        device : torch.device
+            Where M lies.
+        """
+        if self._used + columns > k:
+            # More columns than k: the dense matrix is now smaller and quicker to apply.
+            self._first = self.dense(k, device)
+            self._used = 0
+
+    def cut(self, columns: int) -> None:
+        """Undo the latest steps.
+
+        Parameters
+        ----------
+        columns : int
+            How many columns to take back.
+        """
+        self._used -= columns
+
+    def dense(self, k: int, device: torch.device) -> Tensor:
+        """Give M^-1 as a matrix.
+
+        Parameters
+        ----------
+        k : int
+            Its size, for the multiple of the identity does not know it.
+        device : torch.device
+            Where to make it.
+
+        Returns
+        -------
+        Tensor of shape (k, k), float64
+        """
+        first = self._first
+        if not isinstance(first, Tensor):
+            first = first * torch.eye(k, dtype=torch.float64, device=device)
+        if self._factors is None or not self._used:
+            return first
+        factors = self._factors[: self._used]
+        return torch.addmm(first, factors.T, factors, alpha=-1)
+
+
+class _Greedy:
+    """The state of one greedy selection: candidate blocks, M^-1 and F.
+
+    Of the candidates it knows what `CandidateBlock` tells. `sign` is -1 where samples are
+    dropped: `inverse` is then -M^-1 and a gain is minus a cost.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[CandidateBlock],
+        inverse: InformationInverse,
+        fisher: Tensor,
+        sign: int,
+    ) -> None:
+        self._blocks = blocks
+        self._inverse = inverse
+        self._fisher = fisher
+        self._sign = sign
+        self._error_fisher = rounding(torch.float64) * mean_size(fisher)
+
+    def pick(self) -> tuple[_Solved, list[ExactState]]:
+        """Give the best candidate, lower positions first, with near-ties settled in float64.
+
+        Candidates are computed afresh in the order of their largest possible gain until none
+        is left that could beat the best so far: mostly that is the first one. What was
+        computed goes back to the blocks, so a near-tie is paid for once, not at every step,
+        and is given as the second result.
+        """
+        best: list[_Solved] = []
+        tried: dict[int, ExactState] = {}
+        limit = -math.inf
+        while True:
+            ranked = self._ranked(len(tried) + _GROUP)
+            rivals = [p for p, bound in ranked if bound >= limit and p not in tried]
+            if not rivals:
+                return min(best, key=lambda one: one.state.position), list(tried.values())
+            best += self.solve(rivals[: _GROUP if tried else 1])
+            found = {one.state.position: one.state for one in best}
+            self.correct([state for p, state in found.items() if p not in tried])
+            tried |= found
+            limit = _tie(max(state.gain for state in found.values()))
+            best = [one for one in best if one.state.gain >= limit]
+
+    def speculate(self, count: int, last: bool) -> list[Pick]:
+        """Take some picks from a shortlist; give those that the whole pool confirms.
+
+        Reads the pool's embedding once. Before each pick is confirmed, every candidate outside
+        the shortlist is brought up to the same step; where one might beat the pick, that pick
+        and the later ones are taken back. The `last` pick's update is of no use any more.
+        """
+        shortlist = sorted(position for position, _ in self._ranked(_SHORTLIST * count))
+        blocks = [block.subset([p for p in shortlist if p in block]) for block in self._blocks]
+        short = _Greedy(blocks, self._inverse, self._fisher, self._sign)
+        rounds: list[tuple[Pick, list[ExactState]]] = []
+        updates: list[Update] = []
+        while len(rounds) < count:
+            if updates:
+                short.update(updates[-1:])
+            solved, fresh = short.pick()
+            rounds.append((_pick(solved), fresh))
+            updates.append(short.absorb(solved))
+        staged = updates[: count - last]
+        for block in self._blocks if staged else ():
+            block.stage(staged)
+        confirmed: list[Pick] = []
+        for pick, fresh in rounds:
+            outside = self._ranked(1, shortlist)
+            if outside and outside[0][1] >= _tie(pick.gain):
+                self._inverse.cut((count - len(confirmed)) * updates[0].u.shape[1])
+                break
+            self.correct(fresh)
+            confirmed.append(pick)
+            for block in self._blocks if len(confirmed) <= len(staged) else ():
+                block.advance()
+        return confirmed
+
+    def update(self, updates: Sequence[Update]) -> None:
+        """Bring all candidates up to date."""
+        for block in self._blocks:
+            block.stage(updates)
+            for _ in updates:
+                block.advance()
+
+    def correct(self, states: Sequence[ExactState]) -> None:
+        """Hand exact states to the blocks they belong to."""
+        for exact in states:
+            _owner(self._blocks, exact.position).correct(exact)
+
+    def _ranked(self, count: int, aside: Sequence[int] = ()) -> list[tuple[int, float]]:
+        """Give the positions with the largest possible gains, and these."""
+        found = [block.best(count, aside) for block in self._blocks]
+        positions = torch.cat([candidates.positions for candidates in found])
+        bounds = torch.cat([candidates.gains + candidates.errors for candidates in found])
+        order = torch.sort(bounds, descending=True, stable=True).indices[:count]
+        return list(zip(positions[order].tolist(), bounds[order].tolist(), strict=True))
+
+    def solve(self, positions: Sequence[int]) -> list[_Solved]:
+        """Compute the exact state of some candidates from their embedding, M^-1 and F."""
+        v = torch.stack([_owner(self._blocks, position).rows(position) for position in positions])
+        x = self._inverse.apply(v.flatten(0, 1).T.contiguous())
+        fx = (self._fisher @ x).T.reshape(v.shape)
+        x = x.T.reshape(v.shape)
+        a = symmetric(v @ x.mT)
+        b = self._sign * symmetric(x @ fx.mT)
+        gains, inverse_size = trace_gains(a, b)
+        size_v, size_x, size_fx = (torch.linalg.vector_norm(y, dim=(1, 2)) for y in (v, x, fx))
+        error_x = rounding(torch.float64) * self._inverse.size * size_v
+        error_a = error_x * size_v
+        error_b = 2 * error_x * size_fx + self._error_fisher * size_x**2
+        errors = inverse_size * (error_b + error_a * gains.abs())
+        numbers = zip(*(y.tolist() for y in (gains, errors, error_a, error_b)), strict=True)
+        return [
+            _Solved(ExactState(p, gain, error, off_a, off_b, a[i], b[i]), x[i], fx[i])
+            for i, (p, (gain, error, off_a, off_b)) in enumerate(
+                zip(positions, numbers, strict=True)
+            )
+        ]
+
+    def absorb(self, solved: _Solved) -> Update:
+        """Move a sample into M (or out of it); give what that changes for the candidates."""
+        a = solved.state.a
+        factor = torch.linalg.cholesky(torch.eye(len(a), dtype=a.dtype, device=a.device) + a)
+        u = torch.linalg.solve_triangular(factor, solved.x, upper=False).T
+        fu = torch.linalg.solve_triangular(factor, solved.fx, upper=False).T.contiguous()
+        t = self._sign * (self._inverse.apply(fu) - u @ (u.T @ fu) / 2)
+        self._inverse.append(u)
+        return Update(solved.state.position, u, t)
+
+
+def greedy(
+    blocks: Sequence[CandidateBlock],
+    inverse: InformationInverse,
+    fisher: Tensor,
+    n_picks: int,
+    *,
+    forced: Sequence[int] = (),
+    sign: int = 1,
+    speculative: int = 1,
+) -> list[Pick]:
+    """Take samples one by one, each the one with the largest gain given those before it.
+
+    Parameters
+    ----------
+    blocks : sequence of CandidateBlock
+        The pool, in the order of their positions, in the state that `inverse` describes.
+    inverse : InformationInverse
+        M^-1; it is brought up to date with every pick.
+    fisher : Tensor of shape (k, k), float64
+        F, symmetric.
+    n_picks : int
+        How many samples to take.
+    forced : sequence of int
+        Positions to take before any choice is made, in this order.
+    sign : {1, -1}
+        -1 drops samples instead: `inverse` and the blocks' start then hold -M^-1.
+    speculative : int, default=1
+        How many picks to take from a shortlist for one read of the embeddings. The picks are
+        the same for every number; above 1 pays where reading is what takes the time, not for
+        embeddings in memory.
+
+    Returns
+    -------
+    list of Pick
+        In the order taken.
+    """
+    state = _Greedy(blocks, inverse, fisher, sign)
+    picks: list[Pick] = []
+    for start in range(0, len(forced), _GROUP):
+        updates = []
+        for position in forced[start : start + _GROUP]:
+            (solved,) = state.solve([position])
+            picks.append(_pick(solved))
+            updates.append(state.absorb(solved))
+        if len(picks) < n_picks:
+            state.update(updates)
+    width, r = speculative, 0
+    while len(picks) < n_picks:
+        left = n_picks - len(picks)
+        count = min(width, left, len(fisher) // r if r else 1)
+        if count > 1:
+            inverse.reserve(count * r, len(fisher), fisher.device)
+            confirmed = state.speculate(count, last=count == left)
+            picks += confirmed
+            # Products for picks that are taken back are lost, so do not hope for many more.
+            width = min(speculative, max(2, 2 * len(confirmed)))
+            if len(confirmed) == count:
+                continue
+            left -= len(confirmed)
+        solved, _ = state.pick()
+        picks.append(_pick(solved))
+        update = state.absorb(solved)
+        r = update.u.shape[1]
+        if left > 1:
+            state.update([update])
+    return picks
+
+
+def _pick(solved: _Solved) -> Pick:
+    return Pick(solved.state.position, solved.state.gain)
+
+
+def _owner(blocks: Sequence[CandidateBlock], position: int) -> CandidateBlock:
+    return next(block for block in blocks if position in block)
+
+
+def _tie(gain: float) -> float:
+    """Give the least gain that counts as equal to this one."""
+    return gain - _TIE * abs(gain)
+
+
+def choose(
+    blocks: Sequence[CandidateBlock],
+    start: Start,
+    fisher: Tensor,
+    n_instances: int,
+    n_forward: int,
+    *,
+    forced: Sequence[int] = (),
+    speculative: int = 1,
+) -> list[Pick]:
+    """Take samples greedily, then drop those that cost least.
+
+    Parameters
+    ----------
+    blocks : sequence of CandidateBlock
+        The pool, in the order of their positions, in the state that `start` describes.
+    start : Start
+        The matrices that the blocks started from.
+    fisher : Tensor of shape (k, k), float64
+        F, symmetric.
+    n_instances : int
+        How many samples to keep.
+    n_forward : int
+        How many to take first.
+    forced : sequence of int
+        Positions to take first and never to drop.
+    speculative : int, default=1
+        As for `greedy`.
+
+    Returns
+    -------
+    list of Pick
+        Those kept, in the order taken.
+    """
+    inverse = InformationInverse(start.inverse)
+    picks = greedy(blocks, inverse, fisher, n_forward, forced=forced, speculative=speculative)
+    if n_forward == n_instances:
+        return picks
+    # From the highest position down, so that of two equal samples the lower one stays.
+    free = sorted((pick.position for pick in picks[len(forced) :]), reverse=True)
+    rows = torch.stack([_owner(blocks, position).rows(position) for position in free])
+    negative = -inverse.dense(len(fisher), fisher.device)
+    # In float64 throughout, because I - A may come close to singular.
+    block = InMemoryBlock(rows, Start(negative, -symmetric(negative @ fisher @ negative)))
+    n_drops = n_forward - n_instances
+    drops = greedy([block], InformationInverse(negative), fisher, n_drops, sign=-1)
+    dropped = {free[drop.position] for drop in drops}
+    return [pick for pick in picks if pick.position not in dropped]

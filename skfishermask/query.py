@@ -1,0 +1,302 @@
+"""One query: the steps of the method, from a fitted net and the data it sees to a batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from skfishermask._skorch import NetBatches, n_samples, to_logits_of
+from skfishermask.directions import n_rows
+from skfishermask.fisher import (
+    directions_for_share,
+    embedding_blocks,
+    fisher_diagonal,
+    fisher_matrix,
+    predicted_probabilities,
+)
+from skfishermask.mask import ParameterMask
+from skfishermask.network import output_layer
+from skfishermask.selection import select_batch
+
+EMBEDDING_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+# Selection holds the Fisher matrices, their factors and products: so many k x k in float64.
+_N_MATRICES = 6
+# The masks that are chosen without looking at the diagonal Fisher information.
+_BLIND_MASKS = ("random", "output_layer", "all")
+
+
+def _check_n_instances(n_instances: Any, n_pool: int) -> int:
+    if n_pool == 0:
+        raise ValueError("Expected a pool with at least one sample, found an empty one.")
+    if not isinstance(n_instances, Integral) or isinstance(n_instances, bool):
+        raise ValueError(f"n_instances must be an int, got {n_instances!r}.")
+    n: int = int(n_instances)
+    if not 1 <= n <= n_pool:
+        raise ValueError(
+            f"n_instances must be between 1 and the {n_pool} samples of the pool, "
+            f"got {n_instances}."
+        )
+    return n
+
+
+def _gigabytes(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2f} GB"
+
+
+class Query:
+    """One query: the net, the data that it sees, and the steps of the method.
+
+    Parameters
+    ----------
+    parameters : object
+        Has the parameters of :class:`skfishermask.FisherMaskSampler` as attributes.
+    net : skorch classifier
+        Fitted.
+    X_pool, X_labeled : array-like, dict, Dataset, or None
+        What the net takes in ``predict``.
+    n_instances : int
+        Number of samples to choose.
+
+    Attributes
+    ----------
+    mask : ParameterMask
+        The mask, after :meth:`run`.
+    diagonal : dict of str to Tensor, or None
+        Diagonal Fisher information on the CPU, where the mask looked at it.
+    info : dict
+        See :class:`skfishermask.FisherMaskSampler`.
+    """
+
+    def __init__(
+        self,
+        parameters: Any,
+        net: Any,
+        X_pool: Any,
+        X_labeled: Any,
+        n_instances: int,
+    ) -> None:
+        self._p = parameters
+        self._net = net
+        self._module = net.module_
+        self._X_pool, self._X_labeled = X_pool, X_labeled
+        self._n_pool = n_samples(net, X_pool)
+        self._n_instances = _check_n_instances(n_instances, self._n_pool)
+        self._n_labeled = 0 if X_labeled is None else n_samples(net, X_labeled)
+        limit = parameters.max_candidates
+        if limit is not None and limit < n_instances:
+            raise ValueError(
+                f"max_candidates={limit} leaves fewer candidates than n_instances={n_instances}."
+            )
+        self._to_logits = to_logits_of(net)
+        self._rng = check_random_state(parameters.random_state)
+        self._seconds: dict[str, float] = {}
+        self.mask: ParameterMask
+        self.diagonal: dict[str, Tensor] | None = None
+        self.info: dict[str, Any] = {}
+
+    def run(self) -> tuple[np.ndarray, np.ndarray]:
+        """Go through the steps.
+
+        Returns
+        -------
+        indices : ndarray of shape (n_instances,), int64
+            Rows of the pool in the order chosen.
+        gains : ndarray of shape (n_instances,), float64
+            Decrease of the objective when each was chosen.
+        """
+        start = time.perf_counter()
+        first = next(iter(self._batches(self._X_pool, np.arange(1))))
+        p = predicted_probabilities(self._module, [first], to_logits=self._to_logits)
+        n_classes = p.shape[1]
+        rows = self._candidates()
+        sample = self._mask_sample()
+        r = self._n_directions(n_classes, sample)
+        with self._step("diagonal"):
+            self.mask = self._make_mask(
+                output_layer(self._module, first, to_logits=self._to_logits), sample, r
+            )
+        k = len(self.mask)
+        self._check_memory(len(rows), r, k)
+        with self._step("embedding"):
+            fisher_labeled = self._labeled_fisher(r)
+            V = self._embed(rows, r)
+        with self._step("fisher"):
+            fisher = self._target(V, fisher_labeled)
+        with self._step("selection"):
+            positions, gains = select_batch(
+                V,
+                self._n_instances,
+                fisher,
+                fisher_labeled=fisher_labeled if self._p.use_labeled else None,
+                n_labeled=self._n_labeled if self._p.use_labeled else 0,
+                regularization=self._p.regularization,
+                oversample=self._p.oversample,
+                preselected=self._by_entropy(rows),
+            )
+        self._seconds["total"] = time.perf_counter() - start
+        self.info = {
+            "seconds": self._seconds,
+            "n_candidates": len(rows),
+            "n_labeled": self._n_labeled,
+            "n_directions": r,
+            "mask_size": k,
+            "embedding_bytes": V.numel() * V.element_size(),
+        }
+        return rows[positions.cpu().numpy()], gains.cpu().numpy()
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self._seconds[name] = time.perf_counter() - start
+
+    def _batches(self, X: Any, rows: np.ndarray | None = None) -> NetBatches:
+        return NetBatches(self._net, X, rows, self._p.batch_size)
+
+    def _progress(self, batches: Iterable[Any], total: int, text: str) -> Iterable[Any]:
+        return tqdm(batches, total=total, desc=text, unit="batch") if self._p.verbose else batches
+
+    def _candidates(self) -> np.ndarray:
+        limit = self._p.max_candidates
+        if limit is None or limit >= self._n_pool:
+            return np.arange(self._n_pool)
+        return np.sort(self._rng.choice(self._n_pool, limit, replace=False))
+
+    def _mask_sample(self) -> list[NetBatches]:
+        """Draw samples for the diagonal from the labelled ones and the pool."""
+        n = self._n_labeled + self._n_pool
+        wanted = min(self._p.n_mask_samples or n, n)
+        drawn = np.sort(self._rng.choice(n, wanted, replace=False))
+        labeled, pool = drawn[drawn < self._n_labeled], drawn[drawn >= self._n_labeled]
+        batches = [self._batches(self._X_pool, pool - self._n_labeled)]
+        if len(labeled):
+            batches.insert(0, self._batches(self._X_labeled, labeled))
+        return batches
+
+    def _n_directions(self, n_classes: int, sample: list[NetBatches]) -> int:
+        most = n_rows(n_classes, self._p.weighting)
+        wanted = self._p.n_directions
+        if isinstance(wanted, float):
+            batches = _Chain(sample)
+            wanted = directions_for_share(self._module, batches, wanted, to_logits=self._to_logits)
+        return most if wanted is None else min(int(wanted), most)
+
+    def _make_mask(self, output: list[str], sample: list[NetBatches], r: int) -> ParameterMask:
+        if self._p.mask in _BLIND_MASKS:
+            diagonal = {name: torch.zeros(p.shape) for name, p in self._module.named_parameters()}
+        else:
+            total = sum(map(len, sample))
+            batches = self._progress(_Chain(sample), total, "Fisher diagonal")
+            diagonal = fisher_diagonal(
+                self._module, batches, n_directions=r, to_logits=self._to_logits
+            )
+            # On the CPU, so that a sampler pickled on a machine with CUDA loads on one without.
+            diagonal = self.diagonal = {name: d.cpu() for name, d in diagonal.items()}
+        return ParameterMask.from_diagonal(
+            diagonal,
+            self._p.mask,
+            self._p.mask_fraction,
+            output_layer=output,
+            random_state=self._rng,
+        )
+
+    def _check_memory(self, n: int, r: int, k: int) -> None:
+        itemsize = EMBEDDING_DTYPES[self._p.embedding_dtype].itemsize
+        embedding, matrices = n * r * k * itemsize, _N_MATRICES * 8 * k * k
+        device = next(self._module.parameters()).device
+        free = (
+            torch.cuda.mem_get_info(device)[0]
+            if device.type == "cuda"
+            else psutil.virtual_memory().available
+        )
+        if embedding + matrices > free:
+            raise MemoryError(
+                f"The Fisher embedding of {n} candidates x {r} directions x {k} parameters needs "
+                f"{_gigabytes(embedding)} and the {k} x {k} Fisher matrices "
+                f"{_gigabytes(matrices)}, but {_gigabytes(free)} are free on {device}. "
+                "mask_fraction makes both smaller; max_candidates, n_directions and "
+                "embedding_dtype make the embedding smaller."
+            )
+
+    def _blocks(self, X: Any, rows: np.ndarray | None, r: int, text: str) -> Iterator[Tensor]:
+        batches = self._batches(X, rows)
+        return embedding_blocks(
+            self._module,
+            self._progress(batches, len(batches), text),
+            self.mask,
+            weighting=self._p.weighting,
+            n_directions=r,
+            to_logits=self._to_logits,
+        )
+
+    def _labeled_fisher(self, r: int) -> Tensor | None:
+        """Give the mean Fisher matrix of the labelled samples, which are not kept embedded."""
+        if self._n_labeled == 0:
+            return None
+        total: Tensor | None = None
+        for block in self._blocks(self._X_labeled, None, r, "Labelled"):
+            part = fisher_matrix(block).mul_(len(block) / self._n_labeled)
+            total = part if total is None else total.add_(part)
+        return total
+
+    def _embed(self, rows: np.ndarray, r: int) -> Tensor:
+        V = torch.empty(
+            len(rows),
+            r,
+            len(self.mask),
+            dtype=EMBEDDING_DTYPES[self._p.embedding_dtype],
+            device=next(self._module.parameters()).device,
+        )
+        every = None if len(rows) == self._n_pool else rows
+        start = 0
+        for block in self._blocks(self._X_pool, every, r, "Fisher embedding"):
+            V[start : start + len(block)] = block
+            start += len(block)
+        return V
+
+    def _target(self, V: Tensor, fisher_labeled: Tensor | None) -> Tensor:
+        if self._p.target == "identity":
+            return torch.eye(V.shape[2], dtype=torch.float64, device=V.device)
+        fisher = fisher_matrix(V)
+        if fisher_labeled is None:
+            return fisher
+        n, n_labeled = len(V), self._n_labeled
+        return (n * fisher + n_labeled * fisher_labeled) / (n + n_labeled)
+
+    def _by_entropy(self, rows: np.ndarray) -> list[int]:
+        """Give the positions of the most uncertain candidates, for the hybrid."""
+        n = round(self._p.entropy_share * self._n_instances)
+        if n == 0:
+            return []
+        batches = self._batches(self._X_pool, rows)
+        p = predicted_probabilities(self._module, batches, to_logits=self._to_logits)
+        order = torch.special.entr(p).sum(1).sort(descending=True, stable=True).indices
+        first: list[int] = order[:n].tolist()
+        return first
+
+
+class _Chain:
+    """Several iterables one after the other, readable again."""
+
+    def __init__(self, parts: list[NetBatches]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self._parts)
