@@ -21,7 +21,42 @@ def is_mapping(data: Any) -> bool:
 
 def parts_of(data: Any) -> list[Any]:
     """List the inputs of a dict of inputs, or the one there is."""
-    return list(data.values()) if is_mapping(data) else [data]
+    if not is_mapping(data):
+        return [data]
+    if not data:
+        raise ValueError("Expected a dict of arrays, found an empty one.")
+    return list(data.values())
+
+
+def as_rows(data: Any, name: str) -> Any:
+    """Turn what a network cannot take row by row into what it can, or say why not.
+
+    A list of rows becomes an array (or a tensor), a sparse matrix one of the CSR format; other
+    containers stay as they are. Raises TypeError or ValueError for what holds no samples.
+    """
+    if isinstance(data, list | tuple):
+        tensors = any(isinstance(row, torch.Tensor) for row in data)
+        try:
+            data = torch.stack(list(data)) if tensors else np.asarray(data)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} is a list, so its elements must be numbers or arrays of one shape, one a "
+                f"sample: {error}"
+            ) from error
+    if sp.issparse(data):
+        return data.tocsr()
+    if isinstance(data, str | bytes) or not (hasattr(data, "__len__") or hasattr(data, "shape")):
+        raise TypeError(
+            f"Expected {name} to be an array, DataFrame, sparse matrix, tensor, dict of arrays or "
+            f"Dataset, found {type(data).__name__}."
+        )
+    for part in parts_of(data):
+        if getattr(part, "shape", None) == ():
+            raise ValueError(f"Expected one row a sample in {name}, found a single value: {part}.")
+        kind = getattr(getattr(part, "dtype", None), "kind", "f")
+        if kind not in "biuf":
+            raise ValueError(f"Expected numbers in {name}, found dtype {part.dtype}.")
+    return data
 
 
 def n_rows(data: Any) -> int:

@@ -16,6 +16,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from skfishermask._rows import as_rows, check_finite
 from skfishermask._skorch import NetBatches, n_samples, to_logits_of
 from skfishermask.directions import n_rows
 from skfishermask.fisher import (
@@ -26,7 +27,7 @@ from skfishermask.fisher import (
     predicted_probabilities,
 )
 from skfishermask.mask import ParameterMask
-from skfishermask.network import output_layer
+from skfishermask.network import Batch, output_layer
 from skfishermask.selection import select_batch
 
 EMBEDDING_DTYPES = {
@@ -52,6 +53,26 @@ def _check_n_instances(n_instances: Any, n_pool: int) -> int:
             f"got {n_instances}."
         )
     return n
+
+
+def _check_same_samples(X_pool: Any, X_labeled: Any) -> None:
+    found, expected = (
+        getattr(X, "shape", (None,))[1:] if isinstance(X, np.ndarray | torch.Tensor) else ()
+        for X in (X_pool, X_labeled)
+    )
+    if found and expected and found != expected:
+        raise ValueError(
+            f"X_pool has samples of shape {tuple(found)}, but the labelled samples have shape "
+            f"{tuple(expected)}."
+        )
+
+
+def _describe(batch: Batch) -> str:
+    if isinstance(batch, torch.Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} of shape {tuple(batch.shape)}"
+    if isinstance(batch, dict):
+        return "{" + ", ".join(f"{key!r}: {_describe(part)}" for key, part in batch.items()) + "}"
+    return f"[{', '.join(map(_describe, batch))}]"
 
 
 def _gigabytes(n_bytes: float) -> str:
@@ -93,10 +114,16 @@ class Query:
         self._p = parameters
         self._net = net
         self._module = net.module_
-        self._X_pool, self._X_labeled = X_pool, X_labeled
-        self._n_pool = n_samples(net, X_pool)
+        self._X_pool = as_rows(X_pool, "X_pool")
+        self._n_pool = n_samples(net, self._X_pool)
         self._n_instances = _check_n_instances(n_instances, self._n_pool)
-        self._n_labeled = 0 if X_labeled is None else n_samples(net, X_labeled)
+        self._n_labeled = 0
+        if X_labeled is not None:
+            self._X_labeled = as_rows(X_labeled, "X_labeled")
+            self._n_labeled = n_samples(net, self._X_labeled)
+            _check_same_samples(self._X_pool, self._X_labeled)
+            check_finite(self._X_labeled, "X_labeled")
+        check_finite(self._X_pool, "X_pool")
         limit = parameters.max_candidates
         if limit is not None and limit < n_instances:
             raise ValueError(
@@ -121,8 +148,7 @@ class Query:
         """
         start = time.perf_counter()
         first = next(iter(self._batches(self._X_pool, np.arange(1))))
-        p = predicted_probabilities(self._module, [first], to_logits=self._to_logits)
-        n_classes = p.shape[1]
+        n_classes = self._n_classes(first)
         rows = self._candidates()
         sample = self._mask_sample()
         r = self._n_directions(n_classes, sample)
@@ -158,6 +184,19 @@ class Query:
             "embedding_bytes": V.numel() * V.element_size(),
         }
         return rows[positions.cpu().numpy()], gains.cpu().numpy()
+
+    def _n_classes(self, first: Batch) -> int:
+        """Try the network on one sample, before any long work."""
+        try:
+            p = predicted_probabilities(self._module, [first], to_logits=self._to_logits)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"The network cannot read the pool. Its first sample is {_describe(first)}, and "
+                f"PyTorch says: {error}"
+            ) from error
+        return p.shape[1]
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "_skorch": ({"network"}, {"numpy", "sklearn", "skorch", "torch"}),
     "unwrap": ({"_skorch"}, {"sklearn", "skorch"}),
     "query": (
-        {"_skorch", "directions", "fisher", "mask", "network", "selection"},
+        {"_rows", "_skorch", "directions", "fisher", "mask", "network", "selection"},
         {"numpy", "psutil", "sklearn", "torch", "tqdm"},
     ),
     "default": (set(), {"numpy", "skorch", "torch"}),

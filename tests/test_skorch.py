@@ -120,7 +120,7 @@ class ReversedLoader(DataLoader):
         {"iterator_valid": lambda dataset, **_: [dataset]},
         {"batch_size": -1},
     ],
-    ids=str,
+    ids=lambda options: " ".join(options) or "plain",
 )
 def test_rows_come_whole_and_in_order(iterator: dict[str, Any]) -> None:
     net = nets.logits_net(**iterator).initialize()
