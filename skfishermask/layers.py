@@ -53,44 +53,49 @@ def _by_sample(t: Tensor, n: int) -> Tensor:
     return t.reshape(n, -1, *t.shape[1:]).transpose(1, 2).flatten(2)
 
 
-def _pairs(columns: Tensor, i: Tensor, j: Tensor, n_rows: int) -> Callable[[Tensor], Tensor]:
-    """Prepare the sums over positions of rows[:, i] * columns[:, :, j].
+def _take(t: Tensor, index: Tensor) -> Tensor:
+    """Take entries of the second axis; increasing indices, so as many as there are mean all."""
+    return t if len(index) == t.shape[1] else t.index_select(1, index)
 
-    `columns` is (n, L, I), the `n_rows` rows come as (n, O, L), the result is (n, len(i)).
+
+def _pairs(columns: Tensor, i: Tensor, j: Tensor, n_rows: int) -> Callable[[Tensor], Tensor]:
+    """Prepare the sums over positions of rows[:, i] * columns[:, j].
+
+    `columns` is (n, I, L), the `n_rows` rows come as (n, O, L), the result is (n, len(i)).
     """
-    n, length, n_columns = columns.shape
+    n, n_columns, length = columns.shape
     if length == 1:
-        taken = columns[:, 0].index_select(1, j)
+        taken = columns[:, :, 0].index_select(1, j)
         return lambda rows: rows[:, :, 0].index_select(1, i).mul_(taken)
     if n_rows * n_columns <= _BLOCK_ADVANTAGE * len(i):
-        flat = i * n_columns + j
-        return lambda rows: torch.bmm(rows, columns).flatten(1).index_select(1, flat)
+        flat = j * n_rows + i
+        return lambda rows: torch.bmm(columns, rows.mT).flatten(1).index_select(1, flat)
     step = max(1, _CHUNK // (n * length))
 
     def contract(rows: Tensor) -> Tensor:
-        rows = rows.transpose(1, 2)
         parts = zip(i.split(step), j.split(step), strict=True)
         return torch.cat(
-            [rows.index_select(2, a).mul_(columns.index_select(2, b)).sum(1) for a, b in parts], 1
+            [rows.index_select(1, a).mul_(columns.index_select(1, b)).sum(2) for a, b in parts], 1
         )
 
     return contract
 
 
 def _sum_of_squared_products(rows: Tensor, columns: Tensor) -> Tensor:
-    """Sum over n of (rows @ columns)^2; (n, g, O, L), (n, g, L, I) -> (g, O, I)."""
+    """Sum over n of (rows @ columns^T)^2; (n, g, O, L), (n, g, I, L) -> (g, O, I)."""
     n, groups, n_rows, length = rows.shape
-    n_columns = columns.shape[3]
+    n_columns = columns.shape[2]
     if length == 1:
-        return torch.einsum("ngo,ngi->goi", rows[..., 0].square(), columns[:, :, 0].square())
+        return torch.einsum("ngo,ngi->goi", rows[..., 0].square(), columns[..., 0].square())
     step = min(n, max(1, _SQUARES_CHUNK // (groups * n_rows * n_columns)))
-    total = rows.new_zeros(groups, n_rows, n_columns)
-    buffer = rows.new_empty(step * groups, n_rows, n_columns)
+    total = rows.new_zeros(groups, n_columns, n_rows)
+    buffer = rows.new_empty(step * groups, n_columns, n_rows)
     for r, c in zip(rows.split(step), columns.split(step), strict=True):
         block = buffer[: len(r) * groups]
-        torch.bmm(r.flatten(0, 1), c.flatten(0, 1), out=block).square_()
+        # This way round both factors lie in memory as the product likes them.
+        torch.bmm(c.flatten(0, 1), r.flatten(0, 1).mT, out=block).square_()
         total += block.view(len(r), *total.shape).sum(0)
-    return total
+    return total.mT
 
 
 class _OuterProductRule:
@@ -104,7 +109,7 @@ class _OuterProductRule:
         raise NotImplementedError
 
     def columns(self, module: Layer, x: Tensor, which: Tensor) -> Tensor:
-        """Take columns of the input: (n, L, len(which))."""
+        """Take columns of the input: (n, len(which), L)."""
         raise NotImplementedError
 
     def locate(self, module: Layer, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,13 +122,13 @@ class _OuterProductRule:
             row, column = self.locate(module, entries["weight"])
             row_set, i = torch.unique(row, return_inverse=True)
             column_set, j = torch.unique(column, return_inverse=True)
-            columns = self.columns(module, x, column_set).reshape(n, -1, len(column_set))
+            columns = _by_sample(self.columns(module, x, column_set), n)
             weight = _pairs(columns, i, j, len(row_set))
 
         def contract(g: Tensor) -> dict[str, Tensor]:
             rows, out = _by_sample(self.rows(module, g), n), {}
             if "weight" in entries:
-                out["weight"] = weight(rows.index_select(1, row_set))
+                out["weight"] = weight(_take(rows, row_set))
             if "bias" in entries:
                 out["bias"] = rows[:, entries["bias"]].sum(2)
             return out
@@ -135,8 +140,7 @@ class _OuterProductRule:
         if "weight" in names:
             n_columns = groups * (module.weight.numel() // module.weight.shape[0])
             columns = self.columns(module, x, torch.arange(n_columns, device=x.device))
-            columns = columns.reshape(n, -1, groups, n_columns // groups).transpose(1, 2)
-            columns = columns.contiguous()
+            columns = _by_sample(columns, n).unflatten(1, (groups, -1))
 
         def contract(g: Tensor) -> dict[str, Tensor]:
             rows, out = _by_sample(self.rows(module, g), n), {}
@@ -158,7 +162,7 @@ class _LinearRule(_OuterProductRule):
         return g.reshape(g.shape[0], -1, g.shape[-1]).transpose(1, 2)
 
     def columns(self, module: Layer, x: Tensor, which: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], -1, x.shape[-1]).index_select(2, which)
+        return _take(x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2), which)
 
 
 class _ConvRule(_OuterProductRule):
@@ -175,18 +179,18 @@ class _ConvRule(_OuterProductRule):
         if any(module._reversed_padding_repeated_twice):
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
             x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-        # A view (n, *positions, channels, *kernel) of all windows; only `which` are copied.
+        # A view (n, channels, *kernel, *positions) of all windows; only `which` are copied.
         n_spatial = len(module.kernel_size)
         for d in range(n_spatial):
             span = (module.kernel_size[d] - 1) * module.dilation[d] + 1
             x = x.unfold(2 + d, span, module.stride[d])[..., :: module.dilation[d]]
-        x = x.movedim(1, 1 + n_spatial)
-        taps = x.shape[1 + n_spatial :]
+        kernel_axes = range(2 + n_spatial, 2 + 2 * n_spatial)
+        x = x.movedim(tuple(kernel_axes), tuple(range(2, 2 + n_spatial)))
+        taps = x.shape[1 : 2 + n_spatial]
         if len(which) == taps.numel():
-            return x.reshape(len(x), -1, len(which))
-        index: list[Any] = [slice(None)] * (1 + n_spatial)
-        index += torch.unravel_index(which, taps)
-        return x[tuple(index)].flatten(1, n_spatial)
+            return x.reshape(len(x), len(which), -1)
+        index: list[Any] = [slice(None), *torch.unravel_index(which, taps)]
+        return x[tuple(index)].flatten(2)
 
     def locate(self, module: Layer, index: Tensor) -> tuple[Tensor, Tensor]:
         row, column = super().locate(module, index)
@@ -205,9 +209,9 @@ class _EmbeddingRule(_OuterProductRule):
         return g.reshape(g.shape[0], -1, g.shape[-1]).transpose(1, 2)
 
     def columns(self, module: Layer, x: Tensor, which: Tensor) -> Tensor:
-        same = x.reshape(x.shape[0], -1, 1) == which
+        same = x.reshape(x.shape[0], 1, -1) == which[:, None]
         if module.padding_idx is not None:
-            same &= which != module.padding_idx
+            same &= (which != module.padding_idx)[:, None]
         return same.to(module.weight.dtype)
 
     def locate(self, module: Layer, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,14 +250,14 @@ class _ElementwiseRule:
     def gather(self, module: Layer, x: Tensor, n: int, entries: Entries) -> Contraction:
         if "weight" in entries:
             x = _by_sample(self.features(module, self.normalized(module, x)), n)
-            x = x.index_select(1, entries["weight"])
+            x = _take(x, entries["weight"])
 
         def contract(g: Tensor) -> dict[str, Tensor]:
             g, out = _by_sample(self.features(module, g), n), {}
             if "weight" in entries:
-                out["weight"] = g.index_select(1, entries["weight"]).mul_(x).sum(2)
+                out["weight"] = (_take(g, entries["weight"]) * x).sum(2)
             if "bias" in entries:
-                out["bias"] = g.index_select(1, entries["bias"]).sum(2)
+                out["bias"] = _take(g, entries["bias"]).sum(2)
             return out
 
         return contract
