@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 import scipy.sparse as sp
 import torch
+from sklearn.utils import check_consistent_length
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 # Numbers that are looked at in one go.
@@ -34,28 +35,37 @@ def as_rows(data: Any, name: str) -> Any:
     A list of rows becomes an array (or a tensor), a sparse matrix one of the CSR format; other
     containers stay as they are. Raises TypeError or ValueError for what holds no samples.
     """
-    if isinstance(data, list | tuple):
+    if isinstance(data, list | tuple | range):
         tensors = any(isinstance(row, torch.Tensor) for row in data)
         try:
-            data = torch.stack(list(data)) if tensors else np.asarray(data)
+            data = torch.stack([*data]) if tensors else np.asarray(data)
         except (ValueError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{name} is a list, so its elements must be numbers or arrays of one shape, one a "
                 f"sample: {error}"
             ) from error
     if sp.issparse(data):
-        return data.tocsr()
-    if isinstance(data, str | bytes) or not (hasattr(data, "__len__") or hasattr(data, "shape")):
+        # skorch cannot take rows of the newer sparse arrays.
+        return sp.csr_matrix(data)
+    if hasattr(data, "iloc") and not hasattr(data, "columns"):
+        data = np.asarray(data)
+    has_rows = hasattr(data, "__getitem__") and (hasattr(data, "__len__") or hasattr(data, "shape"))
+    if isinstance(data, str | bytes) or not has_rows:
         raise TypeError(
             f"Expected {name} to be an array, DataFrame, sparse matrix, tensor, dict of arrays or "
             f"Dataset, found {type(data).__name__}."
         )
+    if is_mapping(data):
+        for key, part in data.items():
+            as_rows(part, f"{name}[{key!r}]")
+        check_consistent_length(*parts_of(data))
     for part in parts_of(data):
         if getattr(part, "shape", None) == ():
             raise ValueError(f"Expected one row a sample in {name}, found a single value: {part}.")
-        kind = getattr(getattr(part, "dtype", None), "kind", "f")
-        if kind not in "biuf":
-            raise ValueError(f"Expected numbers in {name}, found dtype {part.dtype}.")
+        dtypes = part.dtypes if hasattr(part, "columns") else [getattr(part, "dtype", None)]
+        for dtype in dtypes:
+            if getattr(dtype, "kind", "f") not in "biuf":
+                raise ValueError(f"Expected numbers in {name}, found dtype {dtype}.")
     return data
 
 
@@ -90,7 +100,7 @@ def check_finite(data: Any, name: str) -> None:
         data = data.tocoo()
         bad = ~np.isfinite(data.data)
         if bad.any():
-            _refuse(name, int(data.coords[0][bad].min()))
+            _refuse(name, int(data.row[bad].min()))
     elif hasattr(data, "dtypes") and hasattr(data, "isna"):
         missing = np.asarray(data.isna()).reshape(len(data), -1).any(axis=1)
         if missing.any():
@@ -136,6 +146,31 @@ def take_rows(data: Any, indices: Any) -> Any:
             return Subset(data, positions)
         return [data[i] for i in positions]
     return data[indices]
+
+
+class Relabeled(Dataset[Any]):
+    """The samples of a Dataset with other labels: skorch would take the Dataset's own.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Gives samples, or tuples of a sample and what is left out here.
+    labels : ndarray of shape (n_samples,)
+        One for each.
+    """
+
+    def __init__(self, dataset: Any, labels: Any) -> None:
+        self.dataset = dataset
+        self.labels = labels
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        """Give a sample and its label."""
+        item = self.dataset[i]
+        return (item[0] if isinstance(item, list | tuple) else item), self.labels[i]
 
 
 def stack_rows(old: Any, new: Any) -> Any:

@@ -24,6 +24,11 @@ def is_net(estimator: object) -> bool:
     return isinstance(estimator, skorch.NeuralNet)
 
 
+def is_binary(estimator: object) -> bool:
+    """Tell whether this is a skorch net with a single output for two classes."""
+    return isinstance(estimator, skorch.NeuralNetBinaryClassifier)
+
+
 def check_net(net: skorch.NeuralNet) -> None:
     """Raise NotFittedError or TypeError unless the net is an initialized classifier."""
     if not is_classifier(net):
@@ -33,7 +38,7 @@ def check_net(net: skorch.NeuralNet) -> None:
         )
     net.check_is_fitted(["module_", "criterion_"])
     criterion = _criterion(net)
-    binary = isinstance(net, skorch.NeuralNetBinaryClassifier)
+    binary = is_binary(net)
     multilabel = (nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss)
     if isinstance(criterion, nn.BCELoss | nn.BCEWithLogitsLoss) and not binary:
         raise TypeError(
@@ -79,7 +84,7 @@ def to_logits_of(net: skorch.NeuralNet) -> ToLogits:
         if isinstance(_criterion(net), nn.BCEWithLogitsLoss):
             return _binary_logits
     nonlinearity = net._get_predict_nonlinearity()
-    binary = isinstance(net, skorch.NeuralNetBinaryClassifier)
+    binary = is_binary(net)
 
     def log_probabilities(output: Any) -> Tensor:
         output = first_output(output)

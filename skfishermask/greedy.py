@@ -155,7 +155,7 @@ class InformationInverse:
         return torch.addmm(first, factors.T, factors, alpha=-1)
 
 
-class _Greedy:
+class GreedyState:
     """The state of one greedy selection: candidate blocks, M^-1 and F.
 
     Of the candidates it knows what `CandidateBlock` tells. `sign` is -1 where samples are
@@ -207,7 +207,7 @@ class _Greedy:
         """
         shortlist = sorted(position for position, _ in self._ranked(_SHORTLIST * count))
         blocks = [block.subset([p for p in shortlist if p in block]) for block in self._blocks]
-        short = _Greedy(blocks, self._inverse, self._fisher, self._sign)
+        short = GreedyState(blocks, self._inverse, self._fisher, self._sign)
         rounds: list[tuple[Pick, list[ExactState]]] = []
         updates: list[Update] = []
         while len(rounds) < count:
@@ -320,7 +320,7 @@ def greedy(
     list of Pick
         In the order taken.
     """
-    state = _Greedy(blocks, inverse, fisher, sign)
+    state = GreedyState(blocks, inverse, fisher, sign)
     picks: list[Pick] = []
     for start in range(0, len(forced), _GROUP):
         updates = []

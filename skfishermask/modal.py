@@ -80,7 +80,8 @@ class ActiveLearner(_ModALActiveLearner):
 
     Examples
     --------
-    >>>     >>> from sklearn.linear_model import LogisticRegression
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LogisticRegression
     >>> from skfishermask.modal import ActiveLearner
     >>> X = np.arange(10.0).reshape(-1, 1)
     >>> y = (X[:, 0] > 4).astype(int)

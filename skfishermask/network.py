@@ -21,18 +21,23 @@ Batch = Any
 _PROJECTIONS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 
 
-def batch_map(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
-    """Apply a function to every tensor of a batch, keeping its structure."""
-    if isinstance(batch, Tensor):
-        return function(batch)
+def _parts(batch: Batch) -> list[tuple[Any, Batch]]:
     if isinstance(batch, Mapping):
-        return {key: batch_map(value, function) for key, value in batch.items()}
+        return list(batch.items())
     if isinstance(batch, list | tuple):
-        return [batch_map(value, function) for value in batch]
+        return list(enumerate(batch))
     raise TypeError(
         "A batch must be a tensor, a list of tensors or a dict of tensors, "
         f"found {type(batch).__name__}."
     )
+
+
+def batch_map(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """Apply a function to every tensor of a batch, keeping its structure."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    mapped = {key: batch_map(part, function) for key, part in _parts(batch)}
+    return mapped if isinstance(batch, Mapping) else list(mapped.values())
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
@@ -42,9 +47,12 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
 
 def batch_length(batch: Batch) -> int:
     """Give the number of samples of a batch: the length of its first tensor."""
-    while not isinstance(batch, Tensor):
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
-    return len(batch)
+    if isinstance(batch, Tensor):
+        return len(batch)
+    parts = _parts(batch)
+    if not parts:
+        raise ValueError(f"A batch must hold at least one tensor, found {batch!r}.")
+    return batch_length(parts[0][1])
 
 
 def first_output(output: Any) -> Any:

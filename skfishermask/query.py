@@ -148,7 +148,10 @@ class Query:
         """
         start = time.perf_counter()
         first = next(iter(self._batches(self._X_pool, np.arange(1))))
-        n_classes = self._n_classes(first)
+        n_classes = self._n_classes(first, "pool")
+        if self._n_labeled:
+            labeled = self._batches(self._X_labeled, np.arange(1))
+            self._n_classes(next(iter(labeled)), "labelled data")
         rows = self._candidates()
         sample = self._mask_sample()
         r = self._n_directions(n_classes, sample)
@@ -185,15 +188,15 @@ class Query:
         }
         return rows[positions.cpu().numpy()], gains.cpu().numpy()
 
-    def _n_classes(self, first: Batch) -> int:
+    def _n_classes(self, first: Batch, name: str) -> int:
         """Try the network on one sample, before any long work."""
         try:
             p = predicted_probabilities(self._module, [first], to_logits=self._to_logits)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, TypeError) as error:
             raise ValueError(
-                f"The network cannot read the pool. Its first sample is {_describe(first)}, and "
+                f"The network cannot read the {name}. The first sample is {_describe(first)}, and "
                 f"PyTorch says: {error}"
             ) from error
         return p.shape[1]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import skorch
 import torch
-from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import LabelEncoder
@@ -23,12 +23,33 @@ from sklearn.utils.validation import (
 )
 
 from skfishermask._guard import seeded
-from skfishermask._rows import check_finite, is_mapping, parts_of, take_rows
+from skfishermask._rows import (
+    Relabeled,
+    as_rows,
+    check_finite,
+    is_mapping,
+    n_rows,
+    parts_of,
+    take_rows,
+)
+from skfishermask._skorch import is_binary
 from skfishermask.default import default_net
 from skfishermask.directions import Weighting
 from skfishermask.mask import MASK_STRATEGIES, MaskStrategy
 from skfishermask.query import EMBEDDING_DTYPES, Query
 from skfishermask.unwrap import innermost, unwrap
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Raise what PyTorch says about unfit data as an estimator's ValueError or TypeError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{what}: {error}") from error
 
 
 class FisherMaskSampler(ClassifierMixin, BaseEstimator):
@@ -294,19 +315,26 @@ class FisherMaskSampler(ClassifierMixin, BaseEstimator):
         else:
             estimator = clone(self.estimator)
         net = innermost(estimator)
-        if isinstance(net, skorch.NeuralNetBinaryClassifier) and y is not None:
+        if is_binary(net) and y is not None:
             y = y.astype("float32")
             if len(self.classes_) != 2:
                 raise ValueError(
                     "NeuralNetBinaryClassifier is a binary classifier: expected 2 classes, found "
                     f"{len(self.classes_)}. Only binary classification is supported."
                 )
-        if self.random_state is None:
-            self.estimator_ = estimator.fit(X, y, **fit_params)
-            return self
-        device = torch.device(getattr(net, "device", None) or "cpu")
-        seed = check_random_state(self.random_state).randint(2**31 - 1)
-        with seeded(seed, [device] if device.type == "cuda" else []):
+        with ExitStack() as stack:
+            stack.enter_context(
+                _explained(
+                    "The estimator cannot be fitted to these samples. The network must take them, "
+                    f"and have outputs for {len(self.classes_)} classes"
+                )
+            )
+            if isinstance(X, torch.utils.data.Dataset) and y is not None:
+                X, y = Relabeled(X, y), None
+            if self.random_state is not None:
+                device = torch.device(getattr(net, "device", None) or "cpu")
+                seed = check_random_state(self.random_state).randint(2**31 - 1)
+                stack.enter_context(seeded(seed, [device] if device.type == "cuda" else []))
             self.estimator_ = estimator.fit(X, y, **fit_params)
         return self
 
@@ -340,9 +368,18 @@ class FisherMaskSampler(ClassifierMixin, BaseEstimator):
 
     def _check_input(self, X: Any, *, reset: bool = False) -> Any:
         """Check data against those of `fit`, and cast them to what the estimator takes."""
+        if reset:
+            self._forget_shapes()
         if is_mapping(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
+            X = as_rows(X, "X")
+            if n_rows(X) == 0:
+                raise ValueError("Found 0 samples in X, expected at least one.")
             check_finite(X, "X")
-            return X
+            if isinstance(X, torch.Tensor):
+                self._check_sample_shape(tuple(X.shape[1:]), reset=reset)
+                if reset and X.dim() > 1:
+                    self.n_features_in_ = X.shape[1]
+            return self._cast(X, reset=reset)
         if isinstance(self.estimator, Pipeline) and hasattr(X, "dtypes"):
             # The transformers know what to do with columns of any type.
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -352,37 +389,62 @@ class FisherMaskSampler(ClassifierMixin, BaseEstimator):
             self,
             X,
             reset=reset,
-            accept_sparse=tags.sparse,
+            # Whether sparse data become dense is for a pipeline's transformers to say.
+            accept_sparse=isinstance(self.estimator, Pipeline),
             allow_nd=True,
             dtype=None if isinstance(self.estimator, Pipeline) else "numeric",
             ensure_all_finite=False,
         )
         if not tags.allow_nan:
             check_finite(X, "X")
+        self._check_sample_shape(X.shape[1:], reset=reset)
+        return X if isinstance(self.estimator, Pipeline) else self._cast(X, reset=reset)
+
+    def _forget_shapes(self) -> None:
+        self._sample_shape: tuple[int, ...] | None = None
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self, name):
+                delattr(self, name)
+
+    def _check_sample_shape(self, shape: tuple[int, ...], *, reset: bool) -> None:
         if reset:
-            self._sample_shape = X.shape[1:]
-        elif X.shape[1:] != self._sample_shape:
+            self._sample_shape = shape
+        elif self._sample_shape not in (None, shape):
             raise ValueError(
-                f"X has samples of shape {X.shape[1:]}, but {type(self).__name__} is expecting "
+                f"X has samples of shape {shape}, but {type(self).__name__} is expecting "
                 f"samples of shape {self._sample_shape} as input."
             )
-        casts = X.dtype.kind == "f" and not isinstance(self.estimator, Pipeline)
-        if issparse(X) or not (casts or self.estimator is None):
-            return X
-        return X.astype(self._input_dtype(X, reset=reset), copy=False)
 
-    def _input_dtype(self, X: np.ndarray, *, reset: bool) -> np.dtype:
+    def _cast(self, X: Any, *, reset: bool) -> Any:
+        """Cast floating-point numbers to the dtype of the network, all to that of the default."""
+        if is_mapping(X):
+            return {key: self._cast(part, reset=reset) for key, part in X.items()}
+        if not isinstance(X, np.ndarray | torch.Tensor):
+            return X
+        is_float = X.dtype.kind == "f" if isinstance(X, np.ndarray) else X.is_floating_point()
+        if not is_float and self.estimator is not None:
+            return X
+        dtype = self._input_dtype(X, reset=reset)
+        if isinstance(X, torch.Tensor):
+            return X.to(dtype)
+        # NumPy has no bfloat16.
+        wide = torch.float32 if dtype == torch.bfloat16 else dtype
+        return X.astype(str(wide).removeprefix("torch."), copy=False)
+
+    def _input_dtype(self, X: Any, *, reset: bool) -> torch.dtype:
         """Find the floating-point dtype that the network takes."""
         if not reset:
             module = unwrap(self.estimator_).net.module_
-        elif self.estimator is None:
-            module = default_net(X, 2).initialize().module_
         else:
-            module = innermost(self.estimator).module
+            net = innermost(self.estimator)
+            module = getattr(net, "module", None)
             if not isinstance(module, torch.nn.Module):
+                net = clone(net) if net is not None else default_net(np.empty(np.shape(X)), 2)
+                # Its initial weights are not wanted: only its dtype.
                 with seeded(0, []):
-                    module = clone(innermost(self.estimator)).initialize().module_
-        return np.dtype(str(next(module.parameters()).dtype).removeprefix("torch."))
+                    module = net.initialize().module_
+        dtype: torch.dtype = next(module.parameters()).dtype
+        return dtype
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Predict class probabilities.
@@ -399,7 +461,17 @@ class FisherMaskSampler(ClassifierMixin, BaseEstimator):
             :meth:`fit` are left out, and the others scaled to sum to one.
         """
         check_is_fitted(self)
-        p: np.ndarray = self.estimator_.predict_proba(self._check_input(X))
+        X = self._check_input(X)
+        if isinstance(X, torch.utils.data.Dataset):
+            # skorch wants labels of it, which it then does not look at.
+            X = Relabeled(X, np.zeros(n_rows(X), dtype="int64"))
+        with _explained("The network cannot read X"):
+            p: np.ndarray = self.estimator_.predict_proba(X)
+        bad = ~np.isfinite(p).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"The network's output is not finite, first in row {int(bad.argmax())} of X."
+            )
         n_classes = len(self.classes_)
         if p.shape[1] < n_classes:
             raise ValueError(
@@ -425,11 +497,9 @@ class FisherMaskSampler(ClassifierMixin, BaseEstimator):
             Labels, as they were given to :meth:`fit`.
         """
         check_is_fitted(self)
-        if isinstance(unwrap(self.estimator_).net, skorch.NeuralNetBinaryClassifier):
-            # It has a threshold of its own.
-            chosen = self.estimator_.predict(self._check_input(X)).astype(int)
-        else:
-            chosen = self.predict_proba(X).argmax(axis=1)
+        net, p = unwrap(self.estimator_).net, self.predict_proba(X)
+        # A binary net has a threshold of its own.
+        chosen = (p[:, 1] > net.threshold).astype(int) if is_binary(net) else p.argmax(axis=1)
         labels: np.ndarray = self.classes_[chosen]
         return labels
 
@@ -477,9 +547,12 @@ class FisherMaskSampler(ClassifierMixin, BaseEstimator):
         if self.estimator is not None:
             inner = get_tags(self.estimator)
             is_pipeline = isinstance(self.estimator, Pipeline)
-            tags.input_tags.sparse = is_pipeline and inner.input_tags.sparse
+            # A pipeline calls itself sparse only where its last step is, which a network is not.
+            steps = [step for _, step in self.estimator.steps] if is_pipeline else []
+            first = next((step for step in steps if step not in (None, "passthrough")), None)
+            tags.input_tags.sparse = first is not None and get_tags(first).input_tags.sparse
             tags.input_tags.allow_nan = is_pipeline and inner.input_tags.allow_nan
-            if isinstance(innermost(self.estimator), skorch.NeuralNetBinaryClassifier):
+            if is_binary(innermost(self.estimator)):
                 tags.classifier_tags.multi_class = False
         return tags
 

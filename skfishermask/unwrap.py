@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import skorch
 from sklearn.ensemble import BaseEnsemble
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -28,7 +27,7 @@ class Unwrapped:
         Labelled samples that a modAL learner keeps, before the transformers.
     """
 
-    net: skorch.NeuralNet
+    net: Any
     transformers: list[Callable[[Any], Any]] = field(default_factory=list)
     X_training: Any = None
 

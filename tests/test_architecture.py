@@ -26,17 +26,21 @@ MAY_IMPORT = {
     "greedy": ({"candidates"}, {"torch"}),
     "selection": ({"candidates", "greedy"}, {"torch"}),
     "_skorch": ({"network"}, {"numpy", "sklearn", "skorch", "torch"}),
-    "unwrap": ({"_skorch"}, {"sklearn", "skorch"}),
+    "unwrap": ({"_skorch"}, {"sklearn"}),
     "query": (
         {"_rows", "_skorch", "directions", "fisher", "mask", "network", "selection"},
         {"numpy", "psutil", "sklearn", "torch", "tqdm"},
     ),
     "default": (set(), {"numpy", "skorch", "torch"}),
     "sampler": (
-        {"_guard", "_rows", "default", "directions", "mask", "query", "unwrap"},
-        {"numpy", "scipy", "sklearn", "skorch", "torch"},
+        {"_guard", "_rows", "_skorch", "default", "directions", "mask", "query", "unwrap"},
+        {"numpy", "scipy", "sklearn", "torch"},
     ),
     "_rows": (set(), {"numpy", "pandas", "scipy", "sklearn", "torch"}),
+    "activeml": (
+        {"candidates", "directions", "greedy", "mask", "query", "sampler", "unwrap"},
+        {"numpy", "skactiveml", "sklearn", "skorch", "torch"},
+    ),
     "modal": ({"_rows"}, {"modAL", "sklearn", "torch"}),
 }
 OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "skactiveml"]

@@ -13,6 +13,21 @@ def test_batch_length() -> None:
     assert batch_length(x) == batch_length([x, x]) == batch_length({"a": x}) == 3
 
 
+@pytest.mark.parametrize(
+    ("batch", "kind", "message"),
+    [
+        ("hello", TypeError, "found str"),
+        (["hello"], TypeError, "found str"),
+        (None, TypeError, "found NoneType"),
+        ([], ValueError, r"at least one tensor, found \[\]"),
+        ({}, ValueError, "at least one tensor"),
+    ],
+)
+def test_what_is_no_batch(batch: object, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        batch_length(batch)
+
+
 class _Auxiliary(nn.Module):
     """The head of the logits does not run last, nor stand last."""
 

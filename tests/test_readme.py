@@ -12,12 +12,14 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def test_the_python_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert len(blocks[0].strip().splitlines()) == 15
     namespace: dict = {}
     for block in blocks:
         exec(block, namespace)
-    assert "70 labels, accuracy 0." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "70 labels, accuracy 0." in printed
+    assert "cross-validated accuracy 0." in printed
     assert len(set(namespace["positions"].tolist())) == 20
 
 

@@ -392,8 +392,9 @@ def test_no_trace_after_a_query_that_is_interrupted(monkeypatch: pytest.MonkeyPa
 def test_cpu_and_cuda_choose_the_same() -> None:
     chosen = []
     for device in ("cpu", "cuda"):
-        net = nets.fitted(nets.logits_net(device="cpu"))
-        net.set_params(device=device).module_.to(device)
+        net = nets.fitted(nets.logits_net())
+        net.device = device
+        net.module_.to(device)
         indices, _ = FisherMaskSampler(**SMALL)(net, X_POOL, 10, X_labeled=X_LABELED)
         chosen.append(indices.tolist())
     assert chosen[0] == chosen[1]

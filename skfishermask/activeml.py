@@ -1,0 +1,393 @@
+"""FisherMask as a query strategy of scikit-activeml."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
+from skorch import NeuralNetClassifier
+from torch import Tensor, nn
+
+from skfishermask.candidates import InMemoryBlock, Start, symmetric
+from skfishermask.directions import Weighting
+from skfishermask.greedy import GreedyState, InformationInverse
+from skfishermask.mask import MaskStrategy
+from skfishermask.query import Query
+from skfishermask.sampler import FisherMaskSampler
+from skfishermask.unwrap import Unwrapped, unwrap
+
+try:
+    from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier
+    from skactiveml.classifier import SkorchClassifier
+    from skactiveml.utils import (
+        MISSING_LABEL,
+        check_equal_missing_label,
+        check_scalar,
+        check_type,
+        is_labeled,
+    )
+except ImportError as error:
+    raise ImportError(
+        f"skfishermask.activeml needs scikit-activeml 1.0 or later ({error}). Install it with\n"
+        '    pip install "scikit-activeml>=1.0"'
+    ) from error
+
+__all__ = ["FisherMask"]
+
+
+class FisherMask(SingleAnnotatorPoolQueryStrategy):
+    r"""FisherMask, with the interface of a pool-based scikit-activeml query strategy.
+
+    It picks what :class:`skfishermask.FisherMaskSampler` picks: greedily, the batch that most
+    reduces :math:`\mathrm{tr}(M^{-1} F)`, where F is the mean Fisher information of all samples
+    in the network's most informative parameters, and M that of the labelled samples and the
+    batch.
+
+    Parameters
+    ----------
+    missing_label : scalar, str, None or np.nan, default=np.nan
+        Stands for a missing label in `y`.
+    random_state : int, RandomState or None, default=None
+        For every draw. As everywhere in scikit-activeml, an int is not the seed itself: the
+        seed is made from it and the number of unlabelled samples. None draws from NumPy's
+        global random state.
+    mask : {"global", "per_layer", "relative", "random", "output_layer", "all"}, \
+            default="global"
+        Which parameters to look at. ``"output_layer"`` is BAIT.
+    mask_fraction : float, int or "auto", default="auto"
+        Size of the mask: a share of all parameters, a number, or chosen by their number.
+    n_mask_samples : int or None, default=1024
+        Number of samples for the diagonal Fisher information; None takes all.
+    weighting : {"probability", "none"}, default="probability"
+        ``"none"`` leaves class probabilities out of the embedding.
+    n_directions : int, float or None, default=None
+        Rows of a sample's Fisher embedding: all, so many, or as many as keep that share.
+    target : {"pool", "identity"}, default="pool"
+        F in the objective.
+    use_labeled : bool, default=True
+        Let the Fisher matrix of the labelled samples into M.
+    regularization : float, default=1.0
+        The multiple of the identity matrix in M.
+    oversample : float, default=1.0
+        Pick so many times `batch_size` forward, then drop those whose removal costs least.
+    entropy_share : float, default=0.0
+        Share of the batch that is taken by largest predictive entropy first.
+    max_candidates : int or None, default=None
+        Embed at most so many candidates, drawn at random.
+    net_batch_size : int or None, default=None
+        Samples per pass through the network; None: the net's own. It is the sampler's
+        `batch_size`, which in scikit-activeml is the number of samples to query.
+    embedding_dtype : {"float32", "float16", "bfloat16"}, default="float32"
+        Storage of the embedding.
+    verbose : int, default=0
+        1 shows progress bars.
+
+    Attributes
+    ----------
+    mask_ : ParameterMask
+        The mask of the last query.
+    fisher_diagonal_ : dict of str to Tensor, or None
+        Diagonal Fisher information in the last query, where the mask looks at it.
+    query_info_ : dict
+        Seconds and sizes of the last query.
+
+    See Also
+    --------
+    skfishermask.FisherMaskSampler : Says more about the parameters and attributes.
+
+    Notes
+    -----
+    With a :class:`skactiveml.classifier.SklearnClassifier` around a skorch net, labels reach the
+    net in the dtype of `y`. PyTorch's losses want integers, so use an integer `missing_label`,
+    such as -1, there: with NaN the labels are floats, the net's ``fit`` fails, and
+    scikit-activeml makes a warning of that.
+
+    References
+    ----------
+    S. Gul, M. Elmahallawy, S. Madria, A. Tripathy, "FisherMask: Enhancing Neural Network
+    Labeling Efficiency in Image Classification Using Fisher Information", arXiv 2411.05752.
+    The objective is that of BAIT: J. T. Ash, S. Goel, A. Krishnamurthy, S. Kakade, "Gone
+    Fishing: Neural Active Learning with Fisher Embeddings", NeurIPS 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skactiveml.classifier import SkorchClassifier
+    >>> from skfishermask.activeml import FisherMask
+    >>> X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
+    >>> y = (X[:, 0] > 0).astype("float64")
+    >>> y[20:] = np.nan
+    >>> options = {"train_split": None, "verbose": 0}
+    >>> clf = SkorchClassifier(
+    ...     torch.nn.Linear(4, 2), neural_net_param_dict=options, classes=[0, 1]
+    ... )
+    >>> strategy = FisherMask(random_state=0)
+    >>> indices, utilities = strategy.query(
+    ...     X, y, clf, fit_clf=True, batch_size=3, return_utilities=True
+    ... )
+    >>> indices.shape, utilities.shape
+    ((3,), (3, 60))
+    >>> bool((np.nanargmax(utilities, axis=1) == indices).all())
+    True
+    """
+
+    def __init__(
+        self,
+        missing_label: Any = MISSING_LABEL,
+        random_state: int | np.random.RandomState | None = None,
+        *,
+        mask: MaskStrategy = "global",
+        mask_fraction: float | int | Literal["auto"] = "auto",
+        n_mask_samples: int | None = 1024,
+        weighting: Weighting = "probability",
+        n_directions: int | float | None = None,
+        target: str = "pool",
+        use_labeled: bool = True,
+        regularization: float = 1.0,
+        oversample: float = 1.0,
+        entropy_share: float = 0.0,
+        max_candidates: int | None = None,
+        net_batch_size: int | None = None,
+        embedding_dtype: str = "float32",
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(missing_label=missing_label, random_state=random_state)
+        self.mask = mask
+        self.mask_fraction = mask_fraction
+        self.n_mask_samples = n_mask_samples
+        self.weighting = weighting
+        self.n_directions = n_directions
+        self.target = target
+        self.use_labeled = use_labeled
+        self.regularization = regularization
+        self.oversample = oversample
+        self.entropy_share = entropy_share
+        self.max_candidates = max_candidates
+        self.net_batch_size = net_batch_size
+        self.embedding_dtype = embedding_dtype
+        self.verbose = verbose
+
+    def query(
+        self,
+        X: Any,
+        y: Any,
+        clf: Any,
+        fit_clf: bool = False,
+        sample_weight: Any = None,
+        candidates: Any = None,
+        batch_size: int = 1,
+        return_utilities: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Choose the samples to label next.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            All samples, labelled and unlabelled: rows of features, images, and so on.
+        y : array-like of shape (n_samples,)
+            Their labels, `missing_label` where there is none.
+        clf : classifier
+            A ``SkorchClassifier``, or a ``SklearnClassifier`` around a skorch classifier or a
+            Pipeline or search object with one. A fitted skorch classifier by itself will do
+            too, unless it is to be fitted.
+        fit_clf : bool, default=False
+            Fit a clone of `clf` on the labelled samples first. False: `clf` is fitted.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights for that fit, where the classifier's ``fit`` takes them. Not used if
+            `fit_clf` is False.
+        candidates : None or array-like, default=None
+            What to choose from. None: the unlabelled samples. Of shape (n_candidates,): their
+            rows in `X`, all unlabelled. Of more dimensions: the samples themselves.
+        batch_size : int, default=1
+            Number of samples to choose.
+        return_utilities : bool, default=False
+            Return the utilities too, which takes about as long again as the choice.
+
+        Returns
+        -------
+        query_indices : ndarray of shape (batch_size,), int64
+            The chosen samples in the order chosen: rows of `X`, or of `candidates` where these
+            are samples.
+        utilities : ndarray of shape (batch_size, n_samples) or (batch_size, n_candidates)
+            In row i, the decrease of the objective by each candidate if it were chosen given
+            the i samples before; only if `return_utilities`. NaN for samples that are labelled,
+            no candidates, chosen before or left out by `max_candidates`. The sample chosen has
+            the largest one of its row, up to ties, except where `entropy_share` chose it or
+            `oversample` dropped a better one.
+
+        Raises
+        ------
+        TypeError
+            If there is no skorch classifier in `clf`, or `sample_weight` is given and its
+            ``fit`` does not take it.
+        sklearn.exceptions.NotFittedError
+            If `clf` is not fitted, or its fit failed.
+        ValueError
+            If there are no candidates, or some are labelled.
+        """
+        X, y, candidates, batch_size, return_utilities = self._validate_data(
+            X, y, candidates, batch_size, return_utilities, reset=True
+        )
+        X_candidates, rows = self._transform_candidates(candidates, X, y, allow_only_unlabeled=True)
+        if len(X_candidates) == 0:
+            raise ValueError("Expected at least one candidate, found none: no label is missing.")
+        if hasattr(clf, "missing_label"):
+            check_equal_missing_label(clf.missing_label, self.missing_label_)
+        check_scalar(fit_clf, "fit_clf", bool)
+        sampler = self._sampler()
+        if fit_clf:
+            clf = _fit_clone(clf, X, y, sample_weight)
+
+        unwrapped = _unwrap(clf)
+        labeled = is_labeled(y, missing_label=self.missing_label_)
+        query = _RecordingQuery(
+            sampler,
+            unwrapped.net,
+            unwrapped.transform(X_candidates),
+            unwrapped.transform(X[labeled]) if labeled.any() else None,
+            batch_size,
+        )
+        chosen, _ = query.run()
+        self.mask_ = query.mask
+        self.fisher_diagonal_ = query.diagonal
+        self.query_info_ = query.info
+        indices: np.ndarray = chosen if rows is None else rows[chosen]
+        if not return_utilities:
+            return indices
+        utilities = query.utilities(chosen)
+        if rows is not None:
+            of_candidates = utilities
+            utilities = np.full((batch_size, len(X)), np.nan)
+            utilities[:, rows] = of_candidates
+        return indices, utilities
+
+    def _sampler(self) -> FisherMaskSampler:
+        """Make the sampler that has these parameters, and check them."""
+        parameters = self.get_params(deep=False)
+        del parameters["missing_label"]
+        parameters["batch_size"] = parameters.pop("net_batch_size")
+        sampler = FisherMaskSampler(**parameters | {"random_state": self.random_state_})
+        sampler._validate_params()
+        return sampler
+
+
+def _fit_clone(clf: Any, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> Any:
+    # Others do not know what a missing label is.
+    check_type(clf, "clf", SkactivemlClassifier)
+    if sample_weight is None:
+        return clone(clf).fit(X, y)
+    if not has_fit_parameter(clf, "sample_weight"):
+        # SklearnClassifier would leave them out without a word.
+        raise TypeError(
+            f"sample_weight was given, but the fit of {type(clf).__name__} or of what it wraps "
+            "does not take it."
+        )
+    return clone(clf).fit(X, y, sample_weight=sample_weight)
+
+
+def _unwrap(clf: Any) -> Unwrapped:
+    """Find the fitted net, in scikit-activeml's wrappers too."""
+    while isinstance(clf, SkactivemlClassifier):
+        if isinstance(clf, SkorchClassifier):
+            check_is_fitted(clf, "neural_net_")
+            cast = partial(np.asarray, dtype=clf.sample_dtype)
+            return Unwrapped(_as_skorch_classifier(clf), [cast])
+        if "estimator" not in clf.get_params(deep=False):
+            break
+        check_is_fitted(clf)
+        # SklearnClassifier makes a warning of an exception in the net's fit.
+        if not getattr(clf, "is_fitted_", True):
+            raise NotFittedError(
+                f"The fit of the estimator in this {type(clf).__name__} failed; its warning says "
+                "why."
+            )
+        clf = clf.estimator_
+    return unwrap(clf)
+
+
+def _as_skorch_classifier(clf: Any) -> NeuralNetClassifier:
+    """Make a skorch classifier of a SkorchClassifier's net, with the very same module."""
+    net = clf.neural_net_
+    nonlinearity: Any = "auto"
+    if clf.forward_outputs is not None:
+        name, (index, nonlinearity) = next(iter(clf.forward_outputs.items()))
+        if index != 0:
+            raise ValueError(
+                "Expected the class probabilities to come from the first output of the module, "
+                f"found forward_outputs with {name!r} from output {index}."
+            )
+        cross_entropy = isinstance(net.criterion_, nn.CrossEntropyLoss)
+        if cross_entropy and isinstance(nonlinearity, nn.Softmax):
+            nonlinearity = "auto"  # which is softmax, but known to be one
+    elif isinstance(net.criterion_, nn.NLLLoss):
+        nonlinearity = torch.exp  # skorch's own convention is probabilities
+    reading = ("batch_size", "dataset", "device", "iterator_valid")
+    options = {
+        name: value
+        for name, value in net.get_params(deep=False).items()
+        if name.split("__")[0] in reading
+    }
+    return NeuralNetClassifier(
+        net.module_,
+        criterion=net.criterion_,
+        predict_nonlinearity=nonlinearity,
+        callbacks="disable",
+        verbose=0,
+        **options,
+    ).initialize()
+
+
+class _RecordingQuery(Query):
+    """A query that keeps what the gains of all candidates can be computed from."""
+
+    def _candidates(self) -> np.ndarray:
+        self._rows = super()._candidates()
+        return self._rows
+
+    def _target(self, V: Tensor, fisher_labeled: Tensor | None) -> Tensor:
+        self._V, self._fisher_labeled = V, fisher_labeled
+        self._fisher = symmetric(super()._target(V, fisher_labeled))
+        return self._fisher
+
+    @torch.no_grad()
+    def utilities(self, chosen: np.ndarray) -> np.ndarray:
+        """Compute each candidate's gain before each choice: the formulas are in `selection`.
+
+        Parameters
+        ----------
+        chosen : ndarray of shape (n_instances,)
+            Rows of the pool in the order chosen.
+
+        Returns
+        -------
+        ndarray of shape (n_instances, n_pool)
+            NaN for those chosen before or not embedded.
+        """
+        n_labeled = self._n_labeled if self._p.use_labeled else 0
+        scale = len(chosen) / (n_labeled + len(chosen))
+        # As in selection: M and V^T V divided by the scale, so every gain is divided by it, too.
+        information = self._p.regularization / scale * torch.eye(len(self._fisher)).to(self._fisher)
+        if n_labeled and self._fisher_labeled is not None:
+            information += symmetric(self._fisher_labeled) * (n_labeled / len(chosen))
+        first = torch.cholesky_inverse(torch.linalg.cholesky(information))
+        start = Start(first, symmetric(first @ self._fisher @ first))
+        block = InMemoryBlock(self._V, start)
+        greedy = GreedyState([block], InformationInverse(first), self._fisher, 1)
+        found = np.full((len(chosen), self._n_pool), np.nan)
+        positions = np.searchsorted(self._rows, chosen).tolist()
+        for gains, position in zip(found, positions, strict=True):
+            # Settles near-ties, and finds the sample anew where it was chosen by its gain.
+            solved, _ = greedy.pick()
+            if solved.state.position != position:
+                (solved,) = greedy.solve([position])
+                greedy.correct([solved.state])
+            left = block.best(len(self._V))
+            gains[self._rows[left.positions.cpu().numpy()]] = left.gains.cpu().numpy() / scale
+            greedy.update([greedy.absorb(solved)])
+        return found
