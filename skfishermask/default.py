@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
@@ -62,13 +61,13 @@ class SmallCNN(nn.Module):
         return logits
 
 
-def default_net(X: np.ndarray, n_classes: int) -> NeuralNetClassifier:
+def default_net(shape: tuple[int, ...], n_classes: int) -> NeuralNetClassifier:
     """Make a small skorch classifier for the shape of the data.
 
     Parameters
     ----------
-    X : ndarray of shape (n, n_features), (n, H, W) or (n, C, H, W)
-        Training samples.
+    shape : tuple of int
+        Shape of the training samples: (n, n_features), (n, H, W) or (n, C, H, W).
     n_classes : int
         Number of classes.
 
@@ -80,17 +79,17 @@ def default_net(X: np.ndarray, n_classes: int) -> NeuralNetClassifier:
     Raises
     ------
     ValueError
-        If X has another number of axes.
+        If the shape has another number of axes.
     """
     module: type[nn.Module]
-    if X.ndim == 2:
-        module, sizes = SmallMLP, {"module__n_features": X.shape[1]}
-    elif X.ndim in (3, 4):
-        module, sizes = SmallCNN, {"module__n_channels": X.shape[1] if X.ndim == 4 else 1}
+    if len(shape) == 2:
+        module, sizes = SmallMLP, {"module__n_features": shape[1]}
+    elif len(shape) in (3, 4):
+        module, sizes = SmallCNN, {"module__n_channels": shape[1] if len(shape) == 4 else 1}
     else:
         raise ValueError(
             "The default network takes X of shape (n, n_features), (n, height, width) or (n, "
-            f"channels, height, width), found {X.shape}; give an estimator for other shapes."
+            f"channels, height, width), found {shape}; give an estimator for other shapes."
         )
     return NeuralNetClassifier(
         module,

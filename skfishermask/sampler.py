@@ -2,57 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    check_consistent_length,
-    check_is_fitted,
-    column_or_1d,
-    validate_data,
-)
+from sklearn.utils.validation import check_is_fitted
 
-from skfishermask._guard import seeded
-from skfishermask._rows import (
-    Relabeled,
-    as_rows,
-    check_finite,
-    is_mapping,
-    n_rows,
-    parts_of,
-    take_rows,
-)
-from skfishermask._skorch import is_binary
-from skfishermask.default import default_net
+from skfishermask._rows import take_rows
+from skfishermask.classifier import NetClassifier
 from skfishermask.directions import Weighting
 from skfishermask.mask import MASK_STRATEGIES, MaskStrategy
 from skfishermask.query import EMBEDDING_DTYPES, Query
-from skfishermask.unwrap import innermost, unwrap
+from skfishermask.unwrap import unwrap
 
 
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Raise what PyTorch says about unfit data as an estimator's ValueError or TypeError."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, IndexError, TypeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{what}: {error}") from error
-
-
-class FisherMaskSampler(ClassifierMixin, BaseEstimator):
+class FisherMaskSampler(NetClassifier):
     r"""Query strategy that picks the batch which most reduces the inverse Fisher information.
 
     Called with a fitted skorch classifier it is a query strategy in modAL's manner. Fitted, it
@@ -283,226 +248,6 @@ class FisherMaskSampler(ClassifierMixin, BaseEstimator):
         self.query_info_ = query.info
         return indices, gains
 
-    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> FisherMaskSampler:
-        """Fit a clone of the estimator.
-
-        Parameters
-        ----------
-        X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
-            Training samples. Arrays of floating-point numbers are cast to the dtype of the
-            network; integers (tokens, say) are left as they are.
-        y : array-like of shape (n_samples,)
-            Labels of any type. May be None for a Dataset that gives labels 0 to C - 1 itself.
-        **fit_params : dict
-            Passed to the estimator's ``fit``.
-
-        Returns
-        -------
-        FisherMaskSampler
-            The sampler itself.
-
-        Raises
-        ------
-        ValueError
-            If the data are not numbers, not finite or not of equal length, or if there are
-            fewer than two classes.
-        """
-        self._validate_params()
-        X = self._check_input(X, reset=True)
-        y = self._encode_labels(X, y)
-        if self.estimator is None:
-            estimator = default_net(np.empty(np.shape(X)), len(self.classes_))
-        else:
-            estimator = clone(self.estimator)
-        net = innermost(estimator)
-        if is_binary(net) and y is not None:
-            y = y.astype("float32")
-            if len(self.classes_) != 2:
-                raise ValueError(
-                    "NeuralNetBinaryClassifier is a binary classifier: expected 2 classes, found "
-                    f"{len(self.classes_)}. Only binary classification is supported."
-                )
-        with ExitStack() as stack:
-            stack.enter_context(
-                _explained(
-                    "The estimator cannot be fitted to these samples. The network must take them, "
-                    f"and have outputs for {len(self.classes_)} classes"
-                )
-            )
-            if isinstance(X, torch.utils.data.Dataset) and y is not None:
-                X, y = Relabeled(X, y), None
-            if self.random_state is not None:
-                device = torch.device(getattr(net, "device", None) or "cpu")
-                seed = check_random_state(self.random_state).randint(2**31 - 1)
-                stack.enter_context(seeded(seed, [device] if device.type == "cuda" else []))
-            self.estimator_ = estimator.fit(X, y, **fit_params)
-        return self
-
-    def _encode_labels(self, X: Any, y: Any) -> np.ndarray | None:
-        if y is None and isinstance(X, torch.utils.data.Dataset):
-            own = np.asarray([int(X[i][1]) for i in range(len(X))])  # type: ignore[arg-type]
-            self.classes_ = np.unique(own)
-            if self.classes_.tolist() != list(range(len(self.classes_))):
-                raise ValueError(
-                    "A Dataset given without y must have the labels 0 to C - 1, found "
-                    f"{self.classes_.tolist()}."
-                )
-            return None
-        if y is None:
-            raise ValueError(
-                f"{type(self).__name__} requires y to be passed, but the target y is None."
-            )
-        y = column_or_1d(y, warn=True)
-        check_finite(y, "y")
-        check_classification_targets(y)
-        check_consistent_length(*parts_of(X), y)
-        encoder = LabelEncoder().fit(y)
-        if len(encoder.classes_) < 2:
-            raise ValueError(
-                "Expected at least 2 classes in y, found "
-                f"{len(encoder.classes_)} class: {encoder.classes_.tolist()}."
-            )
-        self.classes_ = encoder.classes_
-        encoded: np.ndarray = encoder.transform(y).astype("int64")
-        return encoded
-
-    def _check_input(self, X: Any, *, reset: bool = False) -> Any:
-        """Check data against those of `fit`, and cast them to what the estimator takes."""
-        if reset:
-            self._forget_shapes()
-        if is_mapping(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
-            X = as_rows(X, "X")
-            if n_rows(X) == 0:
-                raise ValueError("Found 0 samples in X, expected at least one.")
-            check_finite(X, "X")
-            if isinstance(X, torch.Tensor):
-                self._check_sample_shape(tuple(X.shape[1:]), reset=reset)
-                if reset and X.dim() > 1:
-                    self.n_features_in_ = X.shape[1]
-            return self._cast(X, reset=reset)
-        if isinstance(self.estimator, Pipeline) and hasattr(X, "dtypes"):
-            # The transformers know what to do with columns of any type.
-            validate_data(self, X, reset=reset, skip_check_array=True)
-            return X
-        tags = get_tags(self).input_tags
-        X = validate_data(
-            self,
-            X,
-            reset=reset,
-            # Whether sparse data become dense is for a pipeline's transformers to say.
-            accept_sparse=isinstance(self.estimator, Pipeline),
-            allow_nd=True,
-            dtype=None if isinstance(self.estimator, Pipeline) else "numeric",
-            ensure_all_finite=False,
-        )
-        if not tags.allow_nan:
-            check_finite(X, "X")
-        self._check_sample_shape(X.shape[1:], reset=reset)
-        return X if isinstance(self.estimator, Pipeline) else self._cast(X, reset=reset)
-
-    def _forget_shapes(self) -> None:
-        self._sample_shape: tuple[int, ...] | None = None
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self, name):
-                delattr(self, name)
-
-    def _check_sample_shape(self, shape: tuple[int, ...], *, reset: bool) -> None:
-        if reset:
-            self._sample_shape = shape
-        elif self._sample_shape not in (None, shape):
-            raise ValueError(
-                f"X has samples of shape {shape}, but {type(self).__name__} is expecting "
-                f"samples of shape {self._sample_shape} as input."
-            )
-
-    def _cast(self, X: Any, *, reset: bool) -> Any:
-        """Cast floating-point numbers to the dtype of the network, all to that of the default."""
-        if is_mapping(X):
-            return {key: self._cast(part, reset=reset) for key, part in X.items()}
-        if not isinstance(X, np.ndarray | torch.Tensor):
-            return X
-        is_float = X.dtype.kind == "f" if isinstance(X, np.ndarray) else X.is_floating_point()
-        if not is_float and self.estimator is not None:
-            return X
-        dtype = self._input_dtype(X, reset=reset)
-        if isinstance(X, torch.Tensor):
-            return X.to(dtype)
-        # NumPy has no bfloat16.
-        wide = torch.float32 if dtype == torch.bfloat16 else dtype
-        return X.astype(str(wide).removeprefix("torch."), copy=False)
-
-    def _input_dtype(self, X: Any, *, reset: bool) -> torch.dtype:
-        """Find the floating-point dtype that the network takes."""
-        if not reset:
-            module = unwrap(self.estimator_).net.module_
-        else:
-            net = innermost(self.estimator)
-            module = getattr(net, "module", None)
-            if not isinstance(module, torch.nn.Module):
-                net = clone(net) if net is not None else default_net(np.empty(np.shape(X)), 2)
-                # Its initial weights are not wanted: only its dtype.
-                with seeded(0, []):
-                    module = net.initialize().module_
-        dtype: torch.dtype = next(module.parameters()).dtype
-        return dtype
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Predict class probabilities.
-
-        Parameters
-        ----------
-        X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
-            Samples, as in :meth:`fit`.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-            In the order of `classes_`. Outputs of the network beyond the classes seen in
-            :meth:`fit` are left out, and the others scaled to sum to one.
-        """
-        check_is_fitted(self)
-        X = self._check_input(X)
-        if isinstance(X, torch.utils.data.Dataset):
-            # skorch wants labels of it, which it then does not look at.
-            X = Relabeled(X, np.zeros(n_rows(X), dtype="int64"))
-        with _explained("The network cannot read X"):
-            p: np.ndarray = self.estimator_.predict_proba(X)
-        bad = ~np.isfinite(p).all(axis=1)
-        if bad.any():
-            raise ValueError(
-                f"The network's output is not finite, first in row {int(bad.argmax())} of X."
-            )
-        n_classes = len(self.classes_)
-        if p.shape[1] < n_classes:
-            raise ValueError(
-                f"The network has {p.shape[1]} outputs, expected one for each of the {n_classes} "
-                "classes."
-            )
-        if p.shape[1] > n_classes:
-            p = p[:, :n_classes]
-            p = p / np.maximum(p.sum(axis=1, keepdims=True), np.finfo(p.dtype).tiny)
-        return p
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Predict class labels.
-
-        Parameters
-        ----------
-        X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
-            Samples, as in :meth:`fit`.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-            Labels, as they were given to :meth:`fit`.
-        """
-        check_is_fitted(self)
-        net, p = unwrap(self.estimator_).net, self.predict_proba(X)
-        # A binary net has a threshold of its own.
-        chosen = (p[:, 1] > net.threshold).astype(int) if is_binary(net) else p.argmax(axis=1)
-        labels: np.ndarray = self.classes_[chosen]
-        return labels
-
     def query(
         self,
         X_pool: Any,
@@ -537,24 +282,6 @@ class FisherMaskSampler(ClassifierMixin, BaseEstimator):
         indices, gains = self(self, X_pool, n_instances, X_labeled=X_labeled)
         instances = take_rows(X_pool, indices)
         return (indices, instances, gains) if return_metrics else (indices, instances)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        # A bare query strategy has fitted attributes too, of its last query.
-        return hasattr(self, "estimator_")
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        if self.estimator is not None:
-            inner = get_tags(self.estimator)
-            is_pipeline = isinstance(self.estimator, Pipeline)
-            # A pipeline calls itself sparse only where its last step is, which a network is not.
-            steps = [step for _, step in self.estimator.steps] if is_pipeline else []
-            first = next((step for step in steps if step not in (None, "passthrough")), None)
-            tags.input_tags.sparse = first is not None and get_tags(first).input_tags.sparse
-            tags.input_tags.allow_nan = is_pipeline and inner.input_tags.allow_nan
-            if is_binary(innermost(self.estimator)):
-                tags.classifier_tags.multi_class = False
-        return tags
 
 
 def fisher_mask_sampling(

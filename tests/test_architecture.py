@@ -31,10 +31,14 @@ MAY_IMPORT = {
         {"_rows", "_skorch", "directions", "fisher", "mask", "network", "selection"},
         {"numpy", "psutil", "sklearn", "torch", "tqdm"},
     ),
-    "default": (set(), {"numpy", "skorch", "torch"}),
+    "default": (set(), {"skorch", "torch"}),
+    "classifier": (
+        {"_guard", "_rows", "_skorch", "default", "unwrap"},
+        {"numpy", "sklearn", "torch"},
+    ),
     "sampler": (
-        {"_guard", "_rows", "_skorch", "default", "directions", "mask", "query", "unwrap"},
-        {"numpy", "scipy", "sklearn", "torch"},
+        {"_rows", "classifier", "directions", "mask", "query", "unwrap"},
+        {"numpy", "sklearn"},
     ),
     "_rows": (set(), {"numpy", "pandas", "scipy", "sklearn", "torch"}),
     "activeml": (
