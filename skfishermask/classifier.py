@@ -138,8 +138,11 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         encoded: np.ndarray = encoder.transform(y).astype("int64")
         return encoded
 
-    def _check_input(self, X: Any, *, reset: bool = False) -> Any:
-        """Check data against those of `fit`, and cast them to what the estimator takes."""
+    def _check_input(self, X: Any, *, reset: bool = False, casts: bool = True) -> Any:
+        """Check data against those of `fit`, and cast them to what the estimator takes.
+
+        A query does without the cast: it casts batch by batch, and so a memory map stays one.
+        """
         if reset:
             self._forget_shapes()
         if is_mapping(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
@@ -151,7 +154,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
                 self._check_sample_shape(tuple(X.shape[1:]), reset=reset)
                 if reset and X.dim() > 1:
                     self.n_features_in_ = X.shape[1]
-            return self._cast(X, reset=reset)
+            return self._cast(X, reset=reset, casts=casts)
         if isinstance(self.estimator, Pipeline) and hasattr(X, "dtypes"):
             # The transformers know what to do with columns of any type.
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -170,7 +173,9 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         if not tags.allow_nan:
             check_finite(X, "X")
         self._check_sample_shape(X.shape[1:], reset=reset)
-        return X if isinstance(self.estimator, Pipeline) else self._cast(X, reset=reset)
+        if isinstance(self.estimator, Pipeline):
+            return X
+        return self._cast(X, reset=reset, casts=casts)
 
     def _forget_shapes(self) -> None:
         self._sample_shape: tuple[int, ...] | None = None
@@ -187,14 +192,14 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
                 f"samples of shape {self._sample_shape} as input."
             )
 
-    def _cast(self, X: Any, *, reset: bool) -> Any:
+    def _cast(self, X: Any, *, reset: bool, casts: bool) -> Any:
         """Cast floating-point numbers to the dtype of the network, all to that of the default."""
         if is_mapping(X):
-            return {key: self._cast(part, reset=reset) for key, part in X.items()}
+            return {k: self._cast(part, reset=reset, casts=casts) for k, part in X.items()}
         if not isinstance(X, np.ndarray | torch.Tensor):
             return X
         is_float = X.dtype.kind == "f" if isinstance(X, np.ndarray) else X.is_floating_point()
-        if not is_float and self.estimator is not None:
+        if (not is_float and self.estimator is not None) or (is_float and not casts):
             return X
         dtype = self._input_dtype(X, reset=reset)
         if isinstance(X, torch.Tensor):

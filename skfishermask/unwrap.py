@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sklearn.ensemble import BaseEnsemble
@@ -93,9 +94,9 @@ def unwrap(classifier: Any) -> Unwrapped:
             inner = inner.best_estimator_
         elif _wraps_one(inner):
             check_is_fitted(inner)
-            # A sampler checks and casts what it hands on.
+            # A sampler checks what it hands on.
             if hasattr(inner, "_check_input"):
-                transformers.append(inner._check_input)
+                transformers.append(partial(inner._check_input, casts=False))
             inner = inner.estimator_
         else:
             found = type(inner).__name__

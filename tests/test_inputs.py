@@ -204,14 +204,15 @@ def test_sparse_matrices_go_through_a_pipeline(make: Any) -> None:
     np.testing.assert_array_equal(instances.toarray(), X_POOL[indices])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])  # the second one needs a cast
 @pytest.mark.parametrize("through", ["sampler", "strategy"])
 def test_a_memory_map_is_never_read_whole(
-    through: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    through: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("skfishermask._rows._CHUNK", 64 * 100)
     fitted = FisherMaskSampler(net(), max_candidates=50, **(TINY | {"n_mask_samples": 50}))
     fitted.fit(X_LABELED, Y_LABELED)
-    large = np.tile(X_POOL, (400, 1))
+    large = np.tile(X_POOL, (400, 1)).astype(dtype)
     np.save(tmp_path / "pool.npy", large)
     in_memory, _ = fitted.query(large, 8)
     pool = np.load(tmp_path / "pool.npy", mmap_mode="r")
