@@ -11,6 +11,7 @@ sum over positions of a product.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
@@ -98,19 +99,19 @@ def _sum_of_squared_products(rows: Tensor, columns: Tensor) -> Tensor:
     return total.mT
 
 
-class _OuterProductRule:
+class _OuterProductRule(ABC):
     """A weight whose gradient is a sum over positions of output gradient x input column."""
 
     def groups(self, module: Layer) -> int:
         return 1
 
+    @abstractmethod
     def rows(self, module: Layer, g: Tensor) -> Tensor:
         """View the gradient at the output as (n, O, L)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def columns(self, module: Layer, x: Tensor, which: Tensor) -> Tensor:
         """Take columns of the input: (n, len(which), L)."""
-        raise NotImplementedError
 
     def locate(self, module: Layer, index: Tensor) -> tuple[Tensor, Tensor]:
         """Turn flat weight indices into row and (absolute) column numbers."""
@@ -237,11 +238,12 @@ class _EmbeddingRule(_OuterProductRule):
         return contract
 
 
-class _ElementwiseRule:
+class _ElementwiseRule(ABC):
     """A weight (and bias) that multiplies a normalised input feature by feature."""
 
+    @abstractmethod
     def normalized(self, module: Layer, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Normalise without the weight and the bias."""
 
     def features(self, module: Layer, t: Tensor) -> Tensor:
         """View as (n, D, L): samples, features, positions."""

@@ -10,12 +10,13 @@ import nets
 import numpy as np
 import pytest
 import torch
+from modAL.models import ActiveLearner as ModALActiveLearner
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from sklearn.utils._param_validation import InvalidParameterError
 from skorch import NeuralNetClassifier
 from torch import nn
@@ -32,6 +33,7 @@ from skactiveml.pool import UncertaintySampling
 
 from skfishermask import FisherMaskSampler, fisher_embedding
 from skfishermask.activeml import FisherMask
+from skfishermask.modal import ActiveLearner
 
 X, Y = (data[:160] for data in nets.digits())
 N_LABELED = 60
@@ -422,3 +424,25 @@ def test_without_scikit_activeml_the_import_says_what_to_do(
     monkeypatch.setattr(builtins, "__import__", no_activeml)
     with pytest.raises(ImportError, match=r'pip install "scikit-activeml>=1\.0"'):
         importlib.import_module("skfishermask.activeml")
+
+
+def test_every_way_to_ask_chooses_the_same() -> None:
+    sampler = FisherMaskSampler(nets.logits_net(), **SMALL).fit(X[:N_LABELED], Y[:N_LABELED])
+    net, strategy, pool = sampler.estimator_, FisherMaskSampler(**SMALL), X[N_LABELED:]
+    labeled = {"X_labeled": X[:N_LABELED]}
+    learners = [cls(net, strategy) for cls in (ModALActiveLearner, ActiveLearner)]
+    for learner in learners:
+        learner.X_training = X[:N_LABELED]  # As after teaching; the net is fitted already.
+    pipeline = make_pipeline(FunctionTransformer(), net)
+    chosen = {
+        "sampler": sampler.query(pool, 10, **labeled)[0],
+        "net": strategy(net, pool, 10, **labeled)[0],
+        "pipeline": strategy(pipeline, pool, 10, **labeled)[0],
+        "modAL's learner": learners[0].query(pool, n_instances=10)[0],
+        "our learner": learners[1].query(pool, n_instances=10)[0],
+        "scikit-activeml": FisherMask(missing_label=-1, **SMALL).query(
+            X, labels(), net, batch_size=10
+        )
+        - N_LABELED,
+    }
+    assert {tuple(indices.tolist()) for indices in chosen.values()} == {tuple(chosen["net"])}

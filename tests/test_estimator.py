@@ -6,7 +6,7 @@ import pickle
 import random
 from collections import Counter
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import nets
 import numpy as np
@@ -364,3 +364,24 @@ def test_a_committee_of_learners() -> None:
     committee.teach(instances, HALVES[100:][indices])
     assert [len(one.X_training) for one in committee] == [54, 54]
     assert set(committee.predict(X_POOL)) <= {"high", "low"}
+
+
+class Scaled(torch.nn.Module):
+    """Takes a keyword besides X, and keeps what it was given."""
+
+    seen: ClassVar[set[float]] = set()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nets.mlp()
+
+    def forward(self, X: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        self.seen.add(scale)
+        return scale * self.mlp(X)
+
+
+def test_fit_parameters_reach_the_net() -> None:
+    X, y = nets.digits()
+    net = NeuralNetClassifier(Scaled, criterion=torch.nn.CrossEntropyLoss, **nets.options())
+    FisherMaskSampler(net).fit(X[:40], y[:40], scale=0.5)
+    assert Scaled.seen == {0.5}
