@@ -299,7 +299,9 @@ def test_cross_validate() -> None:
         assert_queries(fitted)
 
 
-@pytest.mark.parametrize("search", [GridSearchCV, partial(HalvingGridSearchCV, min_resources=60)])
+@pytest.mark.parametrize(
+    "search", [GridSearchCV, partial(HalvingGridSearchCV, min_resources=80, random_state=0)]
+)
 def test_searches(search: Any) -> None:
     grid = {"estimator__lr": [1e-6, 0.2], "mask": ["global", "output_layer"]}
     found = search(sampler(net(max_epochs=60)), grid, cv=2).fit(X[:160], HALVES[:160])
