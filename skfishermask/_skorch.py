@@ -132,6 +132,8 @@ class NetBatches:
         Which rows, in which order. None: all.
     batch_size : int, optional
         None: the net's own.
+    name : str
+        What messages call X.
     """
 
     def __init__(
@@ -140,9 +142,11 @@ class NetBatches:
         X: Any,
         rows: np.ndarray | None = None,
         batch_size: int | None = None,
+        name: str = "X",
     ) -> None:
         self._net = net
         dataset = _dataset(net, X)
+        self.name, self.rows = name, np.arange(len(dataset)) if rows is None else rows
         self._dataset = dataset if rows is None else Subset(dataset, rows.tolist())
         options = net.get_params_for("iterator_valid")
         size = batch_size or options.get("batch_size", net.batch_size)

@@ -90,6 +90,18 @@ def logits_of(
     return (to_logits or first_output)(output)
 
 
+class NonFiniteOutputError(ValueError):
+    """The network's output is NaN or infinite; `row` counts the samples that were read."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"The network's output is NaN or infinite for sample {row}.")
+        self.row = row
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # By row: an exception that comes back from a worker is made again from its arguments.
+        return type(self), (self.row,)
+
+
 def check_logits(logits: Any, n: int, first_row: int) -> None:
     """Raise TypeError or ValueError unless these are n rows of finite logits."""
     if not isinstance(logits, Tensor):
@@ -102,7 +114,7 @@ def check_logits(logits: Any, n: int, first_row: int) -> None:
     bad = ~torch.isfinite(logits).all(dim=1)
     if bad.any():
         row = first_row + int(bad.nonzero()[0])
-        raise ValueError(f"The network's output is NaN or infinite for sample {row}.")
+        raise NonFiniteOutputError(row)
 
 
 def read_logits(

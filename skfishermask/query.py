@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from numbers import Integral
@@ -26,8 +26,8 @@ from skfishermask.fisher import (
     fisher_matrix,
     predicted_probabilities,
 )
-from skfishermask.mask import ParameterMask
-from skfishermask.network import Batch, output_layer
+from skfishermask.mask import ParameterMask, mask_size
+from skfishermask.network import Batch, NonFiniteOutputError, output_layer
 from skfishermask.selection import select_batch
 
 EMBEDDING_DTYPES = {
@@ -155,10 +155,14 @@ class Query:
         rows = self._candidates()
         sample = self._mask_sample()
         r = self._n_directions(n_classes, sample)
+        output = output_layer(self._module, first, to_logits=self._to_logits)
+        if self._p.mask not in _BLIND_MASKS:
+            # Before the diagonal; a relative mask may turn out smaller, so it is asked after.
+            k = self._largest_mask(output)
+            if self._p.mask != "relative":
+                self._check_memory(len(rows), r, k)
         with self._step("diagonal"):
-            self.mask = self._make_mask(
-                output_layer(self._module, first, to_logits=self._to_logits), sample, r
-            )
+            self.mask = self._make_mask(output, sample, r)
         k = len(self.mask)
         self._check_memory(len(rows), r, k)
         with self._step("embedding"):
@@ -210,7 +214,8 @@ class Query:
         self._seconds[name] = time.perf_counter() - start
 
     def _batches(self, X: Any, rows: np.ndarray | None = None) -> NetBatches:
-        return NetBatches(self._net, X, rows, self._p.batch_size)
+        name = "X_pool" if X is self._X_pool else "X_labeled"
+        return NetBatches(self._net, X, rows, self._p.batch_size, name)
 
     def _progress(self, batches: Iterable[Any], total: int, text: str) -> Iterable[Any]:
         return tqdm(batches, total=total, desc=text, unit="batch") if self._p.verbose else batches
@@ -237,7 +242,10 @@ class Query:
         wanted = self._p.n_directions
         if isinstance(wanted, float):
             batches = _Chain(sample)
-            wanted = directions_for_share(self._module, batches, wanted, to_logits=self._to_logits)
+            with _naming_rows(sample):
+                wanted = directions_for_share(
+                    self._module, batches, wanted, to_logits=self._to_logits
+                )
         return most if wanted is None else min(int(wanted), most)
 
     def _make_mask(self, output: list[str], sample: list[NetBatches], r: int) -> ParameterMask:
@@ -246,9 +254,10 @@ class Query:
         else:
             total = sum(map(len, sample))
             batches = self._progress(_Chain(sample), total, "Fisher diagonal")
-            diagonal = fisher_diagonal(
-                self._module, batches, n_directions=r, to_logits=self._to_logits
-            )
+            with _naming_rows(sample):
+                diagonal = fisher_diagonal(
+                    self._module, batches, n_directions=r, to_logits=self._to_logits
+                )
             # On the CPU, so that a sampler pickled on a machine with CUDA loads on one without.
             diagonal = self.diagonal = {name: d.cpu() for name, d in diagonal.items()}
         return ParameterMask.from_diagonal(
@@ -258,6 +267,11 @@ class Query:
             output_layer=output,
             random_state=self._rng,
         )
+
+    def _largest_mask(self, output: list[str]) -> int:
+        sizes = {name: p.numel() for name, p in self._module.named_parameters()}
+        n_output = sum(sizes[name] for name in output)
+        return mask_size(self._p.mask_fraction, sum(sizes.values()), n_output)
 
     def _check_memory(self, n: int, r: int, k: int) -> None:
         itemsize = EMBEDDING_DTYPES[self._p.embedding_dtype].itemsize
@@ -279,14 +293,15 @@ class Query:
 
     def _blocks(self, X: Any, rows: np.ndarray | None, r: int, text: str) -> Iterator[Tensor]:
         batches = self._batches(X, rows)
-        return embedding_blocks(
-            self._module,
-            self._progress(batches, len(batches), text),
-            self.mask,
-            weighting=self._p.weighting,
-            n_directions=r,
-            to_logits=self._to_logits,
-        )
+        with _naming_rows([batches]):
+            yield from embedding_blocks(
+                self._module,
+                self._progress(batches, len(batches), text),
+                self.mask,
+                weighting=self._p.weighting,
+                n_directions=r,
+                to_logits=self._to_logits,
+            )
 
     def _labeled_fisher(self, r: int) -> Tensor | None:
         """Give the mean Fisher matrix of the labelled samples, which are not kept embedded."""
@@ -332,6 +347,23 @@ class Query:
         order = torch.special.entr(p).sum(1).sort(descending=True, stable=True).indices
         first: list[int] = order[:n].tolist()
         return first
+
+
+@contextmanager
+def _naming_rows(parts: Sequence[NetBatches]) -> Iterator[None]:
+    """Turn the count of samples read into a row of the user's data, in messages."""
+    try:
+        yield
+    except NonFiniteOutputError as error:
+        row = error.row
+        for part in parts:
+            if row < part.n_rows:
+                raise ValueError(
+                    f"The network's output is NaN or infinite for row {part.rows[row]} of "
+                    f"{part.name}."
+                ) from error
+            row -= part.n_rows
+        raise
 
 
 class _Chain:

@@ -217,11 +217,11 @@ def test_fisher_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skfishermask.fisher._CHUNK", 40)
     V = torch.randn(23, 3, 5)
     expected = (V.double().mT @ V.double()).mean(0)
-    for dtype, tolerance in [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)]:
+    for dtype, tolerance in [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]:
         found = fisher_matrix(V.to(dtype))
         assert found.dtype == torch.float64
         assert torch.equal(found, found.T)
-        assert error(found, expected) < tolerance or dtype == torch.float64
+        assert error(found, expected) < tolerance
         assert error(found, (V.to(dtype).double().mT @ V.to(dtype).double()).mean(0)) < 1e-6
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pickle
+
 import networks
 import pytest
 import torch
 from torch import Tensor, nn
 
-from skfishermask.network import batch_length, output_layer
+from skfishermask.network import NonFiniteOutputError, batch_length, output_layer
 
 
 def test_batch_length() -> None:
@@ -26,6 +28,12 @@ def test_batch_length() -> None:
 def test_what_is_no_batch(batch: object, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         batch_length(batch)
+
+
+def test_the_bad_row_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(NonFiniteOutputError(3)))
+    assert error.row == 3
+    assert str(error).endswith("sample 3.")
 
 
 class _Auxiliary(nn.Module):

@@ -18,7 +18,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils._param_validation import InvalidParameterError
-from torch import Tensor
+from skorch import NeuralNetClassifier
+from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
 from skfishermask.modal import ActiveLearner
@@ -360,7 +361,8 @@ def test_too_large_for_memory_is_said_before_the_work(
         available = 10_000
 
     monkeypatch.setattr("skfishermask.query.psutil.virtual_memory", Little)
-    monkeypatch.setattr("skfishermask.query.embedding_blocks", None)  # Not reached.
+    for work in ("fisher_diagonal", "embedding_blocks"):
+        monkeypatch.setattr(f"skfishermask.query.{work}", None)  # Not reached.
     with pytest.raises(MemoryError, match=r"200 candidates x 9 directions x 160 .* max_candidates"):
         FisherMaskSampler(**SMALL)(net, X_POOL, 3)
 
@@ -386,6 +388,32 @@ def test_no_trace_after_a_query_that_is_interrupted(monkeypatch: pytest.MonkeyPa
     assert all(map(torch.equal, state, net.module_.parameters()))
     assert not any(m._forward_hooks for m in net.module_.modules())
     assert torch.equal(random_state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mask": "output_layer"}, {"n_mask_samples": 30, "max_candidates": 150}],
+    ids=lambda options: " ".join(options) or "plain",
+)
+@pytest.mark.parametrize("where", ["X_pool", "X_labeled"])
+def test_a_network_output_that_is_not_finite_names_the_row(options: dict, where: str) -> None:
+    class Sick(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nets.mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mlp(x) / (x[:, :1] != 7)
+
+    net = NeuralNetClassifier(Sick, criterion=nn.CrossEntropyLoss, **nets.options()).initialize()
+    data = {"X_pool": X_POOL.copy(), "X_labeled": X_LABELED.copy()}
+    data[where][41:, 0] = 7  # Enough of them that a drawn subset holds some.
+    with pytest.raises(ValueError, match=rf"NaN or infinite for row \d+ of {where}") as caught:
+        FisherMaskSampler(**SMALL | options)(net, data["X_pool"], 3, X_labeled=data["X_labeled"])
+    row = int(str(caught.value).split("row ")[1].split(" ")[0])
+    assert data[where][row, 0] == 7
+    if "max_candidates" not in options:
+        assert row == 41
 
 
 @pytest.mark.cuda
