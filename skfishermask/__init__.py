@@ -1,5 +1,6 @@
 """Active learning with FisherMask for scikit-learn, skorch and modAL."""
 
+from skfishermask.evaluation import ActiveLearningCurveDisplay, active_learning_curve
 from skfishermask.fisher import fisher_diagonal, fisher_embedding
 from skfishermask.mask import ParameterMask
 from skfishermask.sampler import FisherMaskSampler, fisher_mask_sampling
@@ -8,9 +9,11 @@ from skfishermask.selection import select_batch
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActiveLearningCurveDisplay",
     "FisherMaskSampler",
     "ParameterMask",
     "__version__",
+    "active_learning_curve",
     "fisher_diagonal",
     "fisher_embedding",
     "fisher_mask_sampling",

@@ -14,7 +14,7 @@ ENGINE = {"_guard", "directions", "jacobian", "mask", "network"}
 
 # module -> modules of the package that it may import, and third-party packages.
 MAY_IMPORT = {
-    "__init__": ({"fisher", "mask", "sampler", "selection"}, set()),
+    "__init__": ({"evaluation", "fisher", "mask", "sampler", "selection"}, set()),
     "_guard": (set(), {"numpy", "torch"}),
     "directions": (set(), {"torch"}),
     "layers": (set(), {"torch"}),
@@ -44,6 +44,11 @@ MAY_IMPORT = {
     "activeml": (
         {"candidates", "directions", "greedy", "mask", "query", "sampler", "unwrap"},
         {"numpy", "skactiveml", "sklearn", "skorch", "torch"},
+    ),
+    "_checkpoint": ({"_rows"}, {"numpy", "torch"}),
+    "evaluation": (
+        {"_checkpoint", "_guard", "_rows", "unwrap"},
+        {"joblib", "matplotlib", "numpy", "sklearn", "torch", "tqdm"},
     ),
     "modal": ({"_rows"}, {"modAL", "sklearn", "torch"}),
 }

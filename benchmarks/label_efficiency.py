@@ -1,0 +1,242 @@
+"""How many labels does each query strategy need? One setting of the study a call.
+
+Every strategy starts from the same initial samples and the same initial weights in every seed,
+and trains from scratch after each query. A seed draws its own pool and test set. Results go into
+a folder for the setting: ``results.csv`` with a row for each seed, strategy and number of labels,
+``setting.json`` with everything that was set and the versions, ``curves.png``, and a checkpoint:
+called again, with more seeds or strategies for instance, it computes what is missing.
+
+Run from the root of the repository::
+
+    python -m benchmarks.label_efficiency --dataset digits --n-instances 20 --seeds 8
+    python -m benchmarks.label_efficiency --dataset fashion-mnist --data-dir ~/data --download \
+        --imbalance 50 --strategies random entropy BADGE FisherMask
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from tqdm.auto import tqdm
+
+from benchmarks.networks import NETWORKS, SeveralTrainings, make_net
+from benchmarks.strategies import FISHERMASK, PEERS, STRATEGIES
+from skfishermask import ActiveLearningCurveDisplay, active_learning_curve
+
+METRICS = {
+    "accuracy": accuracy_score,
+    "balanced_accuracy": balanced_accuracy_score,
+    "f1_macro": partial(f1_score, average="macro"),
+}
+COLUMNS = ["strategy", "seed", "n_labeled", *METRICS, "fit_time", "query_time"]
+SETTINGS = [
+    "imbalance",
+    "n_initial",
+    "n_instances",
+    "n_queries",
+    "network",
+    "pool_size",
+    "test_size",
+    "trainings",
+]
+PACKAGES = ["skfishermask", "torch", "scikit-learn", "skorch", "numpy", "scikit-activeml"]
+
+
+def load(dataset: str, data_dir: Path, download: bool) -> tuple[np.ndarray, np.ndarray, int]:
+    """Images (n, channels, height, width) in [0, 1], labels, and how many of them are for training.
+
+    Of digits, which has no test set of its own, the number is that of all.
+    """
+    if dataset == "digits":
+        X, y = load_digits(return_X_y=True)
+        return (X / 16).astype("float32").reshape(-1, 1, 8, 8), y, len(y)
+    if dataset in ("fashion-mnist", "cifar10"):
+        from torchvision.datasets import CIFAR10, FashionMNIST
+
+        kind = FashionMNIST if dataset == "fashion-mnist" else CIFAR10
+        parts = [kind(data_dir, train=train, download=download) for train in (True, False)]
+        X = np.concatenate([np.asarray(part.data) for part in parts])
+        y = np.concatenate([np.asarray(part.targets) for part in parts])
+        n_train = len(parts[0])
+    else:
+        arrays = np.load(dataset)
+        X = np.concatenate([arrays["X_train"], arrays["X_test"]])
+        y = np.concatenate([arrays["y_train"], arrays["y_test"]]).astype("int64")
+        n_train = len(arrays["y_train"])
+    if X.ndim == 3:
+        X = X[..., None]
+    X = np.moveaxis(X, -1, 1)
+    return (X / 255 if X.dtype == np.uint8 else X).astype("float32"), y, n_train
+
+
+def long_tail(n_classes: int, largest: int, ratio: float) -> np.ndarray:
+    """Class sizes that fall exponentially from `largest` to `largest` / `ratio`."""
+    sizes = largest * ratio ** (-np.arange(n_classes) / (n_classes - 1))
+    return np.maximum(1, sizes.round().astype(int))
+
+
+def make_split(
+    y: np.ndarray, n_train: int, seed: int, pool_size: int, test_size: int, imbalance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the pool, balanced or long-tailed in an order of classes of its own, and of a
+    balanced test set."""
+    rng = np.random.default_rng(seed)
+    classes = np.unique(y)
+    rows = {c: rng.permutation(np.flatnonzero(y == c)) for c in classes}
+    per_class = test_size // len(classes)
+    if n_train == len(y):
+        test = {c: rows[c][:per_class] for c in classes}
+        pool = {c: rows[c][per_class:] for c in classes}
+    else:
+        test = {c: rows[c][rows[c] >= n_train][:per_class] for c in classes}
+        pool = {c: rows[c][rows[c] < n_train] for c in classes}
+    profile = long_tail(len(classes), 1_000_000, imbalance) / 1_000_000
+    largest = min(pool_size / profile.sum(), min(len(part) for part in pool.values()))
+    sizes = dict(
+        zip(rng.permutation(classes), np.maximum(1, (largest * profile).astype(int)), strict=True)
+    )
+    chosen = [pool[c][: sizes[c]] for c in classes]
+    return np.sort(np.concatenate(chosen)), np.sort(np.concatenate(list(test.values())))
+
+
+def mean_scores(several: SeveralTrainings, X: Any, y: np.ndarray) -> dict[str, float]:
+    """Each metric, averaged over the trainings."""
+    predicted = [net.predict(X) for net in several.estimators_]
+    return {
+        name: float(np.mean([metric(y, p) for p in predicted])) for name, metric in METRICS.items()
+    }
+
+
+def slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")
+
+
+def setting_name(options: argparse.Namespace) -> str:
+    balance = "balanced" if options.imbalance == 1 else f"{options.imbalance:g}to1"
+    dataset = slug(Path(options.dataset).stem)
+    return f"{dataset}_{balance}_{options.n_instances}"
+
+
+def write_results(
+    folder: Path, options: argparse.Namespace, results: dict[str, dict[str, np.ndarray]]
+) -> None:
+    """Replace the tables of the strategies that were run; those of others stay."""
+    file = folder / "results.csv"
+    old = list(csv.DictReader(file.open())) if file.exists() else []
+    rows = [row for row in old if row["strategy"] not in results]
+    for name, result in results.items():
+        for seed, score in enumerate(result["test_accuracy"]):
+            for step, n_labeled in enumerate(result["n_labeled"]):
+                is_last = step == len(score) - 1
+                rows.append(
+                    {"strategy": name, "seed": seed, "n_labeled": n_labeled}
+                    | {m: f"{result[f'test_{m}'][seed, step]:.6f}" for m in METRICS}
+                    | {
+                        "fit_time": f"{result['fit_time'][seed, step]:.4f}",
+                        "query_time": "" if is_last else f"{result['query_time'][seed, step]:.4f}",
+                    }
+                )
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    machine = {
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+    content = {
+        "dataset": Path(options.dataset).stem,
+        **{name: getattr(options, name) for name in SETTINGS},
+        "machine": machine,
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    (folder / "setting.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--dataset", default="digits", help="digits, fashion-mnist, cifar10 or a file .npz with "
+        "X_train, y_train, X_test, y_test")  # fmt: skip
+    add("--data-dir", type=Path, default=Path("output/data"), help="where torchvision's data lie")
+    add("--download", action="store_true", help="let torchvision download them")
+    add("--imbalance", type=float, default=1, help="largest class of the pool over the smallest")
+    add("--strategies", nargs="+", default=[*PEERS, *FISHERMASK], choices=[*STRATEGIES],
+        metavar="NAME", help=f"of: {', '.join(STRATEGIES)}")  # fmt: skip
+    add("--seeds", type=int, default=4, help="paired repeats (default: 4)")
+    add("--n-initial", type=int, default=20)
+    add("--n-instances", type=int, default=20, help="labels a query (default: 20)")
+    add("--n-queries", type=int, default=5)
+    add("--pool-size", type=int, default=1000)
+    add("--test-size", type=int, default=500)
+    add("--network", default="cnn", choices=[*NETWORKS])
+    add("--trainings", type=int, default=1, help="trainings a labelled set, scores averaged")
+    add("--device", default="cpu")
+    add("--n-jobs", type=int, default=1)
+    add("--out", type=Path, default=Path("output/label_efficiency"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    X, y, n_train = load(options.dataset, options.data_dir, options.download)
+    splits = [
+        make_split(y, n_train, seed, options.pool_size, options.test_size, options.imbalance)
+        for seed in range(options.seeds)
+    ]
+    net = make_net(options.network, X.shape[1:], len(np.unique(y)), options.device)
+    folder = options.out / setting_name(options)
+    results = {}
+    for name in tqdm(options.strategies, desc=folder.name, unit="strategy"):
+        results[name] = active_learning_curve(
+            SeveralTrainings(net, options.trainings),
+            X,
+            y,
+            query_strategy=STRATEGIES[name],
+            n_initial=options.n_initial,
+            n_instances=options.n_instances,
+            n_queries=options.n_queries,
+            cv=splits,
+            scoring=mean_scores,
+            n_jobs=options.n_jobs,
+            random_state=0,
+            checkpoint=folder / "checkpoint" / slug(name),
+            verbose=1,
+        )
+        write_results(folder, options, {name: results[name]})
+    display = ActiveLearningCurveDisplay.from_results(
+        results, score_name="test_accuracy", band="sem"
+    )
+    display.figure_.savefig(folder / "curves.png", dpi=150)
+    print(f"\n{'mean accuracy over the curve':<30}{'mean':>8}{'- random':>12}{'s.e.':>8}")
+    means = {name: r["test_accuracy"].mean(axis=1) for name, r in results.items()}
+    for name, mean in means.items():
+        line = f"{name:<30}{mean.mean():>8.4f}"
+        if "random" in means and name != "random" and options.seeds > 1:
+            difference = mean - means["random"]
+            error = difference.std(ddof=1) / np.sqrt(len(difference))
+            line += f"{difference.mean():>+12.4f}{error:>8.4f}"
+        print(line)
+    plt.close(display.figure_)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,715 @@
+"""Learning curves of query strategies: how accurate with how many labels."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed, effective_n_jobs
+from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.metrics import check_scoring
+from sklearn.model_selection import check_cv
+from sklearn.utils import check_consistent_length, check_random_state
+from tqdm.auto import tqdm
+
+from skfishermask._checkpoint import Checkpoint, describe, fingerprint
+from skfishermask._guard import seeded
+from skfishermask._rows import as_rows, n_rows, parts_of, take_rows
+from skfishermask.unwrap import innermost
+
+# What a seed is for: draws for one purpose must not depend on those for another.
+_INITIAL, _FIT, _QUERY = range(3)
+
+
+def active_learning_curve(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    query_strategy: Any,
+    n_initial: Any,
+    n_instances: int,
+    n_queries: int,
+    cv: Any = None,
+    scoring: Any = None,
+    n_jobs: int | None = None,
+    random_state: int | np.random.RandomState | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    return_indices: bool = False,
+    verbose: int = 0,
+) -> dict[str, np.ndarray]:
+    """Score an estimator as a query strategy adds to its labels, over the splits of the data.
+
+    In every split the training part is the pool. The estimator is trained on a few initial
+    samples of it and scored on the test part; then the strategy queries a batch, its labels are
+    added, a new clone of the estimator is trained on all labels so far and scored, and so on.
+
+    Seeds depend on `random_state`, the split and the query alone. So two calls with the same
+    int and different strategies start from the same samples and, as long as the estimator has
+    no ``random_state`` of its own, from the same initial weights: compare them split by split.
+
+    Parameters
+    ----------
+    estimator : classifier
+        Anything scikit-learn can clone that has ``fit``, such as a skorch net, a Pipeline or a
+        :class:`FisherMaskSampler`. A clone is trained from scratch after every query.
+    X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset of n_samples rows
+        The samples.
+    y : array-like of shape (n_samples,)
+        Their labels. The strategy sees only those that it asked for.
+    query_strategy : callable or "random"
+        Called as ``query_strategy(learner, X_pool, n_instances=n_instances)``, as in modAL. It
+        returns the chosen rows of `X_pool`, or a tuple of them and anything else. The learner
+        has the fitted ``estimator``, ``X_training``, ``y_training``, ``predict``,
+        ``predict_proba`` and ``score``. Random draws must come from NumPy's, PyTorch's or
+        Python's global generator, which are seeded for the call, or from a ``random_state``
+        parameter that is an int or None.
+    n_initial : int, or array-like of int
+        Number of initial labels, drawn stratified by class and at least one of each class; or
+        the rows of `X` to start from, which must be in the training part of every split; or a
+        sequence with such an array for each split.
+    n_instances : int
+        Number of labels added by a query.
+    n_queries : int
+        Number of queries.
+    cv : int, cross-validation splitter, iterable of (train, test), or None, default=None
+        As in :func:`~sklearn.model_selection.cross_validate`; None: 5 folds, stratified for a
+        classifier. A :class:`~sklearn.model_selection.StratifiedShuffleSplit` gives any number
+        of repeats.
+    scoring : str, callable, list, tuple, dict or None, default=None
+        As in :func:`~sklearn.model_selection.cross_validate`.
+    n_jobs : int or None, default=None
+        Number of splits run at the same time, in processes of their own.
+    random_state : int, RandomState or None, default=None
+        For the initial samples, the training and the queries.
+    checkpoint : path-like or None, default=None
+        A folder, made if missing, where each step is recorded as it ends. A run that was killed
+        and is called again goes on from there and ends in the same numbers. So do more queries
+        or more splits: what the folder has is not computed again.
+    return_indices : bool, default=False
+        Return which samples were labelled.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Returns
+    -------
+    dict
+        ``n_labeled``
+            ndarray of shape (n_queries + 1,), int64: numbers of labels.
+        ``test_score``
+            ndarray of shape (n_splits, n_queries + 1), float64: scores on the test part. With
+            several scorers ``test_<name>`` for each instead.
+        ``fit_time``
+            ndarray of shape (n_splits, n_queries + 1), float64: seconds.
+        ``query_time``
+            ndarray of shape (n_splits, n_queries), float64: seconds.
+        ``indices``
+            ndarray of shape (n_splits, n_labeled[-1]), int64: rows of `X` in the order in
+            which they were labelled; only if `return_indices`.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, a split has too few training samples, the strategy returns
+        anything but `n_instances` different rows, or `checkpoint` holds another run.
+    TypeError
+        If `query_strategy` is not callable.
+
+    See Also
+    --------
+    ActiveLearningCurveDisplay : Draws the results.
+
+    Notes
+    -----
+    Numbers are the same bit for bit where arithmetic is: on one machine, with one number of
+    threads. PyTorch's sums can depend on it, so set ``OMP_NUM_THREADS=1`` to compare runs with
+    different `n_jobs`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from skfishermask import active_learning_curve
+    >>> X, y = load_iris(return_X_y=True)
+    >>> result = active_learning_curve(
+    ...     LogisticRegression(), X, y, query_strategy="random",
+    ...     n_initial=6, n_instances=10, n_queries=3, cv=5, random_state=0,
+    ... )
+    >>> result["n_labeled"].tolist()
+    [6, 16, 26, 36]
+    >>> result["test_score"].shape
+    (5, 4)
+    """
+    _check_counts(n_instances=n_instances, n_queries=n_queries)
+    if not callable(query_strategy) and query_strategy != "random":
+        raise TypeError(
+            'Expected query_strategy to be "random" or a callable '
+            f"(learner, X_pool, n_instances) -> indices, found {query_strategy!r}."
+        )
+    X, y = as_rows(X, "X"), np.asarray(y)
+    if y.ndim != 1:
+        raise ValueError(f"Expected y of shape (n_samples,), found shape {y.shape}.")
+    check_consistent_length(*parts_of(X), y)
+    splitter = check_cv(cv, y, classifier=is_classifier(estimator))
+    # Splitters count the samples; they do not look at them.
+    splits = [(np.asarray(a), np.asarray(b)) for a, b in splitter.split(np.zeros(len(y)), y)]
+    scorer = check_scoring(estimator, scoring=scoring)
+    strategy = _random_sampling if query_strategy == "random" else query_strategy
+    seed = int(check_random_state(random_state).randint(2**31 - 1))
+    starts = _initial_samples(n_initial, y, splits, seed)
+    _check_budget(len(starts[0]), n_instances, n_queries, splits)
+    kept = None
+    if checkpoint is not None:
+        description = {
+            "estimator": describe(estimator),
+            "query_strategy": describe(strategy),
+            "scoring": describe(scoring),
+            "X": fingerprint(X),
+            "y": fingerprint(y),
+            "n_instances": n_instances,
+        }
+        kept = Checkpoint(checkpoint, description)
+        seed = kept.seed(seed, is_given=isinstance(random_state, Integral))
+        starts = _initial_samples(n_initial, y, splits, seed)
+    run = _Run(estimator, strategy, scorer, n_instances, n_queries, seed, kept)
+
+    tasks = [(i, *splits[i], start) for i, start in enumerate(starts)]
+    n_steps = n_queries + 1
+    with tqdm(total=len(tasks) * n_steps, unit="training", disable=not verbose) as progress:
+        if effective_n_jobs(n_jobs) == 1:
+            records = [run.split(X, y, *task, progress.update) for task in tasks]
+        else:
+            records = []
+            parallel = Parallel(n_jobs=n_jobs, return_as="generator")
+            for found in parallel(delayed(run.split)(X, y, *task) for task in tasks):
+                records.append(found)
+                progress.update(n_steps)
+    return _gather(records, starts, n_instances, n_queries, return_indices=return_indices)
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"Expected {name} to be an int of at least 1, found {value!r}.")
+
+
+def _initial_samples(
+    n_initial: Any, y: np.ndarray, splits: list[tuple[np.ndarray, np.ndarray]], seed: int
+) -> list[np.ndarray]:
+    """Rows to start from, a sorted array for each split."""
+    if np.isscalar(n_initial):
+        _check_counts(n_initial=n_initial)
+        starts = []
+        for i, (train, _) in enumerate(splits):
+            if len(train) < n_initial:
+                raise ValueError(
+                    f"Expected n_initial of at most {len(train)}, the samples in the training part "
+                    f"of split {i}, found {n_initial}."
+                )
+            rng = np.random.RandomState(_seed_of(seed, i, 0, _INITIAL))
+            starts.append(train[_stratified(y[train], n_initial, rng)])
+    else:
+        of_each = len(n_initial) and np.ndim(n_initial[0]) == 1
+        rows = list(n_initial) if of_each else [n_initial] * len(splits)
+        if len(rows) != len(splits):
+            raise ValueError(
+                f"Expected n_initial with an array for each of the {len(splits)} splits, found "
+                f"{len(rows)}."
+            )
+        starts = [np.unique(np.asarray(row)) for row in rows]
+        if len({len(start) for start in starts}) > 1 or len(starts[0]) == 0:
+            raise ValueError(
+                "Expected n_initial with the same number of different rows, at least one, for "
+                f"every split, found {[len(start) for start in starts]}."
+            )
+        for i, (start, (train, _)) in enumerate(zip(starts, splits, strict=True)):
+            outside = np.setdiff1d(start, train)
+            if len(outside):
+                raise ValueError(
+                    f"Row {outside[0]} of n_initial is not in the training part of split {i}; "
+                    "expected all initial samples there."
+                )
+    return starts
+
+
+def _check_budget(
+    n_initial: int,
+    n_instances: int,
+    n_queries: int,
+    splits: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    needed = n_initial + n_queries * n_instances
+    smallest = min(len(train) for train, _ in splits)
+    if needed > smallest:
+        raise ValueError(
+            f"n_initial + n_queries * n_instances is {needed}, but a split has only {smallest} "
+            "training samples."
+        )
+
+
+def _seed_of(seed: int, split: int, step: int, purpose: int) -> int:
+    return int(np.random.SeedSequence([seed, split, step, purpose]).generate_state(1)[0])
+
+
+def _stratified(y: np.ndarray, n: int, rng: np.random.RandomState) -> np.ndarray:
+    """Draw positions in proportion to the classes, with one of each class where n allows."""
+    classes, counts = np.unique(y, return_counts=True)
+    if n < len(classes):
+        return np.sort(rng.permutation(len(y))[:n])
+    share = np.ones(len(classes), dtype=int)
+    order = rng.permutation(len(classes))  # ties between classes fall either way
+    for _ in range(n - len(classes)):
+        # The class that lacks most of its proportional share gets the next one.
+        lack = np.where(share < counts, counts * n / len(y) - share, -np.inf)
+        share[order[lack[order].argmax()]] += 1
+    drawn = [
+        rng.permutation(np.flatnonzero(y == c))[:m] for c, m in zip(classes, share, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn))
+
+
+def _random_sampling(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
+    # The global generator, which is seeded for the call.
+    shuffled: np.ndarray = check_random_state(None).permutation(n_rows(X_pool))
+    return shuffled[:n_instances]
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end if there was a Ctrl-C that the code inside swallowed.
+
+    skorch takes it for the wish to end training early, and half-trained networks are no result.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, interrupted = signal.getsignal(signal.SIGINT), False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+class _Learner:
+    """What a query strategy sees: a modAL learner, as far as strategies use one."""
+
+    def __init__(self, estimator: Any, query_strategy: Any, X: Any, y: np.ndarray) -> None:
+        self.estimator = estimator
+        self.query_strategy = query_strategy
+        self.X_training = X
+        self.y_training = y
+
+    def predict(self, X: Any) -> Any:
+        return self.estimator.predict(X)
+
+    def predict_proba(self, X: Any) -> Any:
+        return self.estimator.predict_proba(X)
+
+    def score(self, X: Any, y: Any) -> Any:
+        return self.estimator.score(X, y)
+
+
+@dataclass
+class _Run:
+    """One call: what is the same for all splits."""
+
+    estimator: Any
+    strategy: Any
+    scorer: Any
+    n_instances: int
+    n_queries: int
+    seed: int
+    kept: Checkpoint | None
+
+    def split(
+        self,
+        X: Any,
+        y: np.ndarray,
+        number: int,
+        train: np.ndarray,
+        test: np.ndarray,
+        start: np.ndarray,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Give the record of every step: scores, seconds, and the rows chosen after it."""
+        identity = {
+            "training samples": fingerprint(train),
+            "test samples": fingerprint(test),
+            "initial samples": fingerprint(start),
+        }
+        records = [] if self.kept is None else self.kept.read(number, identity)
+        records = records[: self.n_queries + 1]
+        if len(records) <= self.n_queries and records and records[-1]["chosen"] is None:
+            records.pop()  # It was the last step of a shorter run, which chose nothing after it.
+        X_test, y_test = take_rows(X, test), y[test]
+        if progress is not None:
+            progress(len(records))
+        while len(records) <= self.n_queries:
+            labeled = np.concatenate([start, *(np.asarray(r["chosen"], int) for r in records)])
+            with _interruptible():
+                record = self._step(X, y, number, len(records), train, labeled, X_test, y_test)
+            records.append(record)
+            if self.kept is not None:
+                self.kept.write(number, identity, records)
+            if progress is not None:
+                progress(1)
+        return records
+
+    def _step(
+        self,
+        X: Any,
+        y: np.ndarray,
+        number: int,
+        step: int,
+        train: np.ndarray,
+        labeled: np.ndarray,
+        X_test: Any,
+        y_test: np.ndarray,
+    ) -> dict[str, Any]:
+        device = torch.device(getattr(innermost(self.estimator), "device", None) or "cpu")
+        devices = [device] if device.type == "cuda" else []
+        X_labeled, y_labeled = take_rows(X, labeled), y[labeled]
+        with seeded(_seed_of(self.seed, number, step, _FIT), devices):
+            began = time.perf_counter()
+            fitted = clone(self.estimator).fit(X_labeled, y_labeled)
+            fit_time = time.perf_counter() - began
+            scores = self.scorer(fitted, X_test, y_test)
+        record = {
+            "score": {k: float(v) for k, v in scores.items()}
+            if isinstance(scores, Mapping)
+            else float(scores),
+            "fit_time": fit_time,
+            "query_time": None,
+            "chosen": None,
+        }
+        if step < self.n_queries:
+            # Sorted, so that nothing depends on the splitter's order.
+            pool = np.setdiff1d(train, labeled)
+            strategy = self.strategy
+            if isinstance(strategy, BaseEstimator):
+                strategy = clone(strategy)
+            learner = _Learner(fitted, strategy, X_labeled, y_labeled)
+            X_pool = take_rows(X, pool)
+            with seeded(_seed_of(self.seed, number, step, _QUERY), devices):
+                began = time.perf_counter()
+                chosen = strategy(learner, X_pool, n_instances=self.n_instances)
+                record["query_time"] = time.perf_counter() - began
+            record["chosen"] = pool[self._checked(chosen, len(pool))].tolist()
+        return record
+
+    def _checked(self, chosen: Any, n_pool: int) -> np.ndarray:
+        if isinstance(chosen, tuple) and len(chosen) == 2:
+            chosen = chosen[0]
+        if isinstance(chosen, torch.Tensor):
+            chosen = chosen.numpy(force=True)
+        rows = np.asarray(chosen)
+        good = (
+            rows.shape == (self.n_instances,)
+            and rows.dtype.kind in "iu"
+            and len(np.unique(rows)) == len(rows)
+            and rows.min() >= 0
+            and rows.max() < n_pool
+        )
+        if not good:
+            raise ValueError(
+                f"Expected the query strategy to return {self.n_instances} different rows of a "
+                f"pool of {n_pool}, found {rows!r}."
+            )
+        return rows
+
+
+def _gather(
+    records: list[list[dict[str, Any]]],
+    starts: list[np.ndarray],
+    n_instances: int,
+    n_queries: int,
+    *,
+    return_indices: bool,
+) -> dict[str, np.ndarray]:
+    result: dict[str, np.ndarray] = {
+        "n_labeled": len(starts[0]) + n_instances * np.arange(n_queries + 1, dtype=np.int64)
+    }
+    first = records[0][0]["score"]
+    if isinstance(first, Mapping):
+        for name in first:
+            result[f"test_{name}"] = np.array([[r["score"][name] for r in s] for s in records])
+    else:
+        result["test_score"] = np.array([[r["score"] for r in s] for s in records])
+    result["fit_time"] = np.array([[r["fit_time"] for r in s] for s in records])
+    result["query_time"] = np.array([[r["query_time"] for r in s[:n_queries]] for s in records])
+    if return_indices:
+        result["indices"] = np.array(
+            [
+                [*start.tolist(), *(row for r in s[:n_queries] for row in r["chosen"])]
+                for start, s in zip(starts, records, strict=True)
+            ],
+            dtype=np.int64,
+        )
+    return result
+
+
+class ActiveLearningCurveDisplay:
+    """Learning curves of query strategies, mean and band over the splits.
+
+    Make one by :meth:`from_results` or :meth:`from_estimator`. Needs matplotlib.
+
+    Parameters
+    ----------
+    results : dict of str to dict
+        Results of :func:`active_learning_curve` by the name of the strategy.
+    score_name : str, default="test_score"
+        Which score of the results to draw.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        The axes with the curves.
+    figure_ : matplotlib Figure
+        The figure of the axes.
+    lines_ : dict of str to matplotlib Line2D
+        The mean curve of each strategy.
+    bands_ : dict of str to matplotlib artist
+        The band of each strategy, a collection or an error bar; empty without bands.
+
+    See Also
+    --------
+    active_learning_curve : Computes the results.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from skfishermask import ActiveLearningCurveDisplay, active_learning_curve
+    >>> X, y = load_iris(return_X_y=True)
+    >>> result = active_learning_curve(
+    ...     LogisticRegression(), X, y, query_strategy="random",
+    ...     n_initial=6, n_instances=10, n_queries=3, random_state=0,
+    ... )
+    >>> display = ActiveLearningCurveDisplay.from_results({"random": result})
+    >>> display.ax_.get_xlabel()
+    'Labelled samples'
+    """
+
+    def __init__(
+        self, results: Mapping[str, Mapping[str, np.ndarray]], score_name: str = "test_score"
+    ) -> None:
+        self.results = results
+        self.score_name = score_name
+
+    @classmethod
+    def from_results(
+        cls,
+        results: Mapping[str, Mapping[str, np.ndarray]],
+        *,
+        score_name: str = "test_score",
+        **plot_parameters: Any,
+    ) -> Self:
+        """Draw results that were computed before.
+
+        Parameters
+        ----------
+        results : dict of str to dict
+            Results of :func:`active_learning_curve` by the name of the strategy.
+        score_name : str, default="test_score"
+            Which score of the results to draw.
+        **plot_parameters : dict
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        ActiveLearningCurveDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            If there are no results, or one lacks the score.
+        """
+        if not results:
+            raise ValueError("Expected results of at least one strategy, found none.")
+        for name, result in results.items():
+            if score_name not in result:
+                scores = sorted(key for key in result if key.startswith("test_"))
+                raise ValueError(
+                    f"The results of {name!r} have no {score_name!r}; expected one of {scores}."
+                )
+        return cls(results, score_name).plot(**plot_parameters)
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        y: Any,
+        *,
+        query_strategy: Any,
+        n_initial: Any,
+        n_instances: int,
+        n_queries: int,
+        cv: Any = None,
+        scoring: Any = None,
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        verbose: int = 0,
+        **plot_parameters: Any,
+    ) -> Self:
+        """Compute the curves of one or several strategies, and draw them.
+
+        Parameters
+        ----------
+        estimator, X, y
+            See :func:`active_learning_curve`.
+        query_strategy : callable, "random", or dict of str to one of these
+            The strategy, or several by name.
+        n_initial, n_instances, n_queries, cv, scoring, n_jobs
+            See :func:`active_learning_curve`.
+        random_state : int, RandomState or None, default=None
+            See :func:`active_learning_curve`; all strategies get the same seed.
+        checkpoint : path-like or None, default=None
+            A folder; each of several strategies has a folder of its name in it.
+        verbose : int, default=0
+            1 shows a progress bar for each strategy.
+        **plot_parameters : dict
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        ActiveLearningCurveDisplay
+            The display, drawn.
+        """
+        _pyplot()  # Said before the work, not after it.
+        several = isinstance(query_strategy, Mapping)
+        strategies = dict(query_strategy) if several else {_name(query_strategy): query_strategy}
+        if not isinstance(random_state, Integral):
+            random_state = check_random_state(random_state).randint(2**31 - 1)
+        results = {}
+        for name, strategy in strategies.items():
+            folder = checkpoint
+            if checkpoint is not None and several:
+                folder = Path(checkpoint) / name
+            results[name] = active_learning_curve(
+                estimator,
+                X,
+                y,
+                query_strategy=strategy,
+                n_initial=n_initial,
+                n_instances=n_instances,
+                n_queries=n_queries,
+                cv=cv,
+                scoring=scoring,
+                n_jobs=n_jobs,
+                random_state=random_state,
+                checkpoint=folder,
+                verbose=verbose,
+            )
+        return cls.from_results(results, **plot_parameters)
+
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        band: str | None = "std",
+        band_style: str = "fill_between",
+        score_label: str | None = None,
+        line_kw: dict[str, Any] | None = None,
+        band_kw: dict[str, Any] | None = None,
+    ) -> Self:
+        """Draw the curves.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            The axes to draw on; None makes a figure.
+        band : {"std", "sem"} or None, default="std"
+            Half the height of the band: the standard deviation over the splits, or the
+            standard error of their mean. None draws no band.
+        band_style : {"fill_between", "errorbar"}, default="fill_between"
+            A shaded area, or a bar at each point.
+        score_label : str or None, default=None
+            Label of the vertical axis; None makes one from the name of the score.
+        line_kw : dict or None, default=None
+            Passed to :meth:`matplotlib.axes.Axes.plot`.
+        band_kw : dict or None, default=None
+            Passed to :meth:`matplotlib.axes.Axes.fill_between` or
+            :meth:`matplotlib.axes.Axes.errorbar`.
+
+        Returns
+        -------
+        ActiveLearningCurveDisplay
+            The display itself.
+        """
+        for found, expected in [
+            (band, ("std", "sem", None)),
+            (band_style, ("fill_between", "errorbar")),
+        ]:
+            if found not in expected:
+                raise ValueError(f"Expected one of {expected}, found {found!r}.")
+        if ax is None:
+            _, ax = _pyplot().subplots(layout="constrained")
+        self.lines_, self.bands_ = {}, {}
+        markers = "osD^vPX<>*"
+        for i, (name, result) in enumerate(self.results.items()):
+            n_labeled, scores = result["n_labeled"], result[self.score_name]
+            mean = scores.mean(axis=0)
+            look = {"marker": markers[i % len(markers)], "markersize": 4, "label": name}
+            (line,) = ax.plot(n_labeled, mean, **look | (line_kw or {}))
+            self.lines_[name] = line
+            if band is None or len(scores) < 2:
+                continue
+            half = scores.std(axis=0, ddof=1)
+            if band == "sem":
+                half = half / np.sqrt(len(scores))
+            shade = {"color": line.get_color()}
+            if band_style == "fill_between":
+                shade |= {"alpha": 0.15, "linewidth": 0}
+                self.bands_[name] = ax.fill_between(
+                    n_labeled, mean - half, mean + half, **shade | (band_kw or {})
+                )
+            else:
+                shade |= {"fmt": "none", "capsize": 3}
+                self.bands_[name] = ax.errorbar(
+                    n_labeled, mean, yerr=half, **shade | (band_kw or {})
+                )
+        if score_label is None:
+            score_label = self.score_name.removeprefix("test_").replace("_", " ").capitalize()
+        ax.set(xlabel="Labelled samples", ylabel=score_label)
+        ax.legend(frameon=False)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+def _name(strategy: Any) -> str:
+    if isinstance(strategy, str):
+        return strategy
+    return str(getattr(strategy, "__name__", type(strategy).__name__))
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "ActiveLearningCurveDisplay needs matplotlib: pip install matplotlib"
+        ) from error
+    return plt
