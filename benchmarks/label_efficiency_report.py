@@ -49,11 +49,17 @@ class Setting:
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
-        """Of each strategy, accuracy by seed (rows) and number of labels (columns)."""
-        grouped = self.table.groupby("strategy", sort=False)
-        return {
-            n: t.pivot(index="seed", columns="n_labeled", values="accuracy") for n, t in grouped
+        """Of each strategy, accuracy by seed (rows) and number of labels (columns).
+
+        The main strategies are cut to the seeds that all of them have.
+        """
+        found = {
+            name: table.pivot(index="seed", columns="n_labeled", values="accuracy")
+            for name, table in self.table.groupby("strategy", sort=False)
         }
+        main = [name for name in CORE if name in found]
+        shared = set.intersection(*(set(found[name].index) for name in main))
+        return found | {name: found[name].loc[sorted(shared)] for name in main}
 
     def means(self, name: str) -> pd.Series:
         """Mean accuracy over the curve, by seed."""
@@ -188,17 +194,18 @@ def against_best_peer(settings: list[Setting], name: str) -> str:
                 ]
             )
     words = {
-        "win": "beats the best peer, with an interval that excludes zero",
-        "tie": "cannot be told from it",
-        "loss": "loses to it, with an interval that excludes zero",
-        FEW: "was run on too few seeds to say",
+        "win": "beats the best peer, with an interval that excludes zero, in",
+        "tie": "cannot be told from it in",
+        "loss": "loses to it, with an interval that excludes zero, in",
     }
     parts = [
-        f"in {len(found)} it {words[kind]}{' (' + '; '.join(found) + ')' if found else ''}"
+        f"{words[kind]} {len(found)} ({'; '.join(found)})" if found else f"{words[kind]} none"
         for kind, found in groups.items()
-        if found or kind != FEW
+        if kind != FEW
     ]
-    text = f"**{name}**, {len(rows)} settings: {', '.join(parts)}."
+    text = f"Of {len(rows)} settings, **{name}** {', '.join(parts)}."
+    if groups[FEW]:
+        text += f" In {len(groups[FEW])} there were too few seeds to say (fewer than {MIN_SEEDS})."
     head = ["Setting", "Best peer", "Difference", "95% interval", "Seeds", ""]
     return f"{text}\n\n{table(head, rows, f'{name} against the best peer')}"
 

@@ -62,7 +62,9 @@ def active_learning_curve(
     ----------
     estimator : classifier
         Anything scikit-learn can clone that has ``fit``, such as a skorch net, a Pipeline or a
-        :class:`FisherMaskSampler`. A clone is trained from scratch after every query.
+        :class:`FisherMaskSampler`. A clone is trained from scratch after every query. Give a
+        skorch net the module's class: with an instance of it every training starts from the
+        weights of that instance.
     X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset of n_samples rows
         The samples.
     y : array-like of shape (n_samples,)
@@ -207,7 +209,7 @@ def _initial_samples(
     n_initial: Any, y: np.ndarray, splits: list[tuple[np.ndarray, np.ndarray]], seed: int
 ) -> list[np.ndarray]:
     """Rows to start from, a sorted array for each split."""
-    if np.isscalar(n_initial):
+    if not hasattr(n_initial, "__len__"):
         _check_counts(n_initial=n_initial)
         starts = []
         for i, (train, _) in enumerate(splits):

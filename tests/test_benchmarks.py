@@ -231,7 +231,8 @@ def test_report_is_written_from_the_results(
     monkeypatch.setattr("sys.argv", argv)
     label_efficiency_report.main()
     page = (tmp_path / "docs/label_efficiency.rst").read_text()
-    assert "in 1 it beats the best peer" in page
+    assert "Of 1 settings, **FisherMask** beats the best peer" in page
+    assert "in 1 (Digits, balanced, batches of 20), cannot be told from it in none" in page
     assert (tmp_path / "docs/images/label_efficiency.png").stat().st_size > 10_000
     assert "nan" not in page
 

@@ -12,7 +12,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def test_the_python_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert len(blocks[0].strip().splitlines()) == 15
     namespace: dict = {}
     for block in blocks:
@@ -20,6 +20,7 @@ def test_the_python_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert "70 labels, accuracy 0." in printed
     assert "cross-validated accuracy 0." in printed
+    assert printed.count("[ 50  70  90 110] [0.") == 2
     assert len(set(namespace["positions"].tolist())) == 20
 
 
