@@ -11,10 +11,12 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # modAL-python pins skorch==0.9.0, hence without its dependencies; the test extra brings pandas.
 MODAL := --no-deps modAL-python==0.4.2.1
 PYTEST := -m pytest --doctest-modules -n $(WORKERS) --dist worksteal tests skfishermask
+# Warnings are errors, and every reference must lead somewhere. The builders share what they have read.
+SPHINX := -m sphinx -q -W -n --keep-going -j $(WORKERS) -d docs/_build/doctrees
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types build oldest clean
+.PHONY: help demo test lint types docs build oldest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +24,7 @@ help: ## show this list
 # Made anew only when the dependencies change.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP_INSTALL) -e ".[test,dev]"
+	$(BIN)/python $(PIP_INSTALL) -e ".[test,dev,docs]"
 	$(BIN)/python $(PIP_INSTALL) $(MODAL)
 	@touch $@
 
@@ -40,6 +42,13 @@ lint: $(READY) ## check style, formatting and docstrings
 types: $(READY) ## check the types
 	$(BIN)/mypy
 
+docs: $(READY) ## build the documentation: run its tutorials and examples, check its links
+	$(ONE_THREAD) $(BIN)/python $(SPHINX) -b html docs docs/_build/html
+	$(ONE_THREAD) $(BIN)/python $(SPHINX) -b doctest docs docs/_build/doctest
+	@tail -n 4 docs/_build/doctest/output.txt
+	$(BIN)/python docs/check_links.py docs/_build/html
+	@echo "The documentation: docs/_build/html/index.html"
+
 build: $(READY) ## build sdist and wheel, and check their metadata
 	rm -rf dist
 	$(BIN)/python -m build
@@ -56,6 +65,6 @@ oldest: ## run the tests on the oldest versions supported
 	rm -rf $(OLDEST)
 
 clean: ## remove what was built, but keep the environment
-	rm -rf dist build output $(OLDEST) docs/_build docs/auto_examples docs/generated
+	rm -rf dist build output $(OLDEST) docs/_build docs/auto_examples docs/generated docs/sg_execution_times.rst
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find skfishermask tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -176,7 +177,16 @@ class NetBatches:
             generator=torch.Generator().manual_seed(0),
             **self._options,
         )
-        for batch in batches:
+        iterator = iter(batches)
+        while True:
+            # PyTorch warns of arrays that it cannot write to, such as a memory map opened to read.
+            # Nothing writes to them here.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
             yield to_tensor(_inputs(batch), self._net.device)
 
 

@@ -56,8 +56,7 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         For every draw. As everywhere in scikit-activeml, an int is not the seed itself: the
         seed is made from it and the number of unlabelled samples. None draws from NumPy's
         global random state.
-    mask : {"global", "per_layer", "relative", "random", "output_layer", "all"}, \
-            default="global"
+    mask : {"global", "per_layer", "relative", "random", "output_layer", "all"}, default="global"
         Which parameters to look at. ``"output_layer"`` is BAIT.
     mask_fraction : float, int or "auto", default="auto"
         Size of the mask: a share of all parameters, a number, or chosen by their number.

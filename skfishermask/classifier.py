@@ -159,7 +159,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             # The transformers know what to do with columns of any type.
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
-        tags = get_tags(self).input_tags
+        tags, is_frame = get_tags(self).input_tags, hasattr(X, "iloc")
         X = validate_data(
             self,
             X,
@@ -170,6 +170,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             dtype=None if isinstance(self.estimator, Pipeline) else "numeric",
             ensure_all_finite=False,
         )
+        if is_frame and not X.flags.writeable:
+            X = X.copy()  # pandas 3 hands out read-only arrays, of which PyTorch warns
         if not tags.allow_nan:
             check_finite(X, "X")
         self._check_sample_shape(X.shape[1:], reset=reset)

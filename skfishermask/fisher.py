@@ -145,7 +145,7 @@ def embedding_blocks(
     Parameters
     ----------
     module, batches, mask, weighting, n_directions, to_logits
-        As in :func:`fisher_embedding`, with `n_directions` an int or None.
+        As in :func:`skfishermask.fisher_embedding`, with `n_directions` an int or None.
 
     Yields
     ------
@@ -221,7 +221,7 @@ def fisher_embedding(
     Raises
     ------
     ValueError
-        As for :func:`fisher_diagonal`, or if the mask was made for another network.
+        As for :func:`skfishermask.fisher_diagonal`, or if the mask was made for another network.
     TypeError
         If `n_directions` is a float and `batches` an iterator, which can be read only once.
 
@@ -265,7 +265,7 @@ def predicted_probabilities(
     Parameters
     ----------
     module, batches, to_logits
-        As in :func:`fisher_diagonal`.
+        As in :func:`skfishermask.fisher_diagonal`.
 
     Returns
     -------
@@ -292,11 +292,11 @@ def directions_for_share(
     Parameters
     ----------
     module, batches
-        As in :func:`fisher_diagonal`; `batches` must be readable again.
+        As in :func:`skfishermask.fisher_diagonal`; `batches` must be readable again.
     share : float
         The share of the trace, summed over the samples; between 0 and 1.
     to_logits : callable, optional
-        As in :func:`fisher_diagonal`.
+        As in :func:`skfishermask.fisher_diagonal`.
 
     Returns
     -------

@@ -34,8 +34,7 @@ class FisherMaskSampler(NetClassifier):
     estimator : skorch classifier, or a Pipeline or search object around one, default=None
         The classifier to wrap; :meth:`fit` fits a clone of it. None: a small default network
         made from the data. As a bare query strategy none is needed.
-    mask : {"global", "per_layer", "relative", "random", "output_layer", "all"}, \
-            default="global"
+    mask : {"global", "per_layer", "relative", "random", "output_layer", "all"}, default="global"
         Which parameters to look at, see :meth:`skfishermask.ParameterMask.from_diagonal`.
         ``"output_layer"`` is BAIT.
     mask_fraction : float, int or "auto", default="auto"
@@ -83,7 +82,7 @@ class FisherMaskSampler(NetClassifier):
         Class labels.
     n_features_in_ : int
         Length of the second axis of X in :meth:`fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names, where X had them.
     mask_ : ParameterMask
         The mask of the last query.
@@ -310,10 +309,31 @@ def fisher_mask_sampling(
 
     Examples
     --------
-    With modAL, parameters can be fixed by a partial function::
+    >>> import numpy as np
+    >>> import torch
+    >>> from skorch import NeuralNetClassifier
+    >>> from skfishermask import fisher_mask_sampling
+    >>> X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
+    >>> y = (X[:, 0] > 0).astype("int64")
+    >>> net = NeuralNetClassifier(
+    ...     torch.nn.Linear, module__in_features=4, module__out_features=2,
+    ...     criterion=torch.nn.CrossEntropyLoss, train_split=None, verbose=0,
+    ... ).fit(X[:20], y[:20])
+    >>> indices, gains = fisher_mask_sampling(
+    ...     net, X[20:], n_instances=3, X_labeled=X[:20], random_state=0
+    ... )
+    >>> indices.shape, gains.shape
+    ((3,), (3,))
 
-        from functools import partial
-        ActiveLearner(net, query_strategy=partial(fisher_mask_sampling, oversample=2.0))
+    With modAL, parameters can be fixed by a partial function:
+
+    >>> from functools import partial
+    >>> from skfishermask.modal import ActiveLearner
+    >>> strategy = partial(fisher_mask_sampling, oversample=2.0, random_state=0)
+    >>> learner = ActiveLearner(net, query_strategy=strategy, X_training=X[:20], y_training=y[:20])
+    >>> indices, instances = learner.query(X[20:], n_instances=3)
+    >>> instances.shape
+    (3, 4)
     """
     sampler = FisherMaskSampler(**parameters)
     return sampler(classifier, X_pool, n_instances, X_labeled=X_labeled)

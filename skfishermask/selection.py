@@ -101,9 +101,9 @@ def select_batch(
 
     Notes
     -----
-    A step costs one product of the embeddings with a (k, 2 r) matrix, see the module's
-    formulas. Beside the embedding there are two (r, r) float64 blocks per candidate and a few
-    (k, k) float64 matrices.
+    A step costs one product of the embeddings with a (k, 2 r) matrix; the formulas are in
+    :doc:`/user_guide/selection`. Beside the embedding there are two (r, r) float64 blocks per
+    candidate and a few (k, k) float64 matrices.
 
     References
     ----------
@@ -116,7 +116,7 @@ def select_batch(
     Examples
     --------
     >>> import torch
-    >>> from skfishermask.selection import select_batch
+    >>> from skfishermask import select_batch
     >>> embedding = torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 1.0]]])
     >>> positions, gains = select_batch(embedding, 2, torch.eye(2))
     >>> positions

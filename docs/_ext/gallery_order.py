@@ -1,0 +1,33 @@
+"""What the gallery needs of Python: the order of the tutorials, and seeds between them."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+ORDER = [
+    "plot_first_steps.py",
+    "plot_sklearn_classifier.py",
+    "plot_inside_fishermask.py",
+    "plot_imbalanced.py",
+    "plot_own_network.py",
+    "plot_big_pools.py",
+    "plot_person_in_the_loop.py",
+    "plot_compare_strategies.py",
+    "fashion_mnist.py",
+    "cifar10_resnet18.py",
+]
+
+
+def key(filename: str) -> tuple[int, str]:
+    """In the order above; what is not there comes last."""
+    return (ORDER.index(filename) if filename in ORDER else len(ORDER), filename)
+
+
+def reset_seeds(gallery_conf: dict, fname: str) -> None:
+    """No tutorial depends on what the one before it drew."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002, tutorials may use code that draws from it
+    torch.manual_seed(0)
