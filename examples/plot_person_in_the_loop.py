@@ -103,13 +103,13 @@ class Record:
 
 
 # %%
-# The session
+# The sitting
 # -----------
 #
-# A session fits the network to the labels that there are, queries if nothing is left in the queue,
-# and asks one image after the other. Nothing but the record is carried from one session to the
+# A sitting fits the network to the labels that there are, queries if nothing is left in the queue,
+# and asks one image after the other. Nothing but the record is carried from one sitting to the
 # next. With an int as ``random_state`` the fit and the query depend on the record alone, so that it
-# makes no difference where a session ended.
+# makes no difference where a sitting ended.
 
 
 class Network(nn.Sequential):
@@ -135,7 +135,7 @@ def fit(record):
     return sampler.fit(X_pool[rows], list(record.labels.values())), rows
 
 
-def session(path, annotator, n_labels, n_instances=5):
+def sitting(path, annotator, n_labels, n_instances=5):
     """Label until there are `n_labels`, or the annotator wants to stop."""
     record = Record(path, first_labels)
     try:
@@ -160,7 +160,7 @@ def session(path, annotator, n_labels, n_instances=5):
 folder = tempfile.TemporaryDirectory()
 here = Path(folder.name if annotator is look_up else ".")
 path = here / "digits.json"
-record = session(path, annotator, n_labels=30)
+record = sitting(path, annotator, n_labels=30)
 sampler, _ = fit(record)
 print(f"{len(record.labels)} labels, accuracy {sampler.score(X_test, y_test):.3f}")
 print(path.read_text()[:120], "...")
@@ -188,16 +188,16 @@ def tires_after(n_answers):
 
 
 def work(path, patience):
-    n_sessions, record = 0, None
+    n_sittings, record = 0, None
     while record is None or len(record.labels) < 60:
-        record = session(path, tires_after(patience), n_labels=60)
-        n_sessions += 1
-    return record, n_sessions
+        record = sitting(path, tires_after(patience), n_labels=60)
+        n_sittings += 1
+    return record, n_sittings
 
 
 in_one_go, _ = work(Path(folder.name) / "one_go.json", patience=1000)
-with_breaks, n_sessions = work(Path(folder.name) / "breaks.json", patience=13)
-print(f"{n_sessions} sessions")
+with_breaks, n_sittings = work(Path(folder.name) / "breaks.json", patience=13)
+print(f"{n_sittings} sittings")
 same_answers = list(in_one_go.labels.items()) == list(with_breaks.labels.items())
 print("same answers, in the same order:", same_answers)
 
