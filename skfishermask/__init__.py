@@ -1,6 +1,7 @@
 """Active learning with FisherMask for scikit-learn, skorch and modAL."""
 
-from skfishermask.evaluation import ActiveLearningCurveDisplay, active_learning_curve
+from skfishermask.display import ActiveLearningCurveDisplay
+from skfishermask.evaluation import active_learning_curve
 from skfishermask.fisher import fisher_diagonal, fisher_embedding
 from skfishermask.mask import ParameterMask
 from skfishermask.sampler import FisherMaskSampler, fisher_mask_sampling

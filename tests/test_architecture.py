@@ -14,7 +14,7 @@ ENGINE = {"_guard", "directions", "jacobian", "mask", "network"}
 
 # module -> modules of the package that it may import, and third-party packages.
 MAY_IMPORT = {
-    "__init__": ({"evaluation", "fisher", "mask", "sampler", "selection"}, set()),
+    "__init__": ({"display", "evaluation", "fisher", "mask", "sampler", "selection"}, set()),
     "_guard": (set(), {"numpy", "torch"}),
     "directions": (set(), {"torch"}),
     "layers": (set(), {"torch"}),
@@ -48,8 +48,9 @@ MAY_IMPORT = {
     "_checkpoint": ({"_rows"}, {"numpy", "torch"}),
     "evaluation": (
         {"_checkpoint", "_guard", "_rows", "unwrap"},
-        {"joblib", "matplotlib", "numpy", "sklearn", "torch", "tqdm"},
+        {"joblib", "numpy", "sklearn", "torch", "tqdm"},
     ),
+    "display": ({"evaluation"}, {"matplotlib", "numpy", "sklearn"}),
     "modal": ({"_rows"}, {"modAL", "sklearn", "torch"}),
 }
 OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "skactiveml"]
