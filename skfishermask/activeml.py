@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any, Literal
 
@@ -13,12 +14,13 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
-from skfishermask.candidates import InMemoryBlock, Start, symmetric
+from skfishermask.candidates import EmbeddedBlock, Start, symmetric
 from skfishermask.directions import Weighting
 from skfishermask.greedy import GreedyState, InformationInverse
 from skfishermask.mask import MaskStrategy
 from skfishermask.query import Query
 from skfishermask.sampler import FisherMaskSampler
+from skfishermask.storage import StoredEmbedding
 from skfishermask.unwrap import Unwrapped, unwrap
 
 try:
@@ -83,6 +85,10 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         `batch_size`, which in scikit-activeml is the number of samples to query.
     embedding_dtype : {"float32", "float16", "bfloat16"}, default="float32"
         Storage of the embedding.
+    memory_share : float, default=0.5
+        Share of the free memory above which the embedding goes to a scratch file.
+    scratch_folder : str, path-like or None, default=None
+        Where that file goes. None: the system's temporary folder.
     verbose : int, default=0
         1 shows progress bars.
 
@@ -154,6 +160,8 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         max_candidates: int | None = None,
         net_batch_size: int | None = None,
         embedding_dtype: str = "float32",
+        memory_share: float = 0.5,
+        scratch_folder: str | os.PathLike[str] | None = None,
         verbose: int = 0,
     ) -> None:
         super().__init__(missing_label=missing_label, random_state=random_state)
@@ -170,6 +178,8 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         self.max_candidates = max_candidates
         self.net_batch_size = net_batch_size
         self.embedding_dtype = embedding_dtype
+        self.memory_share = memory_share
+        self.scratch_folder = scratch_folder
         self.verbose = verbose
 
     def query(
@@ -245,7 +255,8 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
 
         unwrapped = _unwrap(clf)
         labeled = is_labeled(y, missing_label=self.missing_label_)
-        query = _RecordingQuery(
+        kind = _RecordingQuery if return_utilities else Query
+        query = kind(
             sampler,
             unwrapped.net,
             unwrapped.transform(X_candidates),
@@ -257,9 +268,9 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         self.fisher_diagonal_ = query.diagonal
         self.query_info_ = query.info
         indices: np.ndarray = chosen if rows is None else rows[chosen]
-        if not return_utilities:
+        if not isinstance(query, _RecordingQuery):
             return indices
-        utilities = query.utilities(chosen)
+        utilities = query.utilities
         if rows is not None:
             of_candidates = utilities
             utilities = np.full((batch_size, len(X)), np.nan)
@@ -343,50 +354,42 @@ def _as_skorch_classifier(clf: Any) -> NeuralNetClassifier:
 
 
 class _RecordingQuery(Query):
-    """A query that keeps what the gains of all candidates can be computed from."""
+    """A query that goes through its choices again, for the gains of all candidates.
 
-    def _candidates(self) -> np.ndarray:
-        self._rows = super()._candidates()
-        return self._rows
+    Attributes
+    ----------
+    utilities : ndarray of shape (n_instances, n_pool)
+        Gains before each choice; NaN for those chosen before or not embedded. After :meth:`run`.
+    """
 
-    def _target(self, V: Tensor, fisher_labeled: Tensor | None) -> Tensor:
-        self._V, self._fisher_labeled = V, fisher_labeled
+    utilities: np.ndarray
+
+    def _target(self, V: StoredEmbedding, fisher_labeled: Tensor | None) -> Tensor:
+        self._fisher_labeled = fisher_labeled
         self._fisher = symmetric(super()._target(V, fisher_labeled))
         return self._fisher
 
     @torch.no_grad()
-    def utilities(self, chosen: np.ndarray) -> np.ndarray:
-        """Compute each candidate's gain before each choice: the formulas are in `selection`.
-
-        Parameters
-        ----------
-        chosen : ndarray of shape (n_instances,)
-            Rows of the pool in the order chosen.
-
-        Returns
-        -------
-        ndarray of shape (n_instances, n_pool)
-            NaN for those chosen before or not embedded.
-        """
+    def _select(self, rows: np.ndarray, V: StoredEmbedding) -> tuple[Tensor, Tensor]:
+        positions, gains = super()._select(rows, V)
         n_labeled = self._n_labeled if self._p.use_labeled else 0
-        scale = len(chosen) / (n_labeled + len(chosen))
+        scale = len(positions) / (n_labeled + len(positions))
         # As in selection: M and V^T V divided by the scale, so every gain is divided by it, too.
         information = self._p.regularization / scale * torch.eye(len(self._fisher)).to(self._fisher)
         if n_labeled and self._fisher_labeled is not None:
-            information += symmetric(self._fisher_labeled) * (n_labeled / len(chosen))
+            information += symmetric(self._fisher_labeled) * (n_labeled / len(positions))
         first = torch.cholesky_inverse(torch.linalg.cholesky(information))
         start = Start(first, symmetric(first @ self._fisher @ first))
-        block = InMemoryBlock(self._V, start)
+        block = EmbeddedBlock(V, start)
         greedy = GreedyState([block], InformationInverse(first), self._fisher, 1)
-        found = np.full((len(chosen), self._n_pool), np.nan)
-        positions = np.searchsorted(self._rows, chosen).tolist()
-        for gains, position in zip(found, positions, strict=True):
+        self.utilities = np.full((len(positions), self._n_pool), np.nan)
+        for found, position in zip(self.utilities, positions.tolist(), strict=True):
             # Settles near-ties, and finds the sample anew where it was chosen by its gain.
             solved, _ = greedy.pick()
             if solved.state.position != position:
                 (solved,) = greedy.solve([position])
                 greedy.correct([solved.state])
-            left = block.best(len(self._V))
-            gains[self._rows[left.positions.cpu().numpy()]] = left.gains.cpu().numpy() / scale
+            left = block.best(len(V))
+            found[rows[left.positions.cpu().numpy()]] = left.gains.cpu().numpy() / scale
             greedy.update([greedy.absorb(solved)])
-        return found
+        return positions, gains

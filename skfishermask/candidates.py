@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-# Of one chunk's embedding; with its float64 copy, products and theirs it comes to 64 MiB.
-_CHUNK_BYTES = 2**23
+from skfishermask.storage import StoredEmbedding, stored
+
+# Products of embeddings and updates are kept for so many candidates at once.
+_PRODUCT_BYTES = 2**25
+# Column blocks of a triangular matrix; above the diagonal ones nothing is multiplied.
+_N_BLOCKS = 8
 # Terms that a matrix product adds up before it starts another partial sum, about.
 _SUMMED_TERMS = 512
 # Rounding by torch.get_float32_matmul_precision(): float32, TensorFloat32, bfloat16.
@@ -40,6 +45,22 @@ class Update:
     position: int
     u: Tensor
     t: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pick that may still turn out wrong, as the candidates see it.
+
+    Attributes
+    ----------
+    update : Update
+        What it changes.
+    exact : sequence of ExactState, default=()
+        States computed afresh on the way to it, as they are before the update.
+    """
+
+    update: Update
+    exact: Sequence[ExactState] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -166,30 +187,44 @@ class CandidateBlock(Protocol):
             The candidate's state, after the updates applied so far.
         """
 
-    def stage(self, updates: Sequence[Update]) -> None:
-        """Multiply the embedding with some updates, reading it once, but apply none yet.
+    def advance(self, updates: Sequence[Update]) -> None:
+        """Apply updates for good, reading the embedding once.
 
         Parameters
         ----------
         updates : sequence of Update
-            In their order. Staged before and not applied: forgotten.
+            In their order. The samples that they take are left out from then on.
         """
 
-    def advance(self) -> None:
-        """Apply the first of the staged updates, and leave out the sample that it takes."""
+    def attempt(self, steps: Sequence[Step], aside: Sequence[int]) -> Tensor:
+        """Apply steps until :meth:`keep` says how many of them were right.
+
+        Parameters
+        ----------
+        steps : sequence of Step
+            In their order.
+        aside : sequence of int
+            Positions not to look at for the result, those that the steps take among them.
+
+        Returns
+        -------
+        Tensor of shape (len(steps) + 1,), float64
+            The largest ``gains + errors`` of the other candidates, before the first step and
+            after each; minus infinity where there are none.
+        """
+
+    def keep(self, count: int) -> None:
+        """Take back all but the first `count` steps of the last attempt.
+
+        Parameters
+        ----------
+        count : int
+            How many were right. If not all were, the embedding is read once more.
+        """
 
 
-@dataclass(frozen=True)
-class _Staged:
-    """Products V U and V T of an update, (n, r, 2, r), and the norms of U and T, (2,)."""
-
-    position: int
-    products: Tensor
-    norms: Tensor
-
-
-class InMemoryBlock:
-    """Candidates whose embedding is a tensor.
+class EmbeddedBlock:
+    """Candidates whose embedding this process can read.
 
     Products with the embedding run in float32, or float64 where the embedding is float64. A and
     B are float64. They change by differences, so rounding errors keep their size while the
@@ -197,19 +232,24 @@ class InMemoryBlock:
 
     Parameters
     ----------
-    embedding : Tensor of shape (n, r, k), floating point
+    embedding : StoredEmbedding or Tensor, of shape (n, r, k), floating point
         Fisher embedding, read in chunks and never changed.
     first : Start
         The matrices of the state that the block starts in.
     start : int, default=0
         Position in the pool of the first sample.
+
+    Raises
+    ------
+    ValueError
+        If the embedding holds NaN or infinity.
     """
 
-    def __init__(self, embedding: Tensor, first: Start, start: int = 0) -> None:
+    def __init__(self, embedding: Tensor | StoredEmbedding, first: Start, start: int = 0) -> None:
+        self._embedding = embedding = stored(embedding)
         self._positions: Sequence[int] = range(start, start + len(embedding))
-        self._staged: list[_Staged] = []
-        self._embedding = embedding
-        self._dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
+        self._steps: Sequence[Step] = ()
+        self._before: EmbeddedBlock | None = None
         n, r, _ = embedding.shape
         self._norm = torch.empty(n, dtype=torch.float64, device=embedding.device)
         self._a = self._norm.new_empty((n, r, r))
@@ -220,17 +260,19 @@ class InMemoryBlock:
         self._errors = torch.empty_like(self._norm)
         self._taken = torch.zeros(n, dtype=torch.bool, device=embedding.device)
 
-        inverse = first.inverse
-        inverse = inverse.to(self._dtype) if isinstance(inverse, Tensor) else inverse
-        target = first.target.to(self._dtype)
-        for part in self._parts():
-            v = self._embedding[part].to(self._dtype)
+        inverse = _Quadratic(first.inverse, embedding.work_dtype)
+        target = _Quadratic(first.target, embedding.work_dtype)
+        for part, v in embedding.chunks():
+            finite = torch.isfinite(v).flatten(1).all(1)
+            if not finite.all():
+                row = start + part.start + int(torch.nonzero(~finite)[0])
+                raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
             norm = torch.linalg.vector_norm(v, dim=(1, 2), dtype=torch.float64)
             self._norm[part] = norm
-            self._a[part], size = _quadratic(v, inverse)
-            self._error_a[part] = norm * self._product_error(mean_size(inverse) * norm, size)
-            self._b[part], size = _quadratic(v, target)
-            self._error_b[part] = norm * self._product_error(mean_size(target) * norm, size)
+            self._a[part], size = inverse(v)
+            self._error_a[part] = norm * self._product_error(inverse.size * norm, size)
+            self._b[part], size = target(v)
+            self._error_b[part] = norm * self._product_error(target.size * norm, size)
             self._evaluate(part)
 
     def __contains__(self, position: int) -> bool:
@@ -252,65 +294,121 @@ class InMemoryBlock:
         positions = torch.tensor([self._positions[i] for i in index.tolist()], dtype=torch.int64)
         return Candidates(positions.to(index.device), self._gains[index], self._errors[index])
 
-    def subset(self, positions: Sequence[int]) -> InMemoryBlock:  # noqa: D102, see CandidateBlock
+    def subset(self, positions: Sequence[int]) -> EmbeddedBlock:  # noqa: D102, see CandidateBlock
         index = self._index(positions)
-        part = copy.copy(self)
+        part = self._copy(index)
         part._positions = list(positions)
-        part._staged = []
-        # Every tensor of a block has one entry for each candidate.
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(part, name, value[index])
+        part._embedding = stored(self._embedding.take(index.tolist()))
         return part
 
     def rows(self, position: int) -> Tensor:  # noqa: D102, see CandidateBlock
-        return self._embedding[self._positions.index(position)].double()
+        return self._embedding.take([self._positions.index(position)])[0].double()
 
     def correct(self, exact: ExactState) -> None:  # noqa: D102, see CandidateBlock
-        index = self._positions.index(exact.position)
-        self._a[index] = exact.a
-        self._b[index] = exact.b
-        self._error_a[index] = exact.error_a
-        self._error_b[index] = exact.error_b
-        self._gains[index] = exact.gain
-        self._errors[index] = exact.error
+        self._correct(self._positions.index(exact.position), exact)
 
-    def stage(self, updates: Sequence[Update]) -> None:  # noqa: D102, see CandidateBlock
+    def advance(self, updates: Sequence[Update]) -> None:  # noqa: D102, see CandidateBlock
+        self._replay([Step(update) for update in updates])
+
+    def attempt(  # noqa: D102, see CandidateBlock
+        self, steps: Sequence[Step], aside: Sequence[int]
+    ) -> Tensor:
+        self._steps, self._before = steps, self._copy(slice(None))
+        out = self._taken.clone()
+        out[self._index(aside)] = True
+        return self._replay(steps, out)
+
+    def keep(self, count: int) -> None:  # noqa: D102, see CandidateBlock
+        steps, before = self._steps, self._before
+        self._steps, self._before = (), None
+        if before is not None and count < len(steps):
+            vars(self).update(before._state())
+            self._replay(steps[:count])
+
+    def _state(self) -> dict[str, Tensor]:
+        """Give every tensor of the block: each has one entry for each candidate."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def _copy(self, index: Tensor | slice) -> EmbeddedBlock:
+        """Give a block with some candidates' state, but this one's embedding."""
+        part = copy.copy(self)
+        part._steps, part._before = (), None
+        vars(part).update({name: value[index].clone() for name, value in self._state().items()})
+        return part
+
+    def _replay(self, steps: Sequence[Step], out: Tensor | None = None) -> Tensor:
+        """Apply steps; of those not `out`, give the largest gain before and after each."""
         n, r, k = self._embedding.shape
-        factors = torch.cat([torch.cat([update.u, update.t], 1) for update in updates], 1)
-        norms = torch.linalg.vector_norm(factors.view(k, len(updates), 2, r), dim=(0, 3))
-        factors = factors.to(self._dtype)
-        products = factors.new_empty((n, r, len(updates), 2, r))
-        for part in self._parts():
-            v = self._embedding[part].to(self._dtype).reshape(-1, k)
-            torch.mm(v, factors, out=products[part].view(v.shape[0], -1))
-        self._staged = [
-            _Staged(update.position, products[:, :, step], norms[step])
-            for step, update in enumerate(updates)
-        ]
+        bounds = self._norm.new_full((len(steps) + 1,), -math.inf)
+        updates = [step.update for step in steps]
+        if updates:
+            factors = torch.cat([torch.cat([update.u, update.t], 1) for update in updates], 1)
+            norms = torch.linalg.vector_norm(factors.view(k, len(steps), 2, r), dim=(0, 3))
+            factors = factors.to(self._embedding.work_dtype)
+            # Candidate by candidate the steps are small, so many chunks go through them at once.
+            size = self._embedding.chunk_rows
+            rows = size * max(1, _PRODUCT_BYTES // (size * r * factors[0].nbytes))
+            products = factors.new_empty((min(n, rows), r, len(steps), 2, r))
+            start = 0
+            for part, v in self._embedding.chunks():
+                into = products[part.start - start : part.stop - start]
+                torch.mm(v.reshape(-1, k), factors, out=into.view(v.shape[0] * r, -1))
+                if part.stop - start == len(products) or part.stop == n:
+                    group = slice(start, start := part.stop)
+                    self._replay_group(group, steps, products, norms, out, bounds)
+        elif out is not None:
+            self._raise_bound(bounds[0], slice(None), out)
+        self._taken[self._index([update.position for update in updates])] = True
+        return bounds
 
-    def advance(self) -> None:  # noqa: D102, see CandidateBlock
-        staged = self._staged.pop(0)
-        for part in chunks(self._a):
-            q, t = staged.products[part].double().movedim(2, 0).contiguous()
-            self._a[part] -= symmetric(q @ q.mT)
-            self._b[part] -= 2 * symmetric(q @ t.mT)
+    def _replay_group(
+        self,
+        group: slice,
+        steps: Sequence[Step],
+        products: Tensor,
+        norms: Tensor,
+        out: Tensor | None,
+        bounds: Tensor,
+    ) -> None:
+        """Apply steps to some candidates, given the (m, r, steps, 2, r) products with them."""
+        for number, step in enumerate(steps):
+            for exact in step.exact:
+                if exact.position in self and (
+                    group.start <= (row := self._positions.index(exact.position)) < group.stop
+                ):
+                    self._correct(row, exact)
+            if out is not None:
+                self._raise_bound(bounds[number], group, out)
+            q, t = products[: group.stop - group.start, :, number].double().movedim(2, 0)
+            q, t = q.contiguous(), t.contiguous()
+            self._a[group] -= symmetric(q @ q.mT)
+            self._b[group] -= 2 * symmetric(q @ t.mT)
             size_q = torch.linalg.vector_norm(q, dim=(1, 2))
             size_t = torch.linalg.vector_norm(t, dim=(1, 2))
-            error_q = self._product_error(self._norm[part] * staged.norms[0], size_q)
-            error_t = self._product_error(self._norm[part] * staged.norms[1], size_t)
-            self._error_a[part] += 2 * size_q * error_q
-            self._error_b[part] += 2 * (size_q * error_t + size_t * error_q)
-            self._evaluate(part)
-        self._taken[self._index([staged.position])] = True
+            error_q = self._product_error(self._norm[group] * norms[number, 0], size_q)
+            error_t = self._product_error(self._norm[group] * norms[number, 1], size_t)
+            self._error_a[group] += 2 * size_q * error_q
+            self._error_b[group] += 2 * (size_q * error_t + size_t * error_q)
+            self._evaluate(group)
+        if out is not None:
+            self._raise_bound(bounds[-1], group, out)
+
+    def _raise_bound(self, bound: Tensor, part: slice, out: Tensor) -> None:
+        largest = (self._gains[part] + self._errors[part]).masked_fill(out[part], -math.inf).amax()
+        torch.maximum(bound, largest, out=bound)
+
+    def _correct(self, row: int, exact: ExactState) -> None:
+        self._a[row] = exact.a
+        self._b[row] = exact.b
+        self._error_a[row] = exact.error_a
+        self._error_b[row] = exact.error_b
+        self._gains[row] = exact.gain
+        self._errors[row] = exact.error
 
     def _index(self, positions: Sequence[int]) -> Tensor:
         """Turn positions in the pool, where they are the block's, into its own."""
         found = [self._positions.index(p) for p in positions if p in self._positions]
         return torch.tensor(found, dtype=torch.int64, device=self._taken.device)
-
-    def _parts(self) -> Iterator[slice]:
-        return chunks(self._embedding, self._dtype)
 
     def _product_error(self, factors: Tensor, product: Tensor) -> Tensor:
         """Bound the error of a product, given its size and that of its factors multiplied.
@@ -319,7 +417,7 @@ class InMemoryBlock:
         to the product, and grows as the root of the number of terms summed in one go.
         """
         terms = min(self._embedding.shape[2], _SUMMED_TERMS)
-        return rounding(self._dtype) * (factors + math.sqrt(terms) / 2 * product)
+        return rounding(self._embedding.work_dtype) * (factors + math.sqrt(terms) / 2 * product)
 
     def _evaluate(self, part: slice) -> None:
         """Bring gains and their error bars up to date with A and B."""
@@ -356,11 +454,37 @@ def trace_gains(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return gains.masked_fill(~valid, 0), size.masked_fill(~valid, math.inf)
 
 
-def _quadratic(v: Tensor, matrix: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Give V Q V^T in float64, and the norm of V Q, for every V of shape (n, r, k)."""
-    # The sums over k that end in an (r, r) block are worth float64: they are few.
-    vq = (v @ matrix).double() if isinstance(matrix, Tensor) else v.double() * matrix
-    return symmetric(vq @ v.double().mT), torch.linalg.vector_norm(vq, dim=(1, 2))
+class _Quadratic:
+    """V Q V^T for many V and one symmetric Q, which may be a multiple of the identity.
+
+    Q is the sum of a lower triangle and its transpose, so half of the multiplications with it
+    give all there is to know.
+    """
+
+    def __init__(self, matrix: Tensor | float, dtype: torch.dtype) -> None:
+        self.size = mean_size(matrix)
+        self._matrix = matrix
+        if isinstance(matrix, Tensor):
+            half = matrix.tril()
+            half.diagonal().div_(2)
+            self._matrix = half.to(dtype)
+
+    def __call__(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Give V Q V^T in float64, and a bound for the norm of V Q, for V of shape (n, r, k)."""
+        half = self._matrix
+        if not isinstance(half, Tensor):
+            v = v.double()
+            return symmetric(half * v @ v.mT), half * torch.linalg.vector_norm(v, dim=(1, 2))
+        n, r, k = v.shape
+        total = v.new_zeros((n, r, r), dtype=torch.float64)
+        squares = v.new_zeros(n, dtype=torch.float64)
+        edges = [k * block // _N_BLOCKS for block in range(_N_BLOCKS + 1)]
+        for a, b in pairwise(sorted(set(edges))):
+            # The sums over k that end in an (r, r) block are worth float64: they are few.
+            w = (v[..., a:].reshape(n * r, -1) @ half[a:, a:b]).view(n, r, -1).double()
+            total += w @ v[..., a:b].double().mT
+            squares += w.square().sum((1, 2))
+        return total + total.mT, 2 * squares.sqrt()
 
 
 def mean_size(matrix: Tensor | float) -> float:
@@ -380,11 +504,3 @@ def rounding(dtype: torch.dtype) -> float:
     if dtype == torch.float64:
         return 2.0**-50
     return _FLOAT32_ROUNDING[torch.get_float32_matmul_precision()]
-
-
-def chunks(tensor: Tensor, dtype: torch.dtype | None = None) -> Iterator[slice]:
-    """Cut the candidates of an (n, ., .) tensor so that a chunk, in `dtype`, stays small."""
-    n, rows, columns = tensor.shape
-    size = max(1, _CHUNK_BYTES // (rows * columns * (dtype or tensor.dtype).itemsize))
-    for start in range(0, n, size):
-        yield slice(start, min(n, start + size))

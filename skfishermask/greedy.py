@@ -11,9 +11,10 @@ from torch import Tensor
 
 from skfishermask.candidates import (
     CandidateBlock,
+    EmbeddedBlock,
     ExactState,
-    InMemoryBlock,
     Start,
+    Step,
     Update,
     mean_size,
     rounding,
@@ -201,42 +202,37 @@ class GreedyState:
     def speculate(self, count: int, last: bool) -> list[Pick]:
         """Take some picks from a shortlist; give those that the whole pool confirms.
 
-        Reads the pool's embedding once. Before each pick is confirmed, every candidate outside
-        the shortlist is brought up to the same step; where one might beat the pick, that pick
-        and the later ones are taken back. The `last` pick's update is of no use any more.
+        Reads the pool's embedding once. Every candidate outside the shortlist is brought up to
+        each step; where one might beat the pick there, that pick and the later ones are taken
+        back. The `last` pick's update is of no use any more.
         """
         shortlist = sorted(position for position, _ in self._ranked(_SHORTLIST * count))
         blocks = [block.subset([p for p in shortlist if p in block]) for block in self._blocks]
         short = GreedyState(blocks, self._inverse, self._fisher, self._sign)
-        rounds: list[tuple[Pick, list[ExactState]]] = []
-        updates: list[Update] = []
-        while len(rounds) < count:
-            if updates:
-                short.update(updates[-1:])
+        picks: list[Pick] = []
+        steps: list[Step] = []
+        while len(picks) < count:
+            if steps:
+                short.update([steps[-1].update])
             solved, fresh = short.pick()
-            rounds.append((_pick(solved), fresh))
-            updates.append(short.absorb(solved))
-        staged = updates[: count - last]
-        for block in self._blocks if staged else ():
-            block.stage(staged)
-        confirmed: list[Pick] = []
-        for pick, fresh in rounds:
-            outside = self._ranked(1, shortlist)
-            if outside and outside[0][1] >= _tie(pick.gain):
-                self._inverse.cut((count - len(confirmed)) * updates[0].u.shape[1])
+            picks.append(_pick(solved))
+            steps.append(Step(short.absorb(solved), fresh))
+        staged = steps[: count - last]
+        rivals = torch.stack([block.attempt(staged, shortlist) for block in self._blocks])
+        n_right = 0
+        for pick, rival in zip(picks, rivals.amax(0).tolist(), strict=False):
+            if rival >= _tie(pick.gain):
                 break
-            self.correct(fresh)
-            confirmed.append(pick)
-            for block in self._blocks if len(confirmed) <= len(staged) else ():
-                block.advance()
-        return confirmed
+            n_right += 1
+        for block in self._blocks:
+            block.keep(min(n_right, len(staged)))
+        self._inverse.cut((count - n_right) * steps[0].update.u.shape[1])
+        return picks[:n_right]
 
     def update(self, updates: Sequence[Update]) -> None:
         """Bring all candidates up to date."""
         for block in self._blocks:
-            block.stage(updates)
-            for _ in updates:
-                block.advance()
+            block.advance(updates)
 
     def correct(self, states: Sequence[ExactState]) -> None:
         """Hand exact states to the blocks they belong to."""
@@ -408,7 +404,7 @@ def choose(
     rows = torch.stack([_owner(blocks, position).rows(position) for position in free])
     negative = -inverse.dense(len(fisher), fisher.device)
     # In float64 throughout, because I - A may come close to singular.
-    block = InMemoryBlock(rows, Start(negative, -symmetric(negative @ fisher @ negative)))
+    block = EmbeddedBlock(rows, Start(negative, -symmetric(negative @ fisher @ negative)))
     n_drops = n_forward - n_instances
     drops = greedy([block], InformationInverse(negative), fisher, n_drops, sign=-1)
     dropped = {free[drop.position] for drop in drops}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -20,6 +23,7 @@ from skfishermask._rows import as_rows, check_finite
 from skfishermask._skorch import NetBatches, n_samples, to_logits_of
 from skfishermask.directions import n_rows
 from skfishermask.fisher import (
+    FisherSum,
     directions_for_share,
     embedding_blocks,
     fisher_diagonal,
@@ -29,6 +33,7 @@ from skfishermask.fisher import (
 from skfishermask.mask import ParameterMask, mask_size
 from skfishermask.network import Batch, NonFiniteOutputError, output_layer
 from skfishermask.selection import select_batch
+from skfishermask.storage import ScratchEmbedding, StoredEmbedding, TensorEmbedding
 
 EMBEDDING_DTYPES = {
     "float32": torch.float32,
@@ -37,6 +42,8 @@ EMBEDDING_DTYPES = {
 }
 # Selection holds the Fisher matrices, their factors and products: so many k x k in float64.
 _N_MATRICES = 6
+# It also holds A and B of every candidate, before and after the steps it tries: so many r x r.
+_N_STATES = 4
 # The masks that are chosen without looking at the diagonal Fisher information.
 _BLIND_MASKS = ("random", "output_layer", "all")
 
@@ -129,6 +136,9 @@ class Query:
             raise ValueError(
                 f"max_candidates={limit} leaves fewer candidates than n_instances={n_instances}."
             )
+        folder = parameters.scratch_folder
+        if folder is not None and not os.path.isdir(folder):
+            raise ValueError(f"scratch_folder must be an existing folder, got {folder!r}.")
         self._to_logits = to_logits_of(net)
         self._rng = check_random_state(parameters.random_state)
         self._seconds: dict[str, float] = {}
@@ -160,18 +170,36 @@ class Query:
             # Before the diagonal; a relative mask may turn out smaller, so it is asked after.
             k = self._largest_mask(output)
             if self._p.mask != "relative":
-                self._check_memory(len(rows), r, k)
+                self._placement(len(rows), r, k)
         with self._step("diagonal"):
             self.mask = self._make_mask(output, sample, r)
         k = len(self.mask)
-        self._check_memory(len(rows), r, k)
+        placement = self._placement(len(rows), r, k)
+        with ExitStack() as cleanup:
+            V = self._room(placement, (len(rows), r, k), cleanup)
+            positions, gains = self._select(rows, V)
+        self._seconds["total"] = time.perf_counter() - start
+        self.info = {
+            "seconds": self._seconds,
+            "n_candidates": len(rows),
+            "n_labeled": self._n_labeled,
+            "n_directions": r,
+            "mask_size": k,
+            "embedding_bytes": V.n_bytes,
+            "embedding_storage": placement,
+        }
+        return rows[positions.cpu().numpy()], gains.cpu().numpy()
+
+    def _select(self, rows: np.ndarray, V: StoredEmbedding) -> tuple[Tensor, Tensor]:
+        """Embed the candidates into V, and choose among them."""
+        r = V.shape[1]
         with self._step("embedding"):
             fisher_labeled = self._labeled_fisher(r)
-            V = self._embed(rows, r)
+            self._embed(rows, V)
         with self._step("fisher"):
             fisher = self._target(V, fisher_labeled)
         with self._step("selection"):
-            positions, gains = select_batch(
+            return select_batch(
                 V,
                 self._n_instances,
                 fisher,
@@ -181,16 +209,6 @@ class Query:
                 oversample=self._p.oversample,
                 preselected=self._by_entropy(rows),
             )
-        self._seconds["total"] = time.perf_counter() - start
-        self.info = {
-            "seconds": self._seconds,
-            "n_candidates": len(rows),
-            "n_labeled": self._n_labeled,
-            "n_directions": r,
-            "mask_size": k,
-            "embedding_bytes": V.numel() * V.element_size(),
-        }
-        return rows[positions.cpu().numpy()], gains.cpu().numpy()
 
     def _n_classes(self, first: Batch, name: str) -> int:
         """Try the network on one sample, before any long work."""
@@ -273,23 +291,42 @@ class Query:
         n_output = sum(sizes[name] for name in output)
         return mask_size(self._p.mask_fraction, sum(sizes.values()), n_output)
 
-    def _check_memory(self, n: int, r: int, k: int) -> None:
+    def _placement(self, n: int, r: int, k: int) -> str:
+        """Say where the embedding goes; raise MemoryError where it cannot go anywhere."""
         itemsize = EMBEDDING_DTYPES[self._p.embedding_dtype].itemsize
-        embedding, matrices = n * r * k * itemsize, _N_MATRICES * 8 * k * k
+        embedding = n * r * k * itemsize
+        matrices, states = _N_MATRICES * 8 * k * k, _N_STATES * 8 * n * r * r
         device = next(self._module.parameters()).device
-        free = (
-            torch.cuda.mem_get_info(device)[0]
-            if device.type == "cuda"
-            else psutil.virtual_memory().available
-        )
-        if embedding + matrices > free:
+        share, host = self._p.memory_share, psutil.virtual_memory().available
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
+        if embedding <= share * free and embedding + matrices + states <= free:
+            return "memory"
+        if device.type == "cuda" and embedding <= share * host:
+            place, room = "host memory", host
+        else:
+            place, folder = "scratch file", self._p.scratch_folder or tempfile.gettempdir()
+            room = shutil.disk_usage(folder).free
+        if matrices + states > free or embedding > room:
+            where = "" if place == "host memory" else f" and {_gigabytes(room)} in {folder}"
             raise MemoryError(
                 f"The Fisher embedding of {n} candidates x {r} directions x {k} parameters needs "
-                f"{_gigabytes(embedding)} and the {k} x {k} Fisher matrices "
-                f"{_gigabytes(matrices)}, but {_gigabytes(free)} are free on {device}. "
-                "mask_fraction makes both smaller; max_candidates, n_directions and "
-                "embedding_dtype make the embedding smaller."
+                f"{_gigabytes(embedding)}, the {k} x {k} Fisher matrices {_gigabytes(matrices)} "
+                f"and the candidates' gains {_gigabytes(states)}, but {_gigabytes(free)} are free "
+                f"on {device}{where}. mask_fraction makes the first two smaller; max_candidates "
+                "and n_directions the first and the last; embedding_dtype the first. An embedding "
+                "larger than memory_share of the free memory goes to a file in scratch_folder."
             )
+        return place
+
+    def _room(self, place: str, shape: tuple[int, int, int], cleanup: ExitStack) -> StoredEmbedding:
+        dtype = EMBEDDING_DTYPES[self._p.embedding_dtype]
+        device = next(self._module.parameters()).device
+        if place == "scratch file":
+            folder = self._p.scratch_folder
+            return cleanup.enter_context(ScratchEmbedding(shape, dtype, device, folder))
+        if place == "host memory":
+            return TensorEmbedding(torch.empty(shape, dtype=dtype, pin_memory=True), device)
+        return TensorEmbedding(torch.empty(shape, dtype=dtype, device=device))
 
     def _blocks(self, X: Any, rows: np.ndarray | None, r: int, text: str) -> Iterator[Tensor]:
         batches = self._batches(X, rows)
@@ -307,28 +344,19 @@ class Query:
         """Give the mean Fisher matrix of the labelled samples, which are not kept embedded."""
         if self._n_labeled == 0:
             return None
-        total: Tensor | None = None
+        total = FisherSum(len(self.mask), next(self._module.parameters()).device)
         for block in self._blocks(self._X_labeled, None, r, "Labelled"):
-            part = fisher_matrix(block).mul_(len(block) / self._n_labeled)
-            total = part if total is None else total.add_(part)
-        return total
+            total.add(block)
+        return total.mean()
 
-    def _embed(self, rows: np.ndarray, r: int) -> Tensor:
-        V = torch.empty(
-            len(rows),
-            r,
-            len(self.mask),
-            dtype=EMBEDDING_DTYPES[self._p.embedding_dtype],
-            device=next(self._module.parameters()).device,
-        )
+    def _embed(self, rows: np.ndarray, V: StoredEmbedding) -> None:
         every = None if len(rows) == self._n_pool else rows
         start = 0
-        for block in self._blocks(self._X_pool, every, r, "Fisher embedding"):
-            V[start : start + len(block)] = block
+        for block in self._blocks(self._X_pool, every, V.shape[1], "Fisher embedding"):
+            V.write(start, block)
             start += len(block)
-        return V
 
-    def _target(self, V: Tensor, fisher_labeled: Tensor | None) -> Tensor:
+    def _target(self, V: StoredEmbedding, fisher_labeled: Tensor | None) -> Tensor:
         if self._p.target == "identity":
             return torch.eye(V.shape[2], dtype=torch.float64, device=V.device)
         fisher = fisher_matrix(V)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
@@ -68,6 +69,13 @@ class FisherMaskSampler(NetClassifier):
         Samples per pass through the network; None: the net's own.
     embedding_dtype : {"float32", "float16", "bfloat16"}, default="float32"
         Storage of V; computation is in float32 at least.
+    memory_share : float, default=0.5
+        Share of the free memory, in (0, 1], that V may take. A larger V goes to a scratch file,
+        which the selection reads again for every few picks and which is gone afterwards. With
+        CUDA, V may first take that share of the card's memory, then of the host's.
+    scratch_folder : str, path-like or None, default=None
+        Where the scratch file goes: best a fast local disk. None: the system's temporary
+        folder, which on some systems is memory.
     random_state : int, RandomState or None, default=None
         For every draw. An int makes :meth:`fit` and queries reproducible, without touching
         global random state. None leaves :meth:`fit` to the global random states.
@@ -91,7 +99,9 @@ class FisherMaskSampler(NetClassifier):
         ``"output_layer"`` and ``"all"``, which do not look at it.
     query_info_ : dict
         Of the last query: ``"seconds"`` (a dict by step), ``"n_candidates"`` (N),
-        ``"n_labeled"``, ``"n_directions"`` (r), ``"mask_size"`` (k) and ``"embedding_bytes"``.
+        ``"n_labeled"``, ``"n_directions"`` (r), ``"mask_size"`` (k), ``"embedding_bytes"`` and
+        ``"embedding_storage"``: ``"memory"`` (the card's, with CUDA), ``"host memory"`` or
+        ``"scratch file"``.
 
     See Also
     --------
@@ -152,6 +162,8 @@ class FisherMaskSampler(NetClassifier):
         "max_candidates": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "embedding_dtype": [StrOptions(set(EMBEDDING_DTYPES))],
+        "memory_share": [Interval(Real, 0, 1, closed="right")],
+        "scratch_folder": [str, os.PathLike, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -173,6 +185,8 @@ class FisherMaskSampler(NetClassifier):
         max_candidates: int | None = None,
         batch_size: int | None = None,
         embedding_dtype: str = "float32",
+        memory_share: float = 0.5,
+        scratch_folder: str | os.PathLike[str] | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -190,6 +204,8 @@ class FisherMaskSampler(NetClassifier):
         self.max_candidates = max_candidates
         self.batch_size = batch_size
         self.embedding_dtype = embedding_dtype
+        self.memory_share = memory_share
+        self.scratch_folder = scratch_folder
         self.random_state = random_state
         self.verbose = verbose
 
@@ -228,7 +244,8 @@ class FisherMaskSampler(NetClassifier):
             If the pool is empty, `n_instances` is not between 1 and its length, or the
             network's output is not finite.
         MemoryError
-            If the embedding or the Fisher matrices would not fit into memory.
+            If the Fisher matrices would not fit into memory, or the embedding neither there
+            nor into `scratch_folder`.
         """
         self._validate_params()
         unwrapped = unwrap(classifier)

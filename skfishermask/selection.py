@@ -30,16 +30,20 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from skfishermask.candidates import InMemoryBlock, Start, chunks, symmetric
+from skfishermask.candidates import EmbeddedBlock, Start, symmetric
 from skfishermask.greedy import choose
+from skfishermask.storage import StoredEmbedding, stored
 
 # A Fisher matrix may be off symmetry by this, relatively: it may be a float32 product.
 _SYMMETRY = 1e-4
+# From so many bytes of embeddings it pays to take so many picks for one read of them.
+_LARGE = 2**29
+_SPECULATIVE = 8
 
 
 @torch.no_grad()
 def select_batch(
-    embedding: Tensor,
+    embedding: Tensor | StoredEmbedding,
     n_instances: int,
     fisher: Tensor,
     *,
@@ -67,7 +71,8 @@ def select_batch(
     Parameters
     ----------
     embedding : Tensor of shape (n, r, k), floating point
-        Fisher embeddings of the n candidates: V^T V is a candidate's Fisher information.
+        Fisher embeddings of the n candidates: V^T V is a candidate's Fisher information. A
+        ``skfishermask.storage.StoredEmbedding`` may lie elsewhere than in memory.
     n_instances : int
         Number of samples to choose, K, from 1 to n.
     fisher : Tensor of shape (k, k), floating point
@@ -125,6 +130,7 @@ def select_batch(
     tensor([0.8000, 0.5000], dtype=torch.float64)
     """
     _check_embedding(embedding)
+    embedding = stored(embedding)
     n, _, k = embedding.shape
     n_instances = _check_count("n_instances", n_instances, 1, n)
     n_labeled = _check_count("n_labeled", n_labeled, 0, None)
@@ -136,11 +142,6 @@ def select_batch(
     fisher = _check_fisher("fisher", fisher, k, embedding.device)
     if fisher_labeled is not None:
         fisher_labeled = _check_fisher("fisher_labeled", fisher_labeled, k, embedding.device)
-    for part in chunks(embedding):
-        finite = torch.isfinite(embedding[part]).flatten(1).all(1)
-        if not finite.all():
-            row = part.start + int(torch.nonzero(~finite)[0])
-            raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
 
     # Dividing M and V^T V by K / (n_L + K) leaves V as it is and multiplies every gain.
     scale = n_instances / (n_labeled + n_instances)
@@ -150,8 +151,16 @@ def select_batch(
         start = Start(first, symmetric(first @ fisher @ first))
     # Less a trifle, because 1.1 * 10 is a little more than 11.
     n_forward = min(n, math.ceil(oversample * n_instances - 1e-9))
-    blocks = [InMemoryBlock(embedding, start)]
-    picks = choose(blocks, start, fisher, n_instances, n_forward, forced=forced)
+    blocks = [EmbeddedBlock(embedding, start)]
+    picks = choose(
+        blocks,
+        start,
+        fisher,
+        n_instances,
+        n_forward,
+        forced=forced,
+        speculative=_SPECULATIVE if embedding.n_bytes >= _LARGE else 1,
+    )
     positions = torch.tensor([pick.position for pick in picks], device=embedding.device)
     gains = torch.tensor([pick.gain for pick in picks], dtype=torch.float64)
     return positions, gains.to(embedding.device) / scale
@@ -170,7 +179,9 @@ def _inverse(matrix: Tensor, shift: float) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
-def _check_embedding(embedding: Tensor) -> None:
+def _check_embedding(embedding: Tensor | StoredEmbedding) -> None:
+    if isinstance(embedding, StoredEmbedding):
+        return
     _check_floating("embedding", embedding)
     if embedding.ndim != 3 or 0 in embedding.shape:
         raise ValueError(

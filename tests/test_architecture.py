@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "skfishermask"
-ENGINE = {"_guard", "directions", "jacobian", "mask", "network"}
+ENGINE = {"_guard", "directions", "jacobian", "mask", "network", "storage"}
 
 # module -> modules of the package that it may import, and third-party packages.
 MAY_IMPORT = {
@@ -22,13 +22,14 @@ MAY_IMPORT = {
     "network": ({"_guard"}, {"torch"}),
     "jacobian": ({"_guard", "layers", "network"}, {"torch"}),
     "fisher": (ENGINE, {"torch"}),
-    "candidates": (set(), {"torch"}),
+    "storage": (set(), {"torch"}),
+    "candidates": ({"storage"}, {"torch"}),
     "greedy": ({"candidates"}, {"torch"}),
-    "selection": ({"candidates", "greedy"}, {"torch"}),
+    "selection": ({"candidates", "greedy", "storage"}, {"torch"}),
     "_skorch": ({"network"}, {"numpy", "sklearn", "skorch", "torch"}),
     "unwrap": ({"_skorch"}, {"sklearn"}),
     "query": (
-        {"_rows", "_skorch", "directions", "fisher", "mask", "network", "selection"},
+        {"_rows", "_skorch", "directions", "fisher", "mask", "network", "selection", "storage"},
         {"numpy", "psutil", "sklearn", "torch", "tqdm"},
     ),
     "default": (set(), {"skorch", "torch"}),
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     ),
     "_rows": (set(), {"numpy", "pandas", "scipy", "sklearn", "torch"}),
     "activeml": (
-        {"candidates", "directions", "greedy", "mask", "query", "sampler", "unwrap"},
+        {"candidates", "directions", "greedy", "mask", "query", "sampler", "storage", "unwrap"},
         {"numpy", "skactiveml", "sklearn", "skorch", "torch"},
     ),
     "_checkpoint": ({"_rows"}, {"numpy", "torch"}),

@@ -214,7 +214,7 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, cases: 
 
 
 def test_fisher_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skfishermask.fisher._CHUNK", 40)
+    monkeypatch.setattr("skfishermask.fisher._SUMMED_ROWS", 8)
     V = torch.randn(23, 3, 5)
     expected = (V.double().mT @ V.double()).mean(0)
     for dtype, tolerance in [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]:

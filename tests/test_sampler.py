@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import nets
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
 from skfishermask.modal import ActiveLearner
+from skfishermask.storage import ScratchEmbedding
 
 X, Y = nets.digits()
 X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:260]
@@ -248,6 +250,7 @@ def test_what_a_query_tells(net: Any) -> None:
         "n_directions": 4,
         "mask_size": 160,
         "embedding_bytes": 200 * 4 * 160 * 2,
+        "embedding_storage": "memory",
     }
 
 
@@ -338,6 +341,10 @@ def test_numpy_integers_are_integers(net: Any) -> None:
         (X_POOL, {"n_directions": 0}, InvalidParameterError, "'n_directions' parameter"),
         (X_POOL, {"oversample": 0.5}, InvalidParameterError, "'oversample' parameter"),
         (X_POOL, {"regularization": 0}, InvalidParameterError, "'regularization' parameter"),
+        (X_POOL, {"memory_share": 0.0}, InvalidParameterError, "'memory_share' parameter"),
+        (X_POOL, {"memory_share": 1.5}, InvalidParameterError, "'memory_share' parameter"),
+        (X_POOL, {"scratch_folder": 3}, InvalidParameterError, "'scratch_folder' parameter"),
+        (X_POOL, {"scratch_folder": "no/where"}, ValueError, "existing folder, got 'no/where'"),
         (X_POOL, {"random_state": "x"}, InvalidParameterError, "'random_state' parameter"),
         (X_POOL, {"mask_fraction": 5000}, ValueError, "between 1 and the 910 parameters"),
     ],
@@ -365,6 +372,58 @@ def test_too_large_for_memory_is_said_before_the_work(
         monkeypatch.setattr(f"skfishermask.query.{work}", None)  # Not reached.
     with pytest.raises(MemoryError, match=r"200 candidates x 9 directions x 160 .* max_candidates"):
         FisherMaskSampler(**SMALL)(net, X_POOL, 3)
+
+
+SCRATCH = SMALL | {"memory_share": 1e-9}
+
+
+@pytest.mark.parametrize("max_candidates", [None, 120])
+def test_scratch_file_gives_the_same_batch(
+    net: Any, max_candidates: int | None, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"max_candidates": max_candidates, "oversample": 1.5}
+    expected = FisherMaskSampler(**SMALL, **options)
+    scratch = FisherMaskSampler(**SCRATCH, **options, scratch_folder=tmp_path)
+    one, other = (s(net, X_POOL, 20, X_labeled=X_LABELED) for s in (expected, scratch))
+    assert scratch.query_info_["embedding_storage"] == "scratch file"
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_allclose(one[1], other[1], rtol=1e-9)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["embedding_blocks", "select_batch"])
+def test_scratch_file_is_gone_after_an_exception(
+    net: Any, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ScratchEmbedding] = []
+
+    class Recorded(ScratchEmbedding):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skfishermask.query.ScratchEmbedding", Recorded)
+    monkeypatch.setattr(f"skfishermask.query.{where}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        FisherMaskSampler(**SCRATCH, scratch_folder=tmp_path)(net, X_POOL, 3)
+    assert made[0]._file.closed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_large_for_the_scratch_folder_is_said_before_the_work(
+    net: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Full:
+        free = 1_000_000
+
+    monkeypatch.setattr("skfishermask.query.shutil.disk_usage", lambda folder: Full)
+    for work in ("fisher_diagonal", "embedding_blocks"):
+        monkeypatch.setattr(f"skfishermask.query.{work}", None)  # Not reached.
+    with pytest.raises(MemoryError, match=r"0.00 GB in .*scratch_folder"):
+        FisherMaskSampler(**SCRATCH, scratch_folder=tmp_path)(net, X_POOL, 3)
 
 
 def test_no_trace_after_a_query_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from skfishermask.selection import select_batch
+from skfishermask.storage import ScratchEmbedding, StoredEmbedding, TensorEmbedding, stored
+
+SHAPE = (23, 3, 5)
+
+
+def filled(kind: str, dtype: torch.dtype, device: str, folder: Path) -> StoredEmbedding:
+    storage: StoredEmbedding
+    if kind == "scratch file":
+        storage = ScratchEmbedding(SHAPE, dtype, device, folder)
+    else:
+        pinned = kind == "host memory" and device == "cuda"
+        where = "cpu" if kind == "host memory" else device
+        room = torch.empty(SHAPE, dtype=dtype, device=where, pin_memory=pinned)
+        storage = TensorEmbedding(room, torch.device(device))
+    values = embedding(dtype).to(device)
+    # Not in order, and of another dtype than the storage.
+    storage.write(9, values[9:].double())
+    storage.write(0, values[:9].double())
+    return storage
+
+
+def embedding(dtype: torch.dtype) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+KINDS = pytest.mark.parametrize("kind", ["memory", "host memory", "scratch file"])
+
+
+@KINDS
+@pytest.mark.parametrize("rows", [1, 7, 23, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_chunks_give_what_was_written(
+    kind: str,
+    rows: int,
+    dtype: torch.dtype,
+    device: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = filled(kind, dtype, device, tmp_path)
+    monkeypatch.setattr(
+        "skfishermask.storage._CHUNK_BYTES", rows * 15 * storage.work_dtype.itemsize
+    )
+    parts, values = zip(*storage.chunks(), strict=True)
+    assert [part.stop - part.start for part in parts] == [len(v) for v in values]
+    assert max(map(len, values)) == min(rows, 23)
+    assert {v.dtype for v in values} == {torch.promote_types(dtype, torch.float32)}
+    assert {v.device.type for v in values} == {device}
+    assert torch.equal(torch.cat(values).cpu().to(dtype), embedding(dtype))
+    assert storage.n_bytes == 23 * 15 * dtype.itemsize
+
+
+@KINDS
+def test_take(kind: str, device: str, tmp_path: Path) -> None:
+    storage = filled(kind, torch.float32, device, tmp_path)
+    found = storage.take([22, 0, 7])
+    assert found.device.type == device
+    assert torch.equal(found.cpu(), embedding(torch.float32)[[22, 0, 7]])
+    assert storage.take([]).shape == (0, 3, 5)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a temporary file has a name")
+def test_scratch_file_has_no_name_that_a_killed_process_could_leave(tmp_path: Path) -> None:
+    with ScratchEmbedding(SHAPE, torch.float32, "cpu", tmp_path) as storage:
+        storage.write(0, embedding(torch.float32))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_scratch_file_is_closed_after_an_exception(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ScratchEmbedding(SHAPE, torch.float32, "cpu", tmp_path) as storage,
+    ):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="closed file"):
+        storage.take([0])
+
+
+class Reluctant:
+    """A file that moves a few bytes at a time, as a system may."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.seek = file.seek
+
+    def write(self, view: memoryview) -> int:
+        return self._file.write(view[:7])
+
+    def readinto(self, view: memoryview) -> int:
+        return self._file.readinto(view[:5])
+
+
+def test_scratch_file_moves_bytes_piecemeal(tmp_path: Path) -> None:
+    with ScratchEmbedding(SHAPE, torch.float32, "cpu", tmp_path) as storage:
+        storage._file, own = Reluctant(storage._file), storage._file
+        storage.write(0, embedding(torch.float32))
+        assert torch.equal(storage.take(range(23)), embedding(torch.float32))
+        storage._file = own
+
+
+def test_reading_what_was_never_written_is_an_error(tmp_path: Path) -> None:
+    with ScratchEmbedding(SHAPE, torch.float32, "cpu", tmp_path) as storage:
+        storage.write(0, embedding(torch.float32)[:20])
+        with pytest.raises(OSError, match="ended at row 21"):
+            storage.take([21])
+
+
+def test_leaving_chunks_early_leaves_no_thread(tmp_path: Path) -> None:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ScratchEmbedding(SHAPE, torch.float32, "cpu", tmp_path) as storage,
+    ):
+        patch.setattr("skfishermask.storage._CHUNK_BYTES", 60)
+        storage.write(0, embedding(torch.float32))
+        before = threading.active_count()
+        for part, _ in storage.chunks():
+            if part.start == 3:
+                break
+        assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("speculative", [1, 4])
+@pytest.mark.parametrize("oversample", [1.0, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_selection_from_a_scratch_file(
+    dtype: torch.dtype,
+    oversample: float,
+    speculative: int,
+    device: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    V = torch.randn(150, 3, 20, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    fisher = torch.eye(20, dtype=torch.float64, device=device)
+    options = {"oversample": oversample, "fisher_labeled": fisher, "n_labeled": 5}
+    expected = select_batch(V, 40, fisher, **options)
+    monkeypatch.setattr("skfishermask.storage._CHUNK_BYTES", 7 * 60 * 4)
+    monkeypatch.setattr("skfishermask.candidates._PRODUCT_BYTES", 1)
+    monkeypatch.setattr("skfishermask.selection._LARGE", 1)
+    monkeypatch.setattr("skfishermask.selection._SPECULATIVE", speculative)
+    with ScratchEmbedding(V.shape, dtype, device, tmp_path) as storage:
+        storage.write(0, V)
+        positions, gains = select_batch(storage, 40, fisher, **options)
+    assert torch.equal(positions, expected[0])
+    torch.testing.assert_close(gains, expected[1], rtol=1e-10, atol=0)
+
+
+def test_stored_leaves_storage_alone() -> None:
+    values = torch.ones(2, 1, 3)
+    storage = stored(values)
+    assert stored(storage) is storage
+    assert storage.take([1]).shape == (1, 1, 3)
