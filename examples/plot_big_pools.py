@@ -183,9 +183,9 @@ plt.show()
 # Before you turn any: how large would it be?
 # -------------------------------------------
 #
-# The embedding has N x r x k numbers. Where it would take more than half of the free memory it goes
-# to a scratch file by itself, and the batch stays the same; here we make it go there. Only where the
-# disk is too small for it, too, the query says so before it starts.
+# The embedding has N x r x k numbers. Where it would take more than half of the free memory it
+# goes to a scratch file by itself, and the batch stays the same; here we make it go there. Only
+# where the disk is too small for it, too, the query says so before it starts.
 
 scratch, scratch_indices = ask(memory_share=1e-6)
 print(f"embeddings in a {scratch.query_info_['embedding_storage']}")
