@@ -20,6 +20,8 @@ from skfishermask.storage import StoredEmbedding, stored
 
 # Products of embeddings and updates are kept for so many candidates at once.
 _PRODUCT_BYTES = 2**25
+# Blocks up to this size are inverted faster all at once, larger ones one at a time.
+_SMALL = 16
 # Column blocks of a triangular matrix; above the diagonal ones nothing is multiplied.
 _N_BLOCKS = 8
 # Terms that a matrix product adds up before it starts another partial sum, about.
@@ -379,12 +381,11 @@ class EmbeddedBlock:
                     self._correct(row, exact)
             if out is not None:
                 self._raise_bound(bounds[number], group, out)
-            q, t = products[: group.stop - group.start, :, number].double().movedim(2, 0)
-            q, t = q.contiguous(), t.contiguous()
-            self._a[group] -= symmetric(q @ q.mT)
-            self._b[group] -= 2 * symmetric(q @ t.mT)
-            size_q = torch.linalg.vector_norm(q, dim=(1, 2))
-            size_t = torch.linalg.vector_norm(t, dim=(1, 2))
+            q, t = (products[: group.stop - group.start, :, number, i].double() for i in (0, 1))
+            self._a[group].baddbmm_(q, q.mT, alpha=-1)
+            self._b[group].baddbmm_(q, t.mT, alpha=-1).baddbmm_(t, q.mT, alpha=-1)
+            size_q = torch.linalg.vector_norm(q.flatten(1), dim=1)
+            size_t = torch.linalg.vector_norm(t.flatten(1), dim=1)
             error_q = self._product_error(self._norm[group] * norms[number, 0], size_q)
             error_t = self._product_error(self._norm[group] * norms[number, 1], size_t)
             self._error_a[group] += 2 * size_q * error_q
@@ -434,8 +435,14 @@ def trace_gains(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     Where rounding has left I + A indefinite the gain is 0 and the size infinite, so that the
     candidate is computed afresh before anything is decided on it.
     """
-    # Symmetric Gauss-Jordan for all candidates at once: batched solvers take one at a time,
-    # which for matrices this small costs twice as much. It ends in minus the inverse.
+    invert = _invert_small if a.shape[1] <= _SMALL else _invert_large
+    gains, size, valid = invert(a, b)
+    valid &= torch.isfinite(gains)
+    return gains.masked_fill(~valid, 0), size.masked_fill(~valid, math.inf)
+
+
+def _invert_small(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Symmetric Gauss-Jordan for all candidates at once; it ends in minus the inverse."""
     s = a.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
     s.diagonal().add_(1)
     valid = torch.ones(len(a), dtype=torch.bool, device=a.device)
@@ -448,10 +455,16 @@ def trace_gains(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         s[j] = scaled
         s[:, j] = scaled
         s[j, j] = -1 / pivot
-    gains = -(s * b.permute(1, 2, 0)).sum((0, 1))
-    valid &= torch.isfinite(gains)
-    size = -s.diagonal().amin(1)
-    return gains.masked_fill(~valid, 0), size.masked_fill(~valid, math.inf)
+    return -(s * b.permute(1, 2, 0)).sum((0, 1)), -s.diagonal().amin(1), valid
+
+
+def _invert_large(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same one candidate at a time."""
+    s = a.clone()
+    s.diagonal(dim1=1, dim2=2).add_(1)
+    factor, failed = torch.linalg.cholesky_ex(s)
+    inverse = torch.cholesky_inverse(factor)
+    return (inverse * b).sum((1, 2)), inverse.diagonal(dim1=1, dim2=2).amax(1), failed == 0
 
 
 class _Quadratic:
