@@ -20,6 +20,9 @@ from skfishermask.storage import StoredEmbedding, stored
 
 # Products of embeddings and updates are kept for so many candidates at once.
 _PRODUCT_BYTES = 2**25
+# So many updates run in float64, and so does the start. As a rule gains fall by orders of
+# magnitude in the first steps, whose float32 errors would be large beside the gains that follow.
+_CAREFUL = 8
 # Blocks up to this size are inverted faster all at once, larger ones one at a time.
 _SMALL = 16
 # Column blocks of a triangular matrix; above the diagonal ones nothing is multiplied.
@@ -228,9 +231,10 @@ class CandidateBlock(Protocol):
 class EmbeddedBlock:
     """Candidates whose embedding this process can read.
 
-    Products with the embedding run in float32, or float64 where the embedding is float64. A and
-    B are float64. They change by differences, so rounding errors keep their size while the
-    gains fall; each candidate therefore carries a running bound for the error of its A and B.
+    Products with the embedding run in float32, but in float64 for the first steps and where the
+    embedding is float64. A and B are float64. They change by differences, so rounding errors
+    keep their size while the gains fall; each candidate therefore carries a running bound for the
+    error of its A and B.
 
     Parameters
     ----------
@@ -252,6 +256,7 @@ class EmbeddedBlock:
         self._positions: Sequence[int] = range(start, start + len(embedding))
         self._steps: Sequence[Step] = ()
         self._before: EmbeddedBlock | None = None
+        self._n_updates = 0
         n, r, _ = embedding.shape
         self._norm = torch.empty(n, dtype=torch.float64, device=embedding.device)
         self._a = self._norm.new_empty((n, r, r))
@@ -262,19 +267,22 @@ class EmbeddedBlock:
         self._errors = torch.empty_like(self._norm)
         self._taken = torch.zeros(n, dtype=torch.bool, device=embedding.device)
 
-        inverse = _Quadratic(first.inverse, embedding.work_dtype)
-        target = _Quadratic(first.target, embedding.work_dtype)
-        for part, v in embedding.chunks():
+        inverse, target = _Quadratic(first.inverse), _Quadratic(first.target)
+        for part, v in embedding.chunks(torch.float64):
             finite = torch.isfinite(v).flatten(1).all(1)
             if not finite.all():
                 row = start + part.start + int(torch.nonzero(~finite)[0])
                 raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
-            norm = torch.linalg.vector_norm(v, dim=(1, 2), dtype=torch.float64)
+            norm = torch.linalg.vector_norm(v.flatten(1), dim=1)
             self._norm[part] = norm
             self._a[part], size = inverse(v)
-            self._error_a[part] = norm * self._product_error(inverse.size * norm, size)
+            self._error_a[part] = norm * self._product_error(
+                inverse.size * norm, size, torch.float64
+            )
             self._b[part], size = target(v)
-            self._error_b[part] = norm * self._product_error(target.size * norm, size)
+            self._error_b[part] = norm * self._product_error(
+                target.size * norm, size, torch.float64
+            )
             self._evaluate(part)
 
     def __contains__(self, position: int) -> bool:
@@ -324,7 +332,7 @@ class EmbeddedBlock:
         steps, before = self._steps, self._before
         self._steps, self._before = (), None
         if before is not None and count < len(steps):
-            vars(self).update(before._state())
+            vars(self).update(before._state(), _n_updates=before._n_updates)
             self._replay(steps[:count])
 
     def _state(self) -> dict[str, Tensor]:
@@ -346,13 +354,15 @@ class EmbeddedBlock:
         if updates:
             factors = torch.cat([torch.cat([update.u, update.t], 1) for update in updates], 1)
             norms = torch.linalg.vector_norm(factors.view(k, len(steps), 2, r), dim=(0, 3))
-            factors = factors.to(self._embedding.work_dtype)
+            careful = self._n_updates < _CAREFUL
+            dtype = torch.float64 if careful else self._embedding.work_dtype
+            factors = factors.to(dtype)
             # Candidate by candidate the steps are small, so many chunks go through them at once.
             size = self._embedding.chunk_rows
             rows = size * max(1, _PRODUCT_BYTES // (size * r * factors[0].nbytes))
             products = factors.new_empty((min(n, rows), r, len(steps), 2, r))
             start = 0
-            for part, v in self._embedding.chunks():
+            for part, v in self._embedding.chunks(dtype):
                 into = products[part.start - start : part.stop - start]
                 torch.mm(v.reshape(-1, k), factors, out=into.view(v.shape[0] * r, -1))
                 if part.stop - start == len(products) or part.stop == n:
@@ -360,6 +370,7 @@ class EmbeddedBlock:
                     self._replay_group(group, steps, products, norms, out, bounds)
         elif out is not None:
             self._raise_bound(bounds[0], slice(None), out)
+        self._n_updates += len(steps)
         self._taken[self._index([update.position for update in updates])] = True
         return bounds
 
@@ -386,8 +397,9 @@ class EmbeddedBlock:
             self._b[group].baddbmm_(q, t.mT, alpha=-1).baddbmm_(t, q.mT, alpha=-1)
             size_q = torch.linalg.vector_norm(q.flatten(1), dim=1)
             size_t = torch.linalg.vector_norm(t.flatten(1), dim=1)
-            error_q = self._product_error(self._norm[group] * norms[number, 0], size_q)
-            error_t = self._product_error(self._norm[group] * norms[number, 1], size_t)
+            factors_q, factors_t = self._norm[group] * norms[number, :, None]
+            error_q = self._product_error(factors_q, size_q, products.dtype)
+            error_t = self._product_error(factors_t, size_t, products.dtype)
             self._error_a[group] += 2 * size_q * error_q
             self._error_b[group] += 2 * (size_q * error_t + size_t * error_q)
             self._evaluate(group)
@@ -411,14 +423,14 @@ class EmbeddedBlock:
         found = [self._positions.index(p) for p in positions if p in self._positions]
         return torch.tensor(found, dtype=torch.int64, device=self._taken.device)
 
-    def _product_error(self, factors: Tensor, product: Tensor) -> Tensor:
+    def _product_error(self, factors: Tensor, product: Tensor, dtype: torch.dtype) -> Tensor:
         """Bound the error of a product, given its size and that of its factors multiplied.
 
         Where terms of either sign cancel it is relative to the factors; where they add up,
         to the product, and grows as the root of the number of terms summed in one go.
         """
         terms = min(self._embedding.shape[2], _SUMMED_TERMS)
-        return rounding(self._embedding.work_dtype) * (factors + math.sqrt(terms) / 2 * product)
+        return rounding(dtype) * (factors + math.sqrt(terms) / 2 * product)
 
     def _evaluate(self, part: slice) -> None:
         """Bring gains and their error bars up to date with A and B."""
@@ -474,28 +486,25 @@ class _Quadratic:
     give all there is to know.
     """
 
-    def __init__(self, matrix: Tensor | float, dtype: torch.dtype) -> None:
+    def __init__(self, matrix: Tensor | float) -> None:
         self.size = mean_size(matrix)
-        self._matrix = matrix
+        self._half = matrix
         if isinstance(matrix, Tensor):
-            half = matrix.tril()
-            half.diagonal().div_(2)
-            self._matrix = half.to(dtype)
+            self._half = matrix.tril()
+            self._half.diagonal().div_(2)
 
     def __call__(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Give V Q V^T in float64, and a bound for the norm of V Q, for V of shape (n, r, k)."""
-        half = self._matrix
+        """Give V Q V^T, and a bound for the norm of V Q, for V of shape (n, r, k), float64."""
+        half = self._half
         if not isinstance(half, Tensor):
-            v = v.double()
-            return symmetric(half * v @ v.mT), half * torch.linalg.vector_norm(v, dim=(1, 2))
+            return half * v @ v.mT, half * torch.linalg.vector_norm(v.flatten(1), dim=1)
         n, r, k = v.shape
-        total = v.new_zeros((n, r, r), dtype=torch.float64)
-        squares = v.new_zeros(n, dtype=torch.float64)
+        total = v.new_zeros(n, r, r)
+        squares = v.new_zeros(n)
         edges = [k * block // _N_BLOCKS for block in range(_N_BLOCKS + 1)]
         for a, b in pairwise(sorted(set(edges))):
-            # The sums over k that end in an (r, r) block are worth float64: they are few.
-            w = (v[..., a:].reshape(n * r, -1) @ half[a:, a:b]).view(n, r, -1).double()
-            total += w @ v[..., a:b].double().mT
+            w = (v[..., a:].reshape(n * r, -1) @ half[a:, a:b]).view(n, r, -1)
+            total.baddbmm_(w, v[..., a:b].mT)
             squares += w.square().sum((1, 2))
         return total + total.mT, 2 * squares.sqrt()
 

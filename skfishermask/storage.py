@@ -58,20 +58,25 @@ class StoredEmbedding(ABC):
         """How many samples a chunk holds, at most."""
         return max(1, _CHUNK_BYTES // (math.prod(self.shape[1:]) * self.work_dtype.itemsize))
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+    def chunks(self, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Read all of it once.
+
+        Parameters
+        ----------
+        dtype : torch.dtype, optional
+            Of the values given. None: `work_dtype`.
 
         Yields
         ------
         part : slice
             Which samples.
         values : Tensor of shape (m, r, k)
-            Theirs, in `work_dtype`, on `device`; not to be written to.
+            Theirs, on `device`; not to be written to.
         """
         starts = range(0, len(self), self.chunk_rows)
         parts = [slice(start, min(len(self), start + self.chunk_rows)) for start in starts]
         for part, values in zip(parts, self._read(parts), strict=True):
-            yield part, values.to(self.work_dtype)
+            yield part, values.to(dtype or self.work_dtype)
 
     @abstractmethod
     def write(self, start: int, values: Tensor) -> None:
