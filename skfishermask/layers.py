@@ -83,27 +83,23 @@ def _pairs(columns: Tensor, i: Tensor, j: Tensor, n_rows: int) -> Callable[[Tens
 
 
 def _sum_of_squared_products(rows: Tensor, columns: Tensor) -> Tensor:
-    """Sum over n of (rows @ columns^T)^2; (n, g, O, L), (n, g, I, L) -> (g, O, I)."""
+    """Sum over n of (rows @ columns)^2; (n, g, O, L), (n, g, L, I) -> (g, O, I)."""
     n, groups, n_rows, length = rows.shape
-    n_columns = columns.shape[2]
+    n_columns = columns.shape[3]
     if length == 1:
-        return torch.einsum("ngo,ngi->goi", rows[..., 0].square(), columns[..., 0].square())
+        return torch.einsum("ngo,ngi->goi", rows[..., 0].square(), columns[:, :, 0].square())
     step = min(n, max(1, _SQUARES_CHUNK // (groups * n_rows * n_columns)))
-    total = rows.new_zeros(groups, n_columns, n_rows)
-    buffer = rows.new_empty(step * groups, n_columns, n_rows)
+    total = rows.new_zeros(groups, n_rows, n_columns)
+    buffer = rows.new_empty(step * groups, n_rows, n_columns)
     for r, c in zip(rows.split(step), columns.split(step), strict=True):
         block = buffer[: len(r) * groups]
-        # This way round both factors lie in memory as the product likes them.
-        torch.bmm(c.flatten(0, 1), r.flatten(0, 1).mT, out=block).square_()
+        torch.bmm(r.flatten(0, 1), c.flatten(0, 1), out=block).square_()
         total += block.view(len(r), *total.shape).sum(0)
-    return total.mT
+    return total
 
 
 class _OuterProductRule(ABC):
     """A weight whose gradient is a sum over positions of output gradient x input column."""
-
-    def groups(self, module: Layer) -> int:
-        return 1
 
     @abstractmethod
     def rows(self, module: Layer, g: Tensor) -> Tensor:
@@ -112,6 +108,15 @@ class _OuterProductRule(ABC):
     @abstractmethod
     def columns(self, module: Layer, x: Tensor, which: Tensor) -> Tensor:
         """Take columns of the input: (n, len(which), L)."""
+
+    def all_columns(self, module: Layer, x: Tensor) -> Tensor:
+        """Lay out all columns so that the rows can be multiplied by them: (n, L, groups, I)."""
+        every = torch.arange(module.weight[0].numel(), device=x.device)
+        return self.columns(module, x, every).mT[:, :, None]
+
+    def weight_of(self, module: Layer, t: Tensor) -> Tensor:
+        """View (groups, O, I), in the order of `all_columns`, as the weight."""
+        return t.view(module.weight.shape)
 
     def locate(self, module: Layer, index: Tensor) -> tuple[Tensor, Tensor]:
         """Turn flat weight indices into row and (absolute) column numbers."""
@@ -137,17 +142,17 @@ class _OuterProductRule(ABC):
         return contract
 
     def squares(self, module: Layer, x: Tensor, n: int, names: Collection[str]) -> Contraction:
-        groups = self.groups(module)
         if "weight" in names:
-            n_columns = groups * (module.weight.numel() // module.weight.shape[0])
-            columns = self.columns(module, x, torch.arange(n_columns, device=x.device))
-            columns = _by_sample(columns, n).unflatten(1, (groups, -1))
+            # Positions before columns: a plain product is faster than a transposed one.
+            columns = self.all_columns(module, x)
+            columns = columns.reshape(n, -1, *columns.shape[2:]).transpose(1, 2).contiguous()
 
         def contract(g: Tensor) -> dict[str, Tensor]:
             rows, out = _by_sample(self.rows(module, g), n), {}
             if "weight" in names:
-                squares = _sum_of_squared_products(rows.unflatten(1, (groups, -1)), columns)
-                out["weight"] = squares.reshape(module.weight.shape)
+                grouped = rows.unflatten(1, (columns.shape[1], -1))
+                squares = _sum_of_squared_products(grouped, columns)
+                out["weight"] = self.weight_of(module, squares)
             if "bias" in names:
                 out["bias"] = rows.sum(2).square().sum(0)
             return out
@@ -170,28 +175,41 @@ class _ConvRule(_OuterProductRule):
     def accepts(self, module: Layer, x: Tensor, y: Tensor) -> bool:
         return x.dim() == y.dim() == len(module.kernel_size) + 2
 
-    def groups(self, module: Layer) -> int:
-        return int(module.groups)
-
     def rows(self, module: Layer, g: Tensor) -> Tensor:
         return g.flatten(2)
 
-    def columns(self, module: Layer, x: Tensor, which: Tensor) -> Tensor:
-        if any(module._reversed_padding_repeated_twice):
-            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-            x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-        # A view (n, channels, *kernel, *positions) of all windows; only `which` are copied.
-        n_spatial = len(module.kernel_size)
-        for d in range(n_spatial):
-            span = (module.kernel_size[d] - 1) * module.dilation[d] + 1
+    def padded(self, module: Layer, x: Tensor) -> Tensor:
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        padding = module._reversed_padding_repeated_twice
+        return F.pad(x, padding, mode=mode) if any(padding) else x
+
+    def windows(self, module: Layer, x: Tensor) -> Tensor:
+        """View all windows of a padded input: (n, channels, *positions, *kernel)."""
+        for d, size in enumerate(module.kernel_size):
+            span = (size - 1) * module.dilation[d] + 1
             x = x.unfold(2 + d, span, module.stride[d])[..., :: module.dilation[d]]
-        kernel_axes = range(2 + n_spatial, 2 + 2 * n_spatial)
-        x = x.movedim(tuple(kernel_axes), tuple(range(2, 2 + n_spatial)))
-        taps = x.shape[1 : 2 + n_spatial]
+        return x
+
+    def columns(self, module: Layer, x: Tensor, which: Tensor) -> Tensor:
+        x = self.windows(module, self.padded(module, x))
+        n_axes = len(module.kernel_size)
+        x = x.movedim(tuple(range(-n_axes, 0)), tuple(range(2, 2 + n_axes)))
+        taps = x.shape[1 : 2 + n_axes]
         if len(which) == taps.numel():
             return x.reshape(len(x), len(which), -1)
         index: list[Any] = [slice(None), *torch.unravel_index(which, taps)]
         return x[tuple(index)].flatten(2)
+
+    def all_columns(self, module: Layer, x: Tensor) -> Tensor:
+        # Channels last: windows are then copied in long runs.
+        x = self.padded(module, x).movedim(1, -1).contiguous().movedim(-1, 1)
+        x = self.windows(module, x).unflatten(1, (module.groups, -1))
+        n_axes = len(module.kernel_size)
+        x = x.movedim((1, 2), (1 + n_axes, -1))
+        return x.reshape(len(x), x.shape[1 : 1 + n_axes].numel(), module.groups, -1)
+
+    def weight_of(self, module: Layer, t: Tensor) -> Tensor:
+        return t.view(len(module.weight), *module.kernel_size, -1).movedim(-1, 1)
 
     def locate(self, module: Layer, index: Tensor) -> tuple[Tensor, Tensor]:
         row, column = super().locate(module, index)

@@ -53,7 +53,7 @@ EMBEDDINGS = {
 
 
 class Headed(nn.Module):
-    """A layer, a nonlinearity, and a fixed projection of everything to three logits."""
+    """A layer, a nonlinearity, and a fixed projection of everything to four logits."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ class Headed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.layer(x)).flatten(1)
-        fixed = torch.linspace(-1, 1, h.shape[1] * 3, dtype=h.dtype, device=h.device)
-        return h @ torch.sin(40 * fixed).view(-1, 3)
+        fixed = torch.linspace(-1, 1, h.shape[1] * 4, dtype=h.dtype, device=h.device)
+        return h @ torch.sin(40 * fixed).view(-1, 4)
 
 
 def randomised(layer: nn.Module) -> nn.Module:
@@ -105,12 +105,13 @@ def check(module: nn.Module, x: Tensor, share: float, device: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_rule(name: str, share: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, shape = LAYERS[name]
-    x = torch.randn(4, *shape, dtype=torch.float64)
+    x = torch.randn(5, *shape, dtype=torch.float64)
     check(Headed(randomised(make())), x, share, device)
-    monkeypatch.setattr("skfishermask.layers._CHUNK", 200)  # Many chunks.
-    monkeypatch.setattr("skfishermask.layers._SQUARES_CHUNK", 200)
     monkeypatch.setattr("skfishermask.layers._BLOCK_ADVANTAGE", 0)  # Pairs, always.
-    check(Headed(randomised(make())), x, share, device)
+    for chunk in (200, 500):  # Many chunks, the last one smaller.
+        monkeypatch.setattr("skfishermask.layers._CHUNK", chunk)
+        monkeypatch.setattr("skfishermask.layers._SQUARES_CHUNK", chunk)
+        check(Headed(randomised(make())), x, share, device)
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
@@ -122,7 +123,9 @@ def test_embedding(options: dict, shape: tuple[int, ...], device: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "conv2d {'kernel_size': 3}", "batch_norm2d"])
-def test_windows_stacked_along_the_batch_axis(name: str, device: str) -> None:
+def test_windows_stacked_along_the_batch_axis(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, shape = LAYERS[name]
 
     class Windowed(nn.Module):
@@ -133,7 +136,10 @@ def test_windows_stacked_along_the_batch_axis(name: str, device: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
-    check(Headed(Windowed()), torch.randn(4, 3, *shape, dtype=torch.float64), 0.5, device)
+    x = torch.randn(5, 3, *shape, dtype=torch.float64)
+    for chunk in (1 << 20, 500):
+        monkeypatch.setattr("skfishermask.layers._SQUARES_CHUNK", chunk)
+        check(Headed(Windowed()), x, 0.5, device)
 
 
 class _OwnForward(nn.Linear):
