@@ -22,7 +22,7 @@ from skfishermask.storage import StoredEmbedding, stored
 _PRODUCT_BYTES = 2**25
 # So many updates run in float64, and so does the start. As a rule gains fall by orders of
 # magnitude in the first steps, whose float32 errors would be large beside the gains that follow.
-_CAREFUL = 8
+_CAREFUL = 6
 # Blocks up to this size are inverted faster all at once, larger ones one at a time.
 _SMALL = 16
 # Column blocks of a triangular matrix; above the diagonal ones nothing is multiplied.
@@ -269,11 +269,10 @@ class EmbeddedBlock:
 
         inverse, target = _Quadratic(first.inverse), _Quadratic(first.target)
         for part, v in embedding.chunks(torch.float64):
-            finite = torch.isfinite(v).flatten(1).all(1)
-            if not finite.all():
-                row = start + part.start + int(torch.nonzero(~finite)[0])
-                raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
             norm = torch.linalg.vector_norm(v.flatten(1), dim=1)
+            if not torch.isfinite(norm).all():
+                row = start + part.start + int(torch.nonzero(~torch.isfinite(norm))[0])
+                raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
             self._norm[part] = norm
             self._a[part], size = inverse(v)
             self._error_a[part] = norm * self._product_error(

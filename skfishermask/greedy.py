@@ -27,7 +27,7 @@ _GROUP = 8
 # Float64 gains that differ by less than this, relatively, are taken for equal.
 _TIE = 1e-12
 # Candidates on the shortlist for each speculative pick.
-_SHORTLIST = 12
+_SHORTLIST = 24
 
 
 @dataclass(frozen=True)

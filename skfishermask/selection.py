@@ -36,8 +36,7 @@ from skfishermask.storage import StoredEmbedding, stored
 
 # A Fisher matrix may be off symmetry by this, relatively: it may be a float32 product.
 _SYMMETRY = 1e-4
-# From so many bytes of embeddings it pays to take so many picks for one read of them.
-_LARGE = 2**29
+# Where embeddings have to be fetched to be read, so many picks share one read of them.
 _SPECULATIVE = 8
 
 
@@ -159,7 +158,7 @@ def select_batch(
         n_instances,
         n_forward,
         forced=forced,
-        speculative=_SPECULATIVE if embedding.n_bytes >= _LARGE else 1,
+        speculative=_SPECULATIVE if embedding.is_fetched else 1,
     )
     positions = torch.tensor([pick.position for pick in picks], device=embedding.device)
     gains = torch.tensor([pick.gain for pick in picks], dtype=torch.float64)

@@ -54,6 +54,11 @@ class StoredEmbedding(ABC):
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
+    def is_fetched(self) -> bool:
+        """Whether chunks come from elsewhere than the memory of the computing device."""
+        return True
+
+    @property
     def chunk_rows(self) -> int:
         """How many samples a chunk holds, at most."""
         return max(1, _CHUNK_BYTES // (math.prod(self.shape[1:]) * self.work_dtype.itemsize))
@@ -126,6 +131,10 @@ class TensorEmbedding(StoredEmbedding):
         super().__init__(values.shape, values.dtype, device or values.device)
         self._values = values
 
+    @property
+    def is_fetched(self) -> bool:  # noqa: D102, see StoredEmbedding
+        return self._values.device != self.device
+
     def write(self, start: int, values: Tensor) -> None:  # noqa: D102, see StoredEmbedding
         self._values[start : start + len(values)] = values
 
@@ -134,7 +143,7 @@ class TensorEmbedding(StoredEmbedding):
         return self._values[index].to(self.device)
 
     def _read(self, parts: Sequence[slice]) -> Iterator[Tensor]:
-        if self._values.device == self.device or not parts:
+        if not self.is_fetched or not parts:
             yield from (self._values[part] for part in parts)
             return
         stream = torch.cuda.Stream(self.device)

@@ -59,6 +59,9 @@ def test_chunks_give_what_was_written(
     assert {v.dtype for v in values} == {torch.promote_types(dtype, torch.float32)}
     assert {v.device.type for v in values} == {device}
     assert torch.equal(torch.cat(values).cpu().to(dtype), embedding(dtype))
+    assert storage.is_fetched == (
+        kind == "scratch file" or (kind, device) == ("host memory", "cuda")
+    )
     assert storage.n_bytes == 23 * 15 * dtype.itemsize
 
 
@@ -149,7 +152,6 @@ def test_selection_from_a_scratch_file(
     expected = select_batch(V, 40, fisher, **options)
     monkeypatch.setattr("skfishermask.storage._CHUNK_BYTES", 7 * 60 * 4)
     monkeypatch.setattr("skfishermask.candidates._PRODUCT_BYTES", 1)
-    monkeypatch.setattr("skfishermask.selection._LARGE", 1)
     monkeypatch.setattr("skfishermask.selection._SPECULATIVE", speculative)
     with ScratchEmbedding(V.shape, dtype, device, tmp_path) as storage:
         storage.write(0, V)
