@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -289,6 +289,7 @@ def greedy(
     forced: Sequence[int] = (),
     sign: int = 1,
     speculative: int = 1,
+    on_pick: Callable[[int], object] | None = None,
 ) -> list[Pick]:
     """Take samples one by one, each the one with the largest gain given those before it.
 
@@ -310,12 +311,15 @@ def greedy(
         How many picks to take from a shortlist for one read of the embeddings. The picks are
         the same for every number; above 1 pays where reading is what takes the time, not for
         embeddings in memory.
+    on_pick : callable, optional
+        Called with the number of picks that are new since the last call.
 
     Returns
     -------
     list of Pick
         In the order taken.
     """
+    on_pick = on_pick or (lambda count: None)
     state = GreedyState(blocks, inverse, fisher, sign)
     picks: list[Pick] = []
     for start in range(0, len(forced), _GROUP):
@@ -324,6 +328,7 @@ def greedy(
             (solved,) = state.solve([position])
             picks.append(_pick(solved))
             updates.append(state.absorb(solved))
+        on_pick(len(updates))
         if len(picks) < n_picks:
             state.update(updates)
     width, r = speculative, 0
@@ -334,6 +339,7 @@ def greedy(
             inverse.reserve(count * r, len(fisher), fisher.device)
             confirmed = state.speculate(count, last=count == left)
             picks += confirmed
+            on_pick(len(confirmed))
             # Products for picks that are taken back are lost, so do not hope for many more.
             width = min(speculative, max(2, 2 * len(confirmed)))
             if len(confirmed) == count:
@@ -341,6 +347,7 @@ def greedy(
             left -= len(confirmed)
         solved, _ = state.pick()
         picks.append(_pick(solved))
+        on_pick(1)
         update = state.absorb(solved)
         r = update.u.shape[1]
         if left > 1:
@@ -370,6 +377,7 @@ def choose(
     *,
     forced: Sequence[int] = (),
     speculative: int = 1,
+    on_pick: Callable[[int], object] | None = None,
 ) -> list[Pick]:
     """Take samples greedily, then drop those that cost least.
 
@@ -387,8 +395,8 @@ def choose(
         How many to take first.
     forced : sequence of int
         Positions to take first and never to drop.
-    speculative : int, default=1
-        As for `greedy`.
+    speculative, on_pick
+        As for `greedy`, the latter without the drops.
 
     Returns
     -------
@@ -396,7 +404,15 @@ def choose(
         Those kept, in the order taken.
     """
     inverse = InformationInverse(start.inverse)
-    picks = greedy(blocks, inverse, fisher, n_forward, forced=forced, speculative=speculative)
+    picks = greedy(
+        blocks,
+        inverse,
+        fisher,
+        n_forward,
+        forced=forced,
+        speculative=speculative,
+        on_pick=on_pick,
+    )
     if n_forward == n_instances:
         return picks
     # From the highest position down, so that of two equal samples the lower one stays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -198,7 +199,13 @@ class Query:
             self._embed(rows, V)
         with self._step("fisher"):
             fisher = self._target(V, fisher_labeled)
-        with self._step("selection"):
+        # With `oversample` more are taken than are kept.
+        total = min(len(rows), math.ceil(self._p.oversample * self._n_instances))
+        hidden = not self._p.verbose
+        with (
+            self._step("selection"),
+            tqdm(total=total, desc="Selection", unit="pick", disable=hidden) as bar,
+        ):
             return select_batch(
                 V,
                 self._n_instances,
@@ -208,6 +215,7 @@ class Query:
                 regularization=self._p.regularization,
                 oversample=self._p.oversample,
                 preselected=self._by_entropy(rows),
+                on_pick=bar.update,
             )
 
     def _n_classes(self, first: Batch, name: str) -> int:

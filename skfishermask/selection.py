@@ -24,7 +24,7 @@ blocks A and B, I + A and the update keep their form, and the gain is minus the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 import torch
@@ -51,6 +51,7 @@ def select_batch(
     regularization: float = 1.0,
     oversample: float = 1.0,
     preselected: Sequence[int] | None = None,
+    on_pick: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Choose a batch that makes :math:`\mathrm{tr}(M^{-1} F)` small.
 
@@ -87,6 +88,8 @@ def select_batch(
     preselected : sequence of int, optional
         Positions that are in the batch whatever their gain: taken first, in this order, and
         never dropped.
+    on_pick : callable, optional
+        Called now and then with the number of samples taken since the last call, for progress.
 
     Returns
     -------
@@ -158,6 +161,7 @@ def select_batch(
         n_instances,
         n_forward,
         forced=forced,
+        on_pick=on_pick,
         speculative=_SPECULATIVE if embedding.is_fetched else 1,
     )
     positions = torch.tensor([pick.position for pick in picks], device=embedding.device)

@@ -25,16 +25,21 @@ _CHUNK_BYTES = 2**23
 class StoredEmbedding(ABC):
     """Fisher embeddings of n samples, (n, r, k), wherever they lie.
 
-    Attributes
+    Parameters
     ----------
-    shape : torch.Size
+    shape : sequence of int
         (n, r, k).
     dtype : torch.dtype
         In which they are kept.
+    device : torch.device or str
+        On which they are computed with, and where chunks are given.
+
+    Attributes
+    ----------
+    shape, dtype, device
+        As above.
     work_dtype : torch.dtype
         In which they are computed with: float64 where they are float64, else float32.
-    device : torch.device
-        On which they are computed with, and where chunks are given.
     """
 
     def __init__(
@@ -50,17 +55,35 @@ class StoredEmbedding(ABC):
 
     @property
     def n_bytes(self) -> int:
-        """Size in bytes."""
+        """Size in bytes.
+
+        Returns
+        -------
+        int
+            Of the embeddings as they are kept.
+        """
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_fetched(self) -> bool:
-        """Whether chunks come from elsewhere than the memory of the computing device."""
+        """Whether chunks come from elsewhere than the memory of the computing device.
+
+        Returns
+        -------
+        bool
+            Then it pays to use what is read for several picks.
+        """
         return True
 
     @property
     def chunk_rows(self) -> int:
-        """How many samples a chunk holds, at most."""
+        """How many samples a chunk holds, at most.
+
+        Returns
+        -------
+        int
+            At least one.
+        """
         return max(1, _CHUNK_BYTES // (math.prod(self.shape[1:]) * self.work_dtype.itemsize))
 
     def chunks(self, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor]]:
@@ -241,5 +264,16 @@ class ScratchEmbedding(StoredEmbedding):
 
 
 def stored(embedding: Tensor | StoredEmbedding) -> StoredEmbedding:
-    """Give a tensor the interface of a stored embedding."""
+    """Give a tensor the interface of a stored embedding.
+
+    Parameters
+    ----------
+    embedding : Tensor or StoredEmbedding
+        One of these.
+
+    Returns
+    -------
+    StoredEmbedding
+        The same embedding, not copied.
+    """
     return TensorEmbedding(embedding) if isinstance(embedding, Tensor) else embedding

@@ -288,7 +288,7 @@ def test_entropy_share(net: Any) -> None:
 def test_verbose_shows_progress(net: Any, capsys: pytest.CaptureFixture) -> None:
     FisherMaskSampler(verbose=1, **SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)
     shown = capsys.readouterr()
-    for step in ("Fisher diagonal", "Labelled", "Fisher embedding"):
+    for step in ("Fisher diagonal", "Labelled", "Fisher embedding", "Selection"):
         assert step in shown.err
     assert shown.out == ""
     FisherMaskSampler(**SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)

@@ -15,6 +15,7 @@ from torch import Tensor
 from skfishermask.candidates import Candidates, EmbeddedBlock, Start, trace_gains
 from skfishermask.greedy import InformationInverse, greedy
 from skfishermask.selection import select_batch
+from skfishermask.storage import ScratchEmbedding
 
 # (n, r, k, K): a batch of several times k rows, one row, more rows than columns, a few columns.
 SHAPES = [(210, 2, 12, 200), (150, 4, 30, 40), (80, 1, 25, 20), (40, 6, 4, 12), (30, 3, 1, 5)]
@@ -247,6 +248,19 @@ def test_input_is_not_changed(dtype: torch.dtype) -> None:
     )
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
     assert not gains.requires_grad
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_progress_counts_the_samples_taken(fetched: bool) -> None:
+    embedding, target = problem(60, 3, 20)
+    told: list[int] = []
+    with ScratchEmbedding(embedding.shape, embedding.dtype, "cpu") as scratch:
+        scratch.write(0, embedding)
+        where = scratch if fetched else embedding
+        options = {"preselected": [3, 1], "oversample": 1.5}
+        select_batch(where, 20, target, **options, on_pick=told.append)
+    assert sum(told) == 30
+    assert len(told) > 3
 
 
 # --- Blocks ---------------------------------------------------------------------------
