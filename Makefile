@@ -16,7 +16,7 @@ SPHINX := -m sphinx -q -W -n --keep-going -j $(WORKERS) -d docs/_build/doctrees
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs build oldest clean
+.PHONY: help demo test lint types docs bench build oldest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ docs: $(READY) ## build the documentation: run its tutorials and examples, check
 	@tail -n 4 docs/_build/doctest/output.txt
 	$(BIN)/python docs/check_links.py docs/_build/html
 	@echo "The documentation: docs/_build/html/index.html"
+
+# With all cores, and one after the other: they are timings.
+bench: $(READY) ## measure speed (half an hour), into benchmarks/results
+	$(BIN)/python -m benchmarks.bench_embedding
+	$(BIN)/python -m benchmarks.bench_selection
+	$(BIN)/python -m benchmarks.bench_query
 
 build: $(READY) ## build sdist and wheel, and check their metadata
 	rm -rf dist

@@ -1,0 +1,276 @@
+"""What a greedy step costs, beside the naive one and beside one product of the embeddings.
+
+Run from the root of the repository::
+
+    python -m benchmarks.bench_selection
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from benchmarks import harness
+from benchmarks.bench_embedding import make_mask
+from benchmarks.harness import BATCH_SIZE
+from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding, select_batch
+from skfishermask.fisher import fisher_matrix, predicted_probabilities
+
+# Candidates that the naive step takes at a time.
+CHUNK = 100
+# Products whose mean is the floor: a single one is too short to time well.
+N_PRODUCTS = 10
+Gains = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def gains_as_published(v: Tensor, inverse: Tensor, fisher: Tensor) -> Tensor:
+    """Gains of some candidates, evaluated from left to right: four products with (k, k)."""
+    eye = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
+    middle = torch.linalg.inv(eye + v @ inverse @ v.mT)
+    return (v @ inverse @ fisher @ inverse @ v.mT @ middle).diagonal(dim1=1, dim2=2).sum(1)
+
+
+def gains_with_two_products(v: Tensor, inverse: Tensor, fisher: Tensor) -> Tensor:
+    """The same gains, with V M^-1 kept."""
+    eye = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
+    x = v @ inverse
+    return torch.einsum("nij,nji->n", x @ fisher @ x.mT, torch.linalg.inv(eye + x @ v.mT))
+
+
+def select_naively(
+    embedding: Tensor,
+    n_instances: int,
+    fisher: Tensor,
+    gains: Gains = gains_as_published,
+    show: bool = False,
+) -> list[int]:
+    """Greedy choice from M = I that multiplies every embedding with M^-1 at every step."""
+    inverse = torch.eye(len(fisher), dtype=embedding.dtype, device=embedding.device)
+    fisher = fisher.to(embedding.dtype)
+    chosen: list[int] = []
+    for _ in tqdm(range(n_instances), desc="naive selection", disable=not show):
+        values = torch.cat([gains(v, inverse, fisher) for v in embedding.split(CHUNK)])
+        values[chosen] = -math.inf
+        chosen.append(int(values.argmax()))
+        x = embedding[chosen[-1]] @ inverse
+        eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
+        inverse = inverse - x.T @ torch.linalg.inv(eye + x @ embedding[chosen[-1]].T) @ x
+    return chosen
+
+
+def authors_rows(
+    module: nn.Module, batches: Sequence[Tensor], mask: ParameterMask, **options: Any
+) -> Tensor:
+    """Rows sqrt(p_c) g_c, one for each class, in float64: the same V^T V from C rows.
+
+    Their values are the naive loop's, which bench_query checks; made in our way, to have them all.
+    """
+    rows = fisher_embedding(module, batches, mask, weighting="none", **options)
+    p = predicted_probabilities(module, batches, **options).sort(1, descending=True).values
+    return rows.double() * p.sqrt()[:, :, None]
+
+
+class Pool:
+    """Embedded images, of which sweeps take the first candidates and the largest columns.
+
+    The images are small, so that there can be many: a greedy step does not see them.
+    """
+
+    def __init__(self, given: argparse.Namespace, n: int, n_classes: int, k: int) -> None:
+        case = harness.ImageCase.make(given, n, n_classes, size=16)
+        self.facts = case.facts
+        self.module = case.net.module_
+        self.batches = torch.as_tensor(case.pool, device=given.device).split(BATCH_SIZE)
+        diagonal = fisher_diagonal(self.module, self.batches[:4], n_directions=1)
+        self.mask = make_mask(diagonal, k)
+        shown = tqdm(self.batches, desc=f"embedding, C = {n_classes}")
+        self.embedding = fisher_embedding(self.module, shown, self.mask)
+        self._largest = self.embedding.square().sum((0, 1)).argsort(descending=True)
+
+    def take(self, n: int, k: int) -> Tensor:
+        """The first n candidates at the k columns with most Fisher information."""
+        columns = self._largest[:k].sort().values
+        return self.embedding[:n, :, columns].contiguous()
+
+
+class Steps:
+    """Works that tell what a greedy step costs: selections of one sample and of many."""
+
+    def __init__(self, embedding: Tensor, n_instances: int) -> None:
+        self.embedding = embedding
+        self.fisher = fisher_matrix(embedding)
+        self.n_instances = n_instances
+
+    def works(self, name: str) -> dict[str, harness.Work]:
+        return {
+            f"{name}: 1": lambda: select_batch(self.embedding, 1, self.fisher),
+            f"{name}: {self.n_instances}": lambda: select_batch(
+                self.embedding, self.n_instances, self.fisher
+            ),
+        }
+
+    def a_step(self, name: str, times: Mapping[str, Sequence[float]]) -> list[float]:
+        """Seconds of each step after the first, which has the start in it."""
+        # At tiny sizes noise can leave less than nothing.
+        return [
+            max(many - one, 1e-9) / (self.n_instances - 1)
+            for one, many in zip(
+                times[f"{name}: 1"], times[f"{name}: {self.n_instances}"], strict=True
+            )
+        ]
+
+    def floor(self) -> None:
+        """Some products of the stacked embeddings (n r, k) with a (k, 2 r) matrix."""
+        _, r, k = self.embedding.shape
+        factors = self.embedding.new_ones((k, 2 * r))
+        for _ in range(N_PRODUCTS):
+            self.embedding.view(-1, k) @ factors
+
+
+def a_naive_step(embedding: Tensor, gains: Gains) -> harness.Work:
+    fisher = fisher_matrix(embedding)
+    return lambda: select_naively(embedding, 1, fisher, gains)
+
+
+def peers(given: argparse.Namespace, pool: Pool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Seconds a step: ours, the floor and naive steps on a part of the candidates, scaled.
+
+    And the target that follows.
+    """
+    n, k, n_instances = (20, 100, 5) if given.quick else (2000, 1403, 100)
+    n_naive = 10 if given.quick else 400
+    ours = Steps(pool.take(n, k), n_instances)
+    few = -(-n_naive // BATCH_SIZE)
+    columns = pool._largest[:k].sort().values
+    theirs = authors_rows(pool.module, pool.batches[:few], pool.mask)[:n_naive, :, columns]
+    naive = {
+        "naive, as published": a_naive_step(theirs.contiguous(), gains_as_published),
+        "naive, float32, two products": a_naive_step(
+            theirs.float().contiguous(), gains_with_two_products
+        ),
+    }
+    works = {**ours.works("ours"), "floor": ours.floor, **naive}
+    times = harness.alternate(works, given.repeats, given.device, "peers")
+    a_step = {
+        "skfishermask": ours.a_step("ours", times),
+        "floor": harness.scaled(times["floor"], 1 / N_PRODUCTS),
+        **{name: harness.scaled(times[name], n / n_naive) for name in naive},
+    }
+    whole = harness.scaled(times[f"ours: {n_instances}"], 1 / n_instances)
+    over_floor = harness.ratio(a_step["skfishermask"], a_step["floor"])
+    return {
+        "sizes": {"N": n, "r": ours.embedding.shape[1], "k": k, "K": n_instances},
+        "naive candidates": n_naive,
+        "seconds a step": {name: harness.spread(values) for name, values in a_step.items()},
+        "ratio to ours": {
+            name: harness.ratio(values, a_step["skfishermask"]) for name, values in a_step.items()
+        },
+        "start, seconds": harness.spread(times["ours: 1"]),
+        "with the start, in floors a step": harness.ratio(whole, a_step["floor"]),
+    }, harness.at_most("greedy step, in floors", over_floor, 2)
+
+
+def steps_over(
+    given: argparse.Namespace,
+    over: str,
+    embeddings: Mapping[int, Tensor],
+    fixed: Mapping[str, Any],
+    naive: int = 0,
+    note: str = "",
+) -> dict[str, Any]:
+    """Growth of a greedy step; where `naive` is above 0, of a naive one on so many candidates."""
+    n_instances = 3 if given.quick else 60
+    steps = {size: Steps(V, n_instances) for size, V in embeddings.items()}
+    works: dict[str, harness.Work] = {}
+    for size, step in steps.items():
+        works |= step.works(str(size))
+        works[f"{size}: floor"] = step.floor
+        if naive:
+            works[f"{size}: naive"] = a_naive_step(step.embedding[:naive], gains_with_two_products)
+    times = harness.alternate(
+        works, given.repeats, given.device, f"step over {over}", warm_up=False
+    )
+    lines = {
+        "greedy step": [step.a_step(str(size), times) for size, step in steps.items()],
+        "floor": [harness.scaled(times[f"{size}: floor"], 1 / N_PRODUCTS) for size in steps],
+    }
+    if naive:
+        lines["naive step, float32, two products"] = [
+            harness.scaled(times[f"{size}: naive"], len(step.embedding) / naive)
+            for size, step in steps.items()
+        ]
+    return harness.sweep("greedy step", over, [*steps], lines, {**fixed, "K": n_instances}, note)
+
+
+def over_batch(given: argparse.Namespace, pool: Pool) -> dict[str, Any]:
+    """Growth of the selection with the batch, where the steps outweigh the start."""
+    n, k = (20, 60) if given.quick else (2000, 500)
+    sizes = (2, 4) if given.quick else (100, 200, 400, 800)
+    embedding = pool.take(n, k)
+    fisher = fisher_matrix(embedding)
+    works = {f"K = {K}": (lambda K=K: select_batch(embedding, K, fisher)) for K in sizes}
+    times = harness.alternate(works, given.repeats, given.device, "selection over K", warm_up=False)
+    return harness.sweep(
+        "selection",
+        "K",
+        sizes,
+        {"selection": [*times.values()]},
+        {"N": n, "r": embedding.shape[1], "k": k},
+        "a small mask and many picks, so that the picks outweigh the start",
+    )
+
+
+def over_classes(given: argparse.Namespace) -> dict[str, Any]:
+    classes = (3, 5) if given.quick else (5, 9, 17, 33)
+    n, k = (12, 100) if given.quick else (500, 1403)
+    embeddings = {C: Pool(given, n, C, k).take(n, k) for C in classes}
+    note = "the two factors of the product and the blocks of each candidate both grow with r"
+    return steps_over(given, "C", embeddings, {"N": n, "k": k}, note=note)
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    n, k = (24, 1400) if given.quick else (8000, 2000)
+    pool = Pool(given, n, 10, k)
+    r = pool.embedding.shape[1]
+    samples = (12, 24) if given.quick else (1000, 2000, 4000, 8000)
+    masks = (50, 100) if given.quick else (250, 500, 1000, 2000)
+    at, fixed = (100 if given.quick else 1403), {"C": 10, "r": r}
+    beside, target = peers(given, pool)
+    k_sweep = steps_over(
+        given,
+        "k",
+        {k: pool.take(n, k) for k in masks},
+        {**fixed, "N": n},
+        naive=100,
+        note="many candidates, so that the product of all embeddings outweighs work on "
+        "matrices of k x k",
+    )
+    by_samples = {n: pool.take(n, at) for n in samples}
+    n_sweep = steps_over(given, "N", by_samples, {**fixed, "k": at})
+    batch_sweep = over_batch(given, pool)
+    return {
+        **harness.surroundings(given),
+        "sizes": pool.facts,
+        "peers": beside,
+        "sweeps": [k_sweep, n_sweep, over_classes(given), batch_sweep],
+        "targets": [
+            target,
+            harness.about_linear("greedy step over k, exponent", k_sweep),
+            harness.about_linear("selection over K, exponent", batch_sweep),
+        ],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = harness.options(__doc__ or "", "selection", repeats=3).parse_args(arguments)
+    harness.write(given.out, "selection", measure(given))
+
+
+if __name__ == "__main__":
+    main()
