@@ -11,14 +11,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +35,7 @@ from benchmarks.bench_embedding import (
 )
 from benchmarks.bench_selection import authors_rows, gains_with_two_products, select_naively
 from benchmarks.harness import BATCH_SIZE
+from benchmarks.memory import peak_resident, private, resident, watching_memory
 from benchmarks.strategies import badge, k_center
 from skfishermask import FisherMaskSampler, fisher_embedding
 from skfishermask.fisher import fisher_matrix
@@ -359,7 +357,7 @@ QUICK_LARGE: dict[str, dict[str, Any]] = {
 }
 
 
-def write_images(folder: Path, n: int, data_dir: Path | None) -> str:
+def write_images(folder: Path, n: int, data_dir: Path | None, n_classes: int = 10) -> str:
     """Write a pool of n images of 28 x 28 and a training set; say what they are."""
     if data_dir is not None:
         from benchmarks.label_efficiency import load
@@ -374,42 +372,11 @@ def write_images(folder: Path, n: int, data_dir: Path | None) -> str:
     )
     part = 10_000
     for start in tqdm(range(0, n, part), desc="writing the pool"):
-        X, _ = harness.noisy_images(min(part, n - start), 10, 28, channels=1, seed=1 + start)
+        X, _ = harness.noisy_images(min(part, n - start), n_classes, 28, channels=1, seed=1 + start)
         pool[start : start + part] = X
-    X, y = harness.noisy_images(1000, 10, 28, channels=1)
+    X, y = harness.noisy_images(1000, n_classes, 28, channels=1)
     np.savez(folder / "training.npz", X=X, y=y)
     return "synthetic images of 28 x 28"
-
-
-def peak_resident() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def private() -> int:
-    """Resident memory without the pages of mapped files, which the system takes back at need."""
-    info = psutil.Process().memory_info()
-    return info.rss - getattr(info, "shared", 0)
-
-
-@contextmanager
-def watching_memory() -> Iterator[dict[str, int]]:
-    """Look at the private memory ten times a second; the largest is in the dict afterwards."""
-    found = {"peak_private_bytes": private()}
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.1):
-            found["peak_private_bytes"] = max(found["peak_private_bytes"], private())
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        thread.join()
 
 
 def large_case(given: argparse.Namespace) -> dict[str, Any]:
@@ -426,7 +393,7 @@ def large_case(given: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     n_instances = 10 if given.quick else 1000
     before = {
-        "baseline_bytes": psutil.Process().memory_info().rss,
+        "baseline_bytes": resident(),
         "baseline_private_bytes": private(),
         "peak_before_bytes": peak_resident(),
     }

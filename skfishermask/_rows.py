@@ -75,19 +75,19 @@ def n_rows(data: Any) -> int:
     return int(data.shape[0]) if hasattr(data, "shape") else len(data)
 
 
-def check_finite(data: Any, name: str) -> None:
+def check_finite(data: Any, name: str, start: int = 0) -> None:
     """Raise ValueError, naming the data and the first bad row, at NaN or infinity.
 
-    A memory map is read in chunks. What cannot be checked without loading it sample by sample,
-    a Dataset for example, is let through.
+    A memory map is read in chunks. What cannot be checked without loading it sample by sample, a
+    Dataset for example, is let through. Rows are counted from `start`.
     """
     if is_mapping(data):
         for key, part in data.items():
-            check_finite(part, f"{name}[{key!r}]")
+            check_finite(part, f"{name}[{key!r}]", start)
     elif isinstance(data, torch.Tensor):
         bad = (~torch.isfinite(data)).nonzero()
         if len(bad):
-            _refuse(name, int(bad[0, 0]) if data.dim() else 0)
+            _refuse(name, start + (int(bad[0, 0]) if data.dim() else 0))
     elif isinstance(data, list | tuple):
         try:
             data = np.asarray(data)
@@ -95,28 +95,28 @@ def check_finite(data: Any, name: str) -> None:
             for row, part in enumerate(data):
                 check_finite(part, f"{name}[{row}]")
         else:
-            check_finite(data, name)
+            check_finite(data, name, start)
     elif sp.issparse(data):
         data = data.tocoo()
         bad = ~np.isfinite(data.data)
         if bad.any():
-            _refuse(name, int(data.row[bad].min()))
+            _refuse(name, start + int(data.row[bad].min()))
     elif hasattr(data, "dtypes") and hasattr(data, "isna"):
         missing = np.asarray(data.isna()).reshape(len(data), -1).any(axis=1)
         if missing.any():
-            _refuse(name, int(missing.argmax()))
+            _refuse(name, start + int(missing.argmax()))
         numbers = data.select_dtypes("number") if hasattr(data, "select_dtypes") else data
-        _check_array(np.asarray(numbers), name)
+        _check_array(np.asarray(numbers), name, start)
     elif hasattr(data, "__array__"):
-        _check_array(np.asanyarray(data), name)
+        _check_array(np.asanyarray(data), name, start)
 
 
-def _check_array(data: np.ndarray, name: str) -> None:
+def _check_array(data: np.ndarray, name: str, first: int) -> None:
     if data.dtype.kind == "O":
         # NaN alone differs from itself.
         bad = np.asarray(data != data).reshape(len(data), -1).any(axis=1)
         if bad.any():
-            _refuse(name, int(bad.argmax()))
+            _refuse(name, first + int(bad.argmax()))
     if data.dtype.kind not in "fc" or data.size == 0:
         return
     data = np.atleast_1d(data)
@@ -125,7 +125,7 @@ def _check_array(data: np.ndarray, name: str) -> None:
         part = np.asarray(data[start : start + step])
         if not np.isfinite(part).all():
             rows = ~np.isfinite(part).reshape(len(part), -1).all(axis=1)
-            _refuse(name, start + int(rows.argmax()))
+            _refuse(name, first + start + int(rows.argmax()))
 
 
 def _refuse(name: str, row: int) -> NoReturn:

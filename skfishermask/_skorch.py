@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -104,6 +105,60 @@ def to_logits_of(net: skorch.NeuralNet) -> ToLogits:
     return log_probabilities
 
 
+# Parts of a net that only training uses, and that may be large or unable to travel.
+_TRAINING = ("callbacks", "callbacks_", "history_", "_optimizers", "train_split")
+
+
+def luggage(net: skorch.NeuralNet) -> tuple[type, dict[str, Any]]:
+    """Take what reading a net needs out of it, to travel to another process.
+
+    Parameters
+    ----------
+    net : skorch classifier
+        Initialized; left as it is.
+
+    Returns
+    -------
+    kind : type
+        Of the net.
+    parts : dict
+        Its attributes, with copies of its modules on the CPU.
+    """
+    parts = dict(vars(net), device="cpu")
+    for name in (*_TRAINING, *(key for key in parts if key.startswith("optimizer"))):
+        parts.pop(name, None)
+    for name, value in parts.items():
+        if isinstance(value, nn.Module):
+            # torch.compile wraps modules, and what it makes does not travel.
+            parts[name] = copy.deepcopy(getattr(value, "_orig_mod", value)).cpu()
+    return type(net), parts
+
+
+def unpacked(kind: type, parts: dict[str, Any], device: str) -> skorch.NeuralNet:
+    """Make a net again of what `luggage` gave, to read it.
+
+    Parameters
+    ----------
+    kind : type
+        Of the net.
+    parts : dict
+        Its attributes.
+    device : str
+        Where it shall compute.
+
+    Returns
+    -------
+    skorch classifier
+        It can be read, not trained.
+    """
+    net: skorch.NeuralNet = object.__new__(kind)
+    vars(net).update(parts, device=device)
+    for value in parts.values():
+        if isinstance(value, nn.Module):
+            value.to(device)
+    return net
+
+
 def n_samples(net: skorch.NeuralNet, X: Any) -> int:
     """Count the rows that the net sees in X."""
     return len(_dataset(net, X))
@@ -149,10 +204,17 @@ class NetBatches:
         dataset = _dataset(net, X)
         self.name, self.rows = name, np.arange(len(dataset)) if rows is None else rows
         self._dataset = dataset if rows is None else Subset(dataset, rows.tolist())
-        options = net.get_params_for("iterator_valid")
-        size = batch_size or options.get("batch_size", net.batch_size)
+        size = self.size_of(net, batch_size)
         self._size = len(self._dataset) if size == -1 else size
+        options = net.get_params_for("iterator_valid")
         self._options = {k: v for k, v in options.items() if k not in _ORDER}
+
+    @staticmethod
+    def size_of(net: skorch.NeuralNet, batch_size: int | None) -> int:
+        """Give the number of samples in a batch; -1 stands for all there are."""
+        options = net.get_params_for("iterator_valid")
+        size: int = batch_size or options.get("batch_size", net.batch_size)
+        return size
 
     @property
     def n_rows(self) -> int:

@@ -83,7 +83,7 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
     net_batch_size : int or None, default=None
         Samples per pass through the network; None: the net's own. It is the sampler's
         `batch_size`, which in scikit-activeml is the number of samples to query.
-    embedding_dtype : {"float32", "float16", "bfloat16"}, default="float32"
+    embedding_dtype : {"float32", "float16", "bfloat16", "float64"}, default="float32"
         Storage of the embedding.
     memory_share : float, default=0.5
         Share of the free memory above which the embedding goes to a scratch file.
@@ -364,9 +364,8 @@ class _RecordingQuery(Query):
 
     utilities: np.ndarray
 
-    def _target(self, V: StoredEmbedding, fisher_labeled: Tensor | None) -> Tensor:
-        self._fisher_labeled = fisher_labeled
-        self._fisher = symmetric(super()._target(V, fisher_labeled))
+    def _target(self, fisher: Tensor | None, n: int) -> Tensor:
+        self._fisher = symmetric(super()._target(fisher, n))
         return self._fisher
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
@@ -22,7 +22,7 @@ from skfishermask.storage import StoredEmbedding, stored
 _PRODUCT_BYTES = 2**25
 # So many updates run in float64, and so does the start. As a rule gains fall by orders of
 # magnitude in the first steps, whose float32 errors would be large beside the gains that follow.
-_CAREFUL = 6
+CAREFUL = 6
 # Blocks up to this size are inverted faster all at once, larger ones one at a time.
 _SMALL = 16
 # Column blocks of a triangular matrix; above the diagonal ones nothing is multiplied.
@@ -41,15 +41,43 @@ class Update:
     ----------
     position : int
         Position in the pool of the sample that is taken out of the candidates.
-    u : Tensor of shape (k, r), float64
+    u : Tensor of shape (k, r), float64, or float32 after the first `CAREFUL`
         U in the module's formulas.
-    t : Tensor of shape (k, r), float64
+    t : Tensor of the same shape and dtype
         T in the module's formulas.
     """
 
     position: int
     u: Tensor
     t: Tensor
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the tensors.
+
+        Returns
+        -------
+        int
+            In bytes.
+        """
+        return self.u.nbytes + self.t.nbytes
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Update:
+        """Give the update on another device, or in another precision.
+
+        Parameters
+        ----------
+        device : torch.device or str
+            The device.
+        dtype : torch.dtype, optional
+            None: as it is.
+
+        Returns
+        -------
+        Update
+            The same there.
+        """
+        return Update(self.position, self.u.to(device, dtype), self.t.to(device, dtype))
 
 
 @dataclass(frozen=True)
@@ -62,10 +90,13 @@ class Step:
         What it changes.
     exact : sequence of ExactState, default=()
         States computed afresh on the way to it, as they are before the update.
+    gain : float, default=inf
+        A candidate whose gain may reach this before the update makes the pick wrong.
     """
 
     update: Update
     exact: Sequence[ExactState] = field(default=())
+    gain: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -156,6 +187,20 @@ class CandidateBlock(Protocol):
             Those with the largest ``gains + errors``, samples already taken left out.
         """
 
+    def likely(self, count: int) -> Candidates:
+        """Give candidates that may have the largest gains, without a search.
+
+        Parameters
+        ----------
+        count : int
+            At most so many.
+
+        Returns
+        -------
+        Candidates
+            As `best` does, or nearly; at least one, if there is one.
+        """
+
     def subset(self, positions: Sequence[int]) -> CandidateBlock:
         """Give a few candidates, as they stand, as a block of their own.
 
@@ -168,6 +213,15 @@ class CandidateBlock(Protocol):
         -------
         CandidateBlock
             In memory, and independent of this one.
+        """
+
+    def fetch(self, positions: Sequence[int]) -> None:
+        """Make ready to be asked for the rows of some candidates, taken ones too.
+
+        Parameters
+        ----------
+        positions : sequence of int
+            Positions in the pool; those of other blocks are ignored.
         """
 
     def rows(self, position: int) -> Tensor:
@@ -193,7 +247,7 @@ class CandidateBlock(Protocol):
         """
 
     def advance(self, updates: Sequence[Update]) -> None:
-        """Apply updates for good, reading the embedding once.
+        """Apply updates for good, before the block is next asked for anything.
 
         Parameters
         ----------
@@ -224,7 +278,7 @@ class CandidateBlock(Protocol):
         Parameters
         ----------
         count : int
-            How many were right. If not all were, the embedding is read once more.
+            How many were right.
         """
 
 
@@ -254,6 +308,9 @@ class EmbeddedBlock:
     def __init__(self, embedding: Tensor | StoredEmbedding, first: Start, start: int = 0) -> None:
         self._embedding = embedding = stored(embedding)
         self._positions: Sequence[int] = range(start, start + len(embedding))
+        # Steps for good that wait for the next time the embedding is read.
+        self._pending: Sequence[Step] = ()
+        # The last attempt, and the state before it.
         self._steps: Sequence[Step] = ()
         self._before: EmbeddedBlock | None = None
         self._n_updates = 0
@@ -287,13 +344,48 @@ class EmbeddedBlock:
     def __contains__(self, position: int) -> bool:
         return position in self._positions
 
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Positions in the pool.
+
+        Returns
+        -------
+        sequence of int
+            Ascending.
+        """
+        return self._positions
+
+    @property
+    def device(self) -> torch.device:
+        """Where the candidates' state is.
+
+        Returns
+        -------
+        torch.device
+            That of its tensors.
+        """
+        return self._taken.device
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the embedding and of the candidates' state.
+
+        Returns
+        -------
+        int
+            In bytes.
+        """
+        return self._embedding.n_bytes + sum(value.nbytes for value in self._state().values())
+
     def best(  # noqa: D102, see CandidateBlock
         self, count: int, aside: Sequence[int] = ()
     ) -> Candidates:
-        out = self._taken.clone()
-        out[self._index(aside)] = True
-        bound = (self._gains + self._errors).masked_fill(out, -math.inf)
-        count = min(count, len(bound) - int(out.sum()))
+        self._settle()
+        bound = (self._gains + self._errors).masked_fill(self._out(aside), -math.inf)
+        count = min(count, int((bound > -math.inf).sum()))
         if count == 0:
             index = torch.empty(0, dtype=torch.int64, device=bound.device)
         else:
@@ -303,36 +395,148 @@ class EmbeddedBlock:
         positions = torch.tensor([self._positions[i] for i in index.tolist()], dtype=torch.int64)
         return Candidates(positions.to(index.device), self._gains[index], self._errors[index])
 
+    def likely(self, count: int) -> Candidates:  # noqa: D102, see CandidateBlock
+        return self.best(count)
+
     def subset(self, positions: Sequence[int]) -> EmbeddedBlock:  # noqa: D102, see CandidateBlock
+        self._settle()
         index = self._index(positions)
         part = self._copy(index)
         part._positions = list(positions)
         part._embedding = stored(self._embedding.take(index.tolist()))
         return part
 
+    def snapshot(self, positions: Sequence[int]) -> EmbeddedBlock:
+        """Give a few candidates as they were before the last attempt, or as they are.
+
+        Parameters
+        ----------
+        positions : sequence of int
+            Positions in the pool, ascending.
+
+        Returns
+        -------
+        EmbeddedBlock
+            In memory, and independent of this one.
+        """
+        return self.subset(positions) if self._before is None else self._before.subset(positions)
+
+    @staticmethod
+    def joined(blocks: Sequence[EmbeddedBlock]) -> EmbeddedBlock:
+        """Put blocks in memory that are in the same state together.
+
+        Parameters
+        ----------
+        blocks : sequence of EmbeddedBlock
+            At least one; no two have a position in common.
+
+        Returns
+        -------
+        EmbeddedBlock
+            With ascending positions.
+        """
+        for block in blocks:
+            block._settle()
+        whole = blocks[0]._copy(slice(None))
+        order = sorted((p, b, i) for b, x in enumerate(blocks) for i, p in enumerate(x.positions))
+        starts = [0]
+        for block in blocks:
+            starts.append(starts[-1] + len(block))
+        index = torch.tensor([starts[b] + i for _, b, i in order], device=whole._taken.device)
+        for name in whole._state():
+            setattr(whole, name, torch.cat([vars(block)[name] for block in blocks])[index])
+        values = torch.cat([block._embedding.take(range(len(block))) for block in blocks])
+        whole._positions = [position for position, _, _ in order]
+        whole._embedding = stored(values[index])
+        whole._n_updates = max(block._n_updates for block in blocks)
+        return whole
+
+    def to(self, device: torch.device | str) -> EmbeddedBlock:
+        """Give the candidates on another device.
+
+        Parameters
+        ----------
+        device : torch.device or str
+            The device.
+
+        Returns
+        -------
+        EmbeddedBlock
+            In memory, and independent of this one.
+        """
+        part = self.subset(self._positions)
+        vars(part).update({name: value.to(device) for name, value in part._state().items()})
+        part._embedding = stored(part._embedding.take(range(len(part))).to(device))
+        return part
+
+    def fetch(self, positions: Sequence[int]) -> None:  # noqa: D102, see CandidateBlock
+        pass
+
     def rows(self, position: int) -> Tensor:  # noqa: D102, see CandidateBlock
         return self._embedding.take([self._positions.index(position)])[0].double()
 
     def correct(self, exact: ExactState) -> None:  # noqa: D102, see CandidateBlock
+        self._settle()
         self._correct(self._positions.index(exact.position), exact)
 
     def advance(self, updates: Sequence[Update]) -> None:  # noqa: D102, see CandidateBlock
-        self._replay([Step(update) for update in updates])
+        self._wait([*self._pending, *map(Step, updates)])
 
     def attempt(  # noqa: D102, see CandidateBlock
         self, steps: Sequence[Step], aside: Sequence[int]
     ) -> Tensor:
-        self._steps, self._before = steps, self._copy(slice(None))
-        out = self._taken.clone()
-        out[self._index(aside)] = True
-        return self._replay(steps, out)
+        largest = self._norm.new_full((len(steps) + 1,), -math.inf)
+
+        def look(number: int, part: slice, bounds: Tensor) -> None:
+            torch.maximum(largest[number], bounds.amax(), out=largest[number])
+
+        self.watch(steps, aside, look)
+        return largest
+
+    def watch(
+        self,
+        steps: Sequence[Step],
+        aside: Sequence[int],
+        look: Callable[[int, slice, Tensor], None],
+    ) -> None:
+        """Attempt steps, and show the ``gains + errors`` of all candidates before and after each.
+
+        Parameters
+        ----------
+        steps : sequence of Step
+            In their order.
+        aside : sequence of int
+            Positions to show as minus infinity, like those taken already.
+        look : callable
+            Called with the number of the state from 0 to ``len(steps)``, a part of the block's
+            candidates and a tensor of theirs, for part after part.
+        """
+        self._before = self._copy(slice(None))
+        self._steps = steps
+        waiting, self._pending = self._pending, ()
+        self._replay([*waiting, *steps], len(waiting), self._out(aside), look)
 
     def keep(self, count: int) -> None:  # noqa: D102, see CandidateBlock
         steps, before = self._steps, self._before
         self._steps, self._before = (), None
         if before is not None and count < len(steps):
             vars(self).update(before._state(), _n_updates=before._n_updates)
-            self._replay(steps[:count])
+            self._wait(steps[:count])
+
+    def _wait(self, steps: Sequence[Step]) -> None:
+        """Leave steps to the next read of the embedding, but take their samples out at once."""
+        self._pending = steps
+        self._taken[self._index([step.update.position for step in steps])] = True
+
+    def _settle(self) -> None:
+        if self._pending:
+            steps, self._pending = self._pending, ()
+            self._replay(steps, len(steps), self._taken, None)
+
+    def _out(self, aside: Sequence[int]) -> Tensor:
+        out = self._taken.clone()
+        out[self._index(aside)] = True
+        return out
 
     def _state(self) -> dict[str, Tensor]:
         """Give every tensor of the block: each has one entry for each candidate."""
@@ -341,19 +545,24 @@ class EmbeddedBlock:
     def _copy(self, index: Tensor | slice) -> EmbeddedBlock:
         """Give a block with some candidates' state, but this one's embedding."""
         part = copy.copy(self)
-        part._steps, part._before = (), None
+        part._pending, part._steps, part._before = (), (), None
         vars(part).update({name: value[index].clone() for name, value in self._state().items()})
         return part
 
-    def _replay(self, steps: Sequence[Step], out: Tensor | None = None) -> Tensor:
-        """Apply steps; of those not `out`, give the largest gain before and after each."""
+    def _replay(
+        self,
+        steps: Sequence[Step],
+        n_sure: int,
+        out: Tensor,
+        look: Callable[[int, slice, Tensor], None] | None,
+    ) -> None:
+        """Apply steps, the first of them for good; from these on, show all that is not `out`."""
         n, r, k = self._embedding.shape
-        bounds = self._norm.new_full((len(steps) + 1,), -math.inf)
         updates = [step.update for step in steps]
         if updates:
             factors = torch.cat([torch.cat([update.u, update.t], 1) for update in updates], 1)
             norms = torch.linalg.vector_norm(factors.view(k, len(steps), 2, r), dim=(0, 3))
-            careful = self._n_updates < _CAREFUL
+            careful = self._n_updates < CAREFUL
             dtype = torch.float64 if careful else self._embedding.work_dtype
             factors = factors.to(dtype)
             # Candidate by candidate the steps are small, so many chunks go through them at once.
@@ -366,12 +575,13 @@ class EmbeddedBlock:
                 torch.mm(v.reshape(-1, k), factors, out=into.view(v.shape[0] * r, -1))
                 if part.stop - start == len(products) or part.stop == n:
                     group = slice(start, start := part.stop)
-                    self._replay_group(group, steps, products, norms, out, bounds)
-        elif out is not None:
-            self._raise_bound(bounds[0], slice(None), out)
+                    self._replay_group(group, steps, products, norms, n_sure, out, look)
+        elif look is not None:
+            look(0, slice(0, n), (self._gains + self._errors).masked_fill(out, -math.inf))
+        if self._before is not None:
+            self._before._n_updates = self._n_updates + n_sure
         self._n_updates += len(steps)
         self._taken[self._index([update.position for update in updates])] = True
-        return bounds
 
     def _replay_group(
         self,
@@ -379,18 +589,28 @@ class EmbeddedBlock:
         steps: Sequence[Step],
         products: Tensor,
         norms: Tensor,
-        out: Tensor | None,
-        bounds: Tensor,
+        n_sure: int,
+        out: Tensor,
+        look: Callable[[int, slice, Tensor], None] | None,
     ) -> None:
         """Apply steps to some candidates, given the (m, r, steps, 2, r) products with them."""
+
+        def show(number: int) -> None:
+            if number == n_sure and self._before is not None:
+                before, now = self._before._state(), self._state()
+                for name in before:
+                    before[name][group] = now[name][group]
+            if look is not None and number >= n_sure:
+                bounds = self._gains[group] + self._errors[group]
+                look(number - n_sure, group, bounds.masked_fill(out[group], -math.inf))
+
         for number, step in enumerate(steps):
             for exact in step.exact:
                 if exact.position in self and (
                     group.start <= (row := self._positions.index(exact.position)) < group.stop
                 ):
                     self._correct(row, exact)
-            if out is not None:
-                self._raise_bound(bounds[number], group, out)
+            show(number)
             q, t = (products[: group.stop - group.start, :, number, i].double() for i in (0, 1))
             self._a[group].baddbmm_(q, q.mT, alpha=-1)
             self._b[group].baddbmm_(q, t.mT, alpha=-1).baddbmm_(t, q.mT, alpha=-1)
@@ -402,12 +622,7 @@ class EmbeddedBlock:
             self._error_a[group] += 2 * size_q * error_q
             self._error_b[group] += 2 * (size_q * error_t + size_t * error_q)
             self._evaluate(group)
-        if out is not None:
-            self._raise_bound(bounds[-1], group, out)
-
-    def _raise_bound(self, bound: Tensor, part: slice, out: Tensor) -> None:
-        largest = (self._gains[part] + self._errors[part]).masked_fill(out[part], -math.inf).amax()
-        torch.maximum(bound, largest, out=bound)
+        show(len(steps))
 
     def _correct(self, row: int, exact: ExactState) -> None:
         self._a[row] = exact.a

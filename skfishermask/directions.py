@@ -113,6 +113,24 @@ def kept_trace(probabilities: Tensor) -> Tensor:
     return squares.cumsum(0) / total
 
 
+def n_rows_for_share(probabilities: Tensor, share: float) -> int:
+    """Find how many directions keep a share of the trace of diag(p) - p p^T.
+
+    Parameters
+    ----------
+    probabilities : Tensor of shape (n, C)
+        Class probabilities of a sample of the data, float64.
+    share : float
+        The share of the trace, summed over the samples; between 0 and 1.
+
+    Returns
+    -------
+    int
+        The smallest such number.
+    """
+    return 1 + int((kept_trace(probabilities) < share).sum())
+
+
 def check_n_directions(n_directions: int | float | None) -> None:
     """Raise ValueError unless `n_directions` is None, an int >= 1 or a float in (0, 1)."""
     if n_directions is None:

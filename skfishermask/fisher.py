@@ -14,7 +14,7 @@ from skfishermask.directions import (
     Weighting,
     check_n_directions,
     directions,
-    kept_trace,
+    n_rows_for_share,
 )
 from skfishermask.jacobian import JacobianReader
 from skfishermask.mask import ParameterMask
@@ -312,8 +312,7 @@ def directions_for_share(
             "A float n_directions reads batches twice, so it must be a list, a DataLoader or the "
             f"like, found {type(batches).__name__}."
         )
-    kept = kept_trace(predicted_probabilities(module, batches, to_logits=to_logits))
-    return 1 + int((kept < share).sum())
+    return n_rows_for_share(predicted_probabilities(module, batches, to_logits=to_logits), share)
 
 
 class FisherSum:

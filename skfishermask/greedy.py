@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skfishermask.candidates import (
     CandidateBlock,
+    Candidates,
     EmbeddedBlock,
     ExactState,
     Start,
@@ -27,7 +28,7 @@ _GROUP = 8
 # Float64 gains that differ by less than this, relatively, are taken for equal.
 _TIE = 1e-12
 # Candidates on the shortlist for each speculative pick.
-_SHORTLIST = 24
+SHORTLIST = 24
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,10 @@ class GreedyState:
         each step; where one might beat the pick there, that pick and the later ones are taken
         back. The `last` pick's update is of no use any more.
         """
-        shortlist = sorted(position for position, _ in self._ranked(_SHORTLIST * count))
+        likely = [block.likely(SHORTLIST * count) for block in self._blocks]
+        shortlist = sorted(position for position, _ in _best_of(likely, SHORTLIST * count))
+        if len(shortlist) < count:
+            count, last = len(shortlist), False
         blocks = [block.subset([p for p in shortlist if p in block]) for block in self._blocks]
         short = GreedyState(blocks, self._inverse, self._fisher, self._sign)
         picks: list[Pick] = []
@@ -216,7 +220,7 @@ class GreedyState:
                 short.update([steps[-1].update])
             solved, fresh = short.pick()
             picks.append(_pick(solved))
-            steps.append(Step(short.absorb(solved), fresh))
+            steps.append(Step(short.absorb(solved), fresh, _tie(solved.state.gain)))
         staged = steps[: count - last]
         rivals = torch.stack([block.attempt(staged, shortlist) for block in self._blocks])
         n_right = 0
@@ -239,13 +243,9 @@ class GreedyState:
         for exact in states:
             _owner(self._blocks, exact.position).correct(exact)
 
-    def _ranked(self, count: int, aside: Sequence[int] = ()) -> list[tuple[int, float]]:
+    def _ranked(self, count: int) -> list[tuple[int, float]]:
         """Give the positions with the largest possible gains, and these."""
-        found = [block.best(count, aside) for block in self._blocks]
-        positions = torch.cat([candidates.positions for candidates in found])
-        bounds = torch.cat([candidates.gains + candidates.errors for candidates in found])
-        order = torch.sort(bounds, descending=True, stable=True).indices[:count]
-        return list(zip(positions[order].tolist(), bounds[order].tolist(), strict=True))
+        return _best_of([block.best(count) for block in self._blocks], count)
 
     def solve(self, positions: Sequence[int]) -> list[_Solved]:
         """Compute the exact state of some candidates from their embedding, M^-1 and F."""
@@ -324,6 +324,8 @@ def greedy(
     picks: list[Pick] = []
     for start in range(0, len(forced), _GROUP):
         updates = []
+        for block in blocks:
+            block.fetch(forced[start : start + _GROUP])
         for position in forced[start : start + _GROUP]:
             (solved,) = state.solve([position])
             picks.append(_pick(solved))
@@ -341,10 +343,9 @@ def greedy(
             picks += confirmed
             on_pick(len(confirmed))
             # Products for picks that are taken back are lost, so do not hope for many more.
-            width = min(speculative, max(2, 2 * len(confirmed)))
-            if len(confirmed) == count:
+            width = min(speculative, max(2, 3 * len(confirmed) // 2))
+            if confirmed:
                 continue
-            left -= len(confirmed)
         solved, _ = state.pick()
         picks.append(_pick(solved))
         on_pick(1)
@@ -353,6 +354,14 @@ def greedy(
         if left > 1:
             state.update([update])
     return picks
+
+
+def _best_of(found: Sequence[Candidates], count: int) -> list[tuple[int, float]]:
+    """Give the positions with the largest possible gains in all blocks, and these."""
+    positions = torch.cat([candidates.positions for candidates in found])
+    bounds = torch.cat([candidates.gains + candidates.errors for candidates in found])
+    order = torch.sort(bounds, descending=True, stable=True).indices[:count]
+    return list(zip(positions[order].tolist(), bounds[order].tolist(), strict=True))
 
 
 def _pick(solved: _Solved) -> Pick:
@@ -417,6 +426,8 @@ def choose(
         return picks
     # From the highest position down, so that of two equal samples the lower one stays.
     free = sorted((pick.position for pick in picks[len(forced) :]), reverse=True)
+    for block in blocks:
+        block.fetch(free)
     rows = torch.stack([_owner(blocks, position).rows(position) for position in free])
     negative = -inverse.dense(len(fisher), fisher.device)
     # In float64 throughout, because I - A may come close to singular.

@@ -20,12 +20,12 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from skfishermask._dask import ChunkBatches, DaskPool
 from skfishermask._rows import as_rows, check_finite
 from skfishermask._skorch import NetBatches, n_samples, to_logits_of
-from skfishermask.directions import n_rows
+from skfishermask.directions import n_rows, n_rows_for_share
 from skfishermask.fisher import (
     FisherSum,
-    directions_for_share,
     embedding_blocks,
     fisher_diagonal,
     fisher_matrix,
@@ -40,6 +40,7 @@ EMBEDDING_DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
 }
 # Selection holds the Fisher matrices, their factors and products: so many k x k in float64.
 _N_MATRICES = 6
@@ -65,8 +66,7 @@ def _check_n_instances(n_instances: Any, n_pool: int) -> int:
 
 def _check_same_samples(X_pool: Any, X_labeled: Any) -> None:
     found, expected = (
-        getattr(X, "shape", (None,))[1:] if isinstance(X, np.ndarray | torch.Tensor) else ()
-        for X in (X_pool, X_labeled)
+        X.shape[1:] if isinstance(X, np.ndarray | torch.Tensor) else () for X in (X_pool, X_labeled)
     )
     if found and expected and found != expected:
         raise ValueError(
@@ -87,6 +87,24 @@ def _gigabytes(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:.2f} GB"
 
 
+def memory_needed(n: int, r: int, k: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Give the bytes that a query needs beside the network.
+
+    Parameters
+    ----------
+    n, r, k : int
+        Candidates, directions and masked parameters.
+    dtype : torch.dtype
+        Of the embedding.
+
+    Returns
+    -------
+    embedding, matrices, states : int
+        For V, for k x k matrices, and for the state of each candidate in the selection.
+    """
+    return n * r * k * dtype.itemsize, _N_MATRICES * 8 * k * k, _N_STATES * 8 * n * r * r
+
+
 class Query:
     """One query: the net, the data that it sees, and the steps of the method.
 
@@ -96,8 +114,10 @@ class Query:
         Has the parameters of :class:`skfishermask.FisherMaskSampler` as attributes.
     net : skorch classifier
         Fitted.
-    X_pool, X_labeled : array-like, dict, Dataset, or None
+    X_pool : array-like, dict, Dataset or DaskPool
         What the net takes in ``predict``.
+    X_labeled : array-like, dict, Dataset or None
+        The same.
     n_instances : int
         Number of samples to choose.
 
@@ -122,8 +142,10 @@ class Query:
         self._p = parameters
         self._net = net
         self._module = net.module_
-        self._X_pool = as_rows(X_pool, "X_pool")
-        self._n_pool = n_samples(net, self._X_pool)
+        # The chunks of a DaskPool are checked when they are computed.
+        in_chunks = isinstance(X_pool, DaskPool)
+        self._X_pool = X_pool if in_chunks else as_rows(X_pool, "X_pool")
+        self._n_pool = len(X_pool) if in_chunks else n_samples(net, self._X_pool)
         self._n_instances = _check_n_instances(n_instances, self._n_pool)
         self._n_labeled = 0
         if X_labeled is not None:
@@ -131,7 +153,8 @@ class Query:
             self._n_labeled = n_samples(net, self._X_labeled)
             _check_same_samples(self._X_pool, self._X_labeled)
             check_finite(self._X_labeled, "X_labeled")
-        check_finite(self._X_pool, "X_pool")
+        if not in_chunks:
+            check_finite(self._X_pool, "X_pool")
         limit = parameters.max_candidates
         if limit is not None and limit < n_instances:
             raise ValueError(
@@ -145,6 +168,7 @@ class Query:
         self._seconds: dict[str, float] = {}
         self.mask: ParameterMask
         self.diagonal: dict[str, Tensor] | None = None
+        self._fisher_labeled: Tensor | None = None
         self.info: dict[str, Any] = {}
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +182,7 @@ class Query:
             Decrease of the objective when each was chosen.
         """
         start = time.perf_counter()
-        first = next(iter(self._batches(self._X_pool, np.arange(1))))
+        first = self._first_of_pool()
         n_classes = self._n_classes(first, "pool")
         if self._n_labeled:
             labeled = self._batches(self._X_labeled, np.arange(1))
@@ -176,47 +200,71 @@ class Query:
             self.mask = self._make_mask(output, sample, r)
         k = len(self.mask)
         placement = self._placement(len(rows), r, k)
-        with ExitStack() as cleanup:
-            V = self._room(placement, (len(rows), r, k), cleanup)
-            positions, gains = self._select(rows, V)
+        positions, gains = self._choose(rows, r, placement)
         self._seconds["total"] = time.perf_counter() - start
+        itemsize = EMBEDDING_DTYPES[self._p.embedding_dtype].itemsize
         self.info = {
             "seconds": self._seconds,
             "n_candidates": len(rows),
             "n_labeled": self._n_labeled,
             "n_directions": r,
             "mask_size": k,
-            "embedding_bytes": V.n_bytes,
+            "embedding_bytes": len(rows) * r * k * itemsize,
             "embedding_storage": placement,
+            **self._told(),
         }
         return rows[positions.cpu().numpy()], gains.cpu().numpy()
 
+    def _told(self) -> dict[str, Any]:
+        """Give what there is to say of a query of this kind alone."""
+        return {}
+
+    def _choose(self, rows: np.ndarray, r: int, placement: str) -> tuple[Tensor, Tensor]:
+        """Embed the candidates, and choose among them."""
+        with ExitStack() as cleanup:
+            V = self._room(placement, (len(rows), r, len(self.mask)), cleanup)
+            return self._select(rows, V)
+
     def _select(self, rows: np.ndarray, V: StoredEmbedding) -> tuple[Tensor, Tensor]:
         """Embed the candidates into V, and choose among them."""
-        r = V.shape[1]
         with self._step("embedding"):
-            fisher_labeled = self._labeled_fisher(r)
+            self._embed_labeled(V.shape[1])
             self._embed(rows, V)
         with self._step("fisher"):
-            fisher = self._target(V, fisher_labeled)
-        # With `oversample` more are taken than are kept.
-        total = min(len(rows), math.ceil(self._p.oversample * self._n_instances))
-        hidden = not self._p.verbose
-        with (
-            self._step("selection"),
-            tqdm(total=total, desc="Selection", unit="pick", disable=hidden) as bar,
-        ):
+            fisher = self._target(None if self._aims_at_identity else fisher_matrix(V), len(V))
+        with self._step("selection"), self._picks_bar(len(rows)) as bar:
             return select_batch(
                 V,
                 self._n_instances,
                 fisher,
-                fisher_labeled=fisher_labeled if self._p.use_labeled else None,
-                n_labeled=self._n_labeled if self._p.use_labeled else 0,
-                regularization=self._p.regularization,
-                oversample=self._p.oversample,
                 preselected=self._by_entropy(rows),
                 on_pick=bar.update,
+                **self._objective(),
             )
+
+    @property
+    def _aims_at_identity(self) -> bool:
+        aims: bool = self._p.target == "identity"
+        return aims
+
+    def _objective(self) -> dict[str, Any]:
+        """Give the parameters of `select_batch` that say what to choose by."""
+        return {
+            "fisher_labeled": self._fisher_labeled if self._p.use_labeled else None,
+            "n_labeled": self._n_labeled if self._p.use_labeled else 0,
+            "regularization": self._p.regularization,
+            "oversample": self._p.oversample,
+        }
+
+    def _picks_bar(self, n: int) -> Any:
+        # With `oversample` more are taken than are kept.
+        total = min(n, math.ceil(self._p.oversample * self._n_instances))
+        return tqdm(total=total, desc="Selection", unit="pick", disable=not self._p.verbose)
+
+    def _first_of_pool(self) -> Batch:
+        if isinstance(self._X_pool, DaskPool):
+            return next(iter(self._X_pool.first(self._net)))
+        return next(iter(self._batches(self._X_pool, np.arange(1))))
 
     def _n_classes(self, first: Batch, name: str) -> int:
         """Try the network on one sample, before any long work."""
@@ -239,7 +287,10 @@ class Query:
             torch.cuda.synchronize()
         self._seconds[name] = time.perf_counter() - start
 
-    def _batches(self, X: Any, rows: np.ndarray | None = None) -> NetBatches:
+    def _batches(self, X: Any, rows: np.ndarray | None = None) -> NetBatches | ChunkBatches:
+        if isinstance(X, DaskPool):
+            rows = np.arange(len(X)) if rows is None else rows
+            return ChunkBatches(self._net, X, rows, self._p.batch_size)
         name = "X_pool" if X is self._X_pool else "X_labeled"
         return NetBatches(self._net, X, rows, self._p.batch_size, name)
 
@@ -252,38 +303,51 @@ class Query:
             return np.arange(self._n_pool)
         return np.sort(self._rng.choice(self._n_pool, limit, replace=False))
 
-    def _mask_sample(self) -> list[NetBatches]:
-        """Draw samples for the diagonal from the labelled ones and the pool."""
+    def _mask_sample(self) -> tuple[np.ndarray, np.ndarray]:
+        """Draw samples for the diagonal: rows of the labelled ones, and of the pool."""
         n = self._n_labeled + self._n_pool
         wanted = min(self._p.n_mask_samples or n, n)
         drawn = np.sort(self._rng.choice(n, wanted, replace=False))
         labeled, pool = drawn[drawn < self._n_labeled], drawn[drawn >= self._n_labeled]
-        batches = [self._batches(self._X_pool, pool - self._n_labeled)]
+        return labeled, pool - self._n_labeled
+
+    def _sample_batches(
+        self, sample: tuple[np.ndarray, np.ndarray]
+    ) -> list[NetBatches | ChunkBatches]:
+        labeled, pool = sample
+        batches = [self._batches(self._X_pool, pool)]
         if len(labeled):
             batches.insert(0, self._batches(self._X_labeled, labeled))
         return batches
 
-    def _n_directions(self, n_classes: int, sample: list[NetBatches]) -> int:
+    def _n_directions(self, n_classes: int, sample: tuple[np.ndarray, np.ndarray]) -> int:
         most = n_rows(n_classes, self._p.weighting)
         wanted = self._p.n_directions
         if isinstance(wanted, float):
-            batches = _Chain(sample)
-            with _naming_rows(sample):
-                wanted = directions_for_share(
-                    self._module, batches, wanted, to_logits=self._to_logits
-                )
+            wanted = n_rows_for_share(self._sample_probabilities(sample), wanted)
         return most if wanted is None else min(int(wanted), most)
 
-    def _make_mask(self, output: list[str], sample: list[NetBatches], r: int) -> ParameterMask:
+    def _sample_probabilities(self, sample: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        parts = self._sample_batches(sample)
+        with naming_rows(parts):
+            return predicted_probabilities(
+                self._module, chain.from_iterable(parts), to_logits=self._to_logits
+            )
+
+    def _sample_diagonal(self, sample: tuple[np.ndarray, np.ndarray], r: int) -> dict[str, Tensor]:
+        parts = self._sample_batches(sample)
+        total = sum(map(len, parts))
+        batches = self._progress(chain.from_iterable(parts), total, "Fisher diagonal")
+        with naming_rows(parts):
+            return fisher_diagonal(self._module, batches, n_directions=r, to_logits=self._to_logits)
+
+    def _make_mask(
+        self, output: list[str], sample: tuple[np.ndarray, np.ndarray], r: int
+    ) -> ParameterMask:
         if self._p.mask in _BLIND_MASKS:
             diagonal = {name: torch.zeros(p.shape) for name, p in self._module.named_parameters()}
         else:
-            total = sum(map(len, sample))
-            batches = self._progress(_Chain(sample), total, "Fisher diagonal")
-            with _naming_rows(sample):
-                diagonal = fisher_diagonal(
-                    self._module, batches, n_directions=r, to_logits=self._to_logits
-                )
+            diagonal = self._sample_diagonal(sample, r)
             # On the CPU, so that a sampler pickled on a machine with CUDA loads on one without.
             diagonal = self.diagonal = {name: d.cpu() for name, d in diagonal.items()}
         return ParameterMask.from_diagonal(
@@ -301,9 +365,8 @@ class Query:
 
     def _placement(self, n: int, r: int, k: int) -> str:
         """Say where the embedding goes; raise MemoryError where it cannot go anywhere."""
-        itemsize = EMBEDDING_DTYPES[self._p.embedding_dtype].itemsize
-        embedding = n * r * k * itemsize
-        matrices, states = _N_MATRICES * 8 * k * k, _N_STATES * 8 * n * r * r
+        dtype = EMBEDDING_DTYPES[self._p.embedding_dtype]
+        embedding, matrices, states = memory_needed(n, r, k, dtype)
         device = next(self._module.parameters()).device
         share, host = self._p.memory_share, psutil.virtual_memory().available
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
@@ -338,7 +401,7 @@ class Query:
 
     def _blocks(self, X: Any, rows: np.ndarray | None, r: int, text: str) -> Iterator[Tensor]:
         batches = self._batches(X, rows)
-        with _naming_rows([batches]):
+        with naming_rows([batches]):
             yield from embedding_blocks(
                 self._module,
                 self._progress(batches, len(batches), text),
@@ -348,14 +411,14 @@ class Query:
                 to_logits=self._to_logits,
             )
 
-    def _labeled_fisher(self, r: int) -> Tensor | None:
-        """Give the mean Fisher matrix of the labelled samples, which are not kept embedded."""
+    def _embed_labeled(self, r: int) -> None:
+        """Find the mean Fisher matrix of the labelled samples, which are not kept embedded."""
         if self._n_labeled == 0:
-            return None
+            return
         total = FisherSum(len(self.mask), next(self._module.parameters()).device)
         for block in self._blocks(self._X_labeled, None, r, "Labelled"):
             total.add(block)
-        return total.mean()
+        self._fisher_labeled = total.mean()
 
     def _embed(self, rows: np.ndarray, V: StoredEmbedding) -> None:
         every = None if len(rows) == self._n_pool else rows
@@ -364,29 +427,33 @@ class Query:
             V.write(start, block)
             start += len(block)
 
-    def _target(self, V: StoredEmbedding, fisher_labeled: Tensor | None) -> Tensor:
-        if self._p.target == "identity":
-            return torch.eye(V.shape[2], dtype=torch.float64, device=V.device)
-        fisher = fisher_matrix(V)
-        if fisher_labeled is None:
+    def _target(self, fisher: Tensor | None, n: int) -> Tensor:
+        """Give F of the n candidates' mean Fisher matrix; None stands for the identity."""
+        if fisher is None:
+            device = next(self._module.parameters()).device
+            return torch.eye(len(self.mask), dtype=torch.float64, device=device)
+        if self._fisher_labeled is None:
             return fisher
-        n, n_labeled = len(V), self._n_labeled
-        return (n * fisher + n_labeled * fisher_labeled) / (n + n_labeled)
+        n_labeled = self._n_labeled
+        return (n * fisher + n_labeled * self._fisher_labeled) / (n + n_labeled)
 
     def _by_entropy(self, rows: np.ndarray) -> list[int]:
         """Give the positions of the most uncertain candidates, for the hybrid."""
         n = round(self._p.entropy_share * self._n_instances)
         if n == 0:
             return []
-        batches = self._batches(self._X_pool, rows)
-        p = predicted_probabilities(self._module, batches, to_logits=self._to_logits)
+        p = self._pool_probabilities(rows)
         order = torch.special.entr(p).sum(1).sort(descending=True, stable=True).indices
         first: list[int] = order[:n].tolist()
         return first
 
+    def _pool_probabilities(self, rows: np.ndarray) -> Tensor:
+        batches = self._batches(self._X_pool, rows)
+        return predicted_probabilities(self._module, batches, to_logits=self._to_logits)
+
 
 @contextmanager
-def _naming_rows(parts: Sequence[NetBatches]) -> Iterator[None]:
+def naming_rows(parts: Sequence[NetBatches | ChunkBatches]) -> Iterator[None]:
     """Turn the count of samples read into a row of the user's data, in messages."""
     try:
         yield
@@ -400,13 +467,3 @@ def _naming_rows(parts: Sequence[NetBatches]) -> Iterator[None]:
                 ) from error
             row -= part.n_rows
         raise
-
-
-class _Chain:
-    """Several iterables one after the other, readable again."""
-
-    def __init__(self, parts: list[NetBatches]) -> None:
-        self._parts = parts
-
-    def __iter__(self) -> Iterator[Any]:
-        return chain.from_iterable(self._parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from skfishermask._dask import DaskPool, active_client, is_dask
 from skfishermask._rows import take_rows
 from skfishermask.classifier import NetClassifier
 from skfishermask.directions import Weighting
@@ -67,7 +69,7 @@ class FisherMaskSampler(NetClassifier):
         Embed at most so many pool samples, drawn at random.
     batch_size : int or None, default=None
         Samples per pass through the network; None: the net's own.
-    embedding_dtype : {"float32", "float16", "bfloat16"}, default="float32"
+    embedding_dtype : {"float32", "float16", "bfloat16", "float64"}, default="float32"
         Storage of V; computation is in float32 at least.
     memory_share : float, default=0.5
         Share of the free memory, in (0, 1], that V may take. A larger V goes to a scratch file,
@@ -100,8 +102,10 @@ class FisherMaskSampler(NetClassifier):
     query_info_ : dict
         Of the last query: ``"seconds"`` (a dict by step), ``"n_candidates"`` (N),
         ``"n_labeled"``, ``"n_directions"`` (r), ``"mask_size"`` (k), ``"embedding_bytes"`` and
-        ``"embedding_storage"``: ``"memory"`` (the card's, with CUDA), ``"host memory"`` or
-        ``"scratch file"``.
+        ``"embedding_storage"``: ``"memory"`` (the card's, with CUDA), ``"host memory"``,
+        ``"scratch file"`` or ``"cluster"``. On a Dask cluster also ``"n_workers"``, ``"n_chunks"``,
+        ``"round_trips"`` of the selection, and ``"bytes_moved"`` between this process and the
+        workers (a dict by phase).
 
     See Also
     --------
@@ -219,8 +223,9 @@ class FisherMaskSampler(NetClassifier):
         classifier : estimator
             A fitted skorch classifier, or a modAL learner, Pipeline or search object that
             holds one. A pipeline's transformers are applied to the pool first.
-        X_pool : array-like, dict of arrays or Dataset of length N
-            The unlabelled samples: whatever the classifier's ``predict`` takes.
+        X_pool : array-like, dict of arrays, Dataset or dask.array of length N
+            The unlabelled samples: whatever the classifier's ``predict`` takes. A Dask array is
+            embedded where its chunks are, on the cluster of the active client if there is one.
         n_instances : int, default=1
             Number of samples to choose.
         X_labeled : array-like, dict of arrays or Dataset, optional
@@ -245,19 +250,29 @@ class FisherMaskSampler(NetClassifier):
             network's output is not finite.
         MemoryError
             If the Fisher matrices would not fit into memory, or the embedding neither there
-            nor into `scratch_folder`.
+            nor into `scratch_folder`, or not into the workers' memory.
+        ConnectionError
+            If the Dask cluster that holds the pool is gone.
         """
         self._validate_params()
         unwrapped = unwrap(classifier)
         if X_labeled is None:
             X_labeled = unwrapped.X_training
-        query = Query(
-            self,
-            unwrapped.net,
-            unwrapped.transform(X_pool),
-            None if X_labeled is None else unwrapped.transform(X_labeled),
-            n_instances,
-        )
+        if is_dask(X_labeled):
+            X_labeled = np.asarray(X_labeled)
+        if X_labeled is not None:
+            X_labeled = unwrapped.transform(X_labeled)
+        kind: Any = Query
+        if is_dask(X_pool):
+            X_pool = DaskPool(X_pool, unwrapped.transform)
+            client = active_client(X_pool.array)
+            if client is not None:
+                from skfishermask.distributed import ClusterQuery
+
+                kind = partial(ClusterQuery, client=client)
+        else:
+            X_pool = unwrapped.transform(X_pool)
+        query = kind(self, unwrapped.net, X_pool, X_labeled, n_instances)
         indices, gains = query.run()
         self.mask_ = query.mask
         self.fisher_diagonal_ = query.diagonal
@@ -276,7 +291,7 @@ class FisherMaskSampler(NetClassifier):
 
         Parameters
         ----------
-        X_pool : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
+        X_pool : array-like, DataFrame, sparse matrix, tensor, dict of arrays, Dataset or dask.array
             The unlabelled samples, N of them.
         n_instances : int, default=1
             Number of samples to choose.

@@ -145,21 +145,20 @@ def select_batch(
     if fisher_labeled is not None:
         fisher_labeled = _check_fisher("fisher_labeled", fisher_labeled, k, embedding.device)
 
-    # Dividing M and V^T V by K / (n_L + K) leaves V as it is and multiplies every gain.
-    scale = n_instances / (n_labeled + n_instances)
-    start = Start(scale / regularization, fisher * (scale / regularization) ** 2)
-    if fisher_labeled is not None and n_labeled:
-        first = _inverse(fisher_labeled * (n_labeled / n_instances), regularization / scale)
-        start = Start(first, symmetric(first @ fisher @ first))
-    # Less a trifle, because 1.1 * 10 is a little more than 11.
-    n_forward = min(n, math.ceil(oversample * n_instances - 1e-9))
+    start, scale = starting(
+        fisher,
+        n_instances,
+        fisher_labeled=fisher_labeled,
+        n_labeled=n_labeled,
+        regularization=regularization,
+    )
     blocks = [EmbeddedBlock(embedding, start)]
     picks = choose(
         blocks,
         start,
         fisher,
         n_instances,
-        n_forward,
+        n_forward(n, n_instances, oversample),
         forced=forced,
         on_pick=on_pick,
         speculative=_SPECULATIVE if embedding.is_fetched else 1,
@@ -167,6 +166,55 @@ def select_batch(
     positions = torch.tensor([pick.position for pick in picks], device=embedding.device)
     gains = torch.tensor([pick.gain for pick in picks], dtype=torch.float64)
     return positions, gains.to(embedding.device) / scale
+
+
+def starting(
+    fisher: Tensor,
+    n_instances: int,
+    *,
+    fisher_labeled: Tensor | None,
+    n_labeled: int,
+    regularization: float,
+) -> tuple[Start, float]:
+    """Find the state to start from.
+
+    Parameters
+    ----------
+    fisher, n_instances, fisher_labeled, n_labeled, regularization
+        As for `select_batch`, checked.
+
+    Returns
+    -------
+    start : Start
+        With M and V^T V divided by K / (n_L + K): that leaves V as it is.
+    scale : float
+        By which every gain is multiplied for that.
+    """
+    scale = n_instances / (n_labeled + n_instances)
+    start = Start(scale / regularization, fisher * (scale / regularization) ** 2)
+    if fisher_labeled is not None and n_labeled:
+        first = _inverse(fisher_labeled * (n_labeled / n_instances), regularization / scale)
+        start = Start(first, symmetric(first @ fisher @ first))
+    return start, scale
+
+
+def n_forward(n: int, n_instances: int, oversample: float) -> int:
+    """Give the number of samples to take before the pruning.
+
+    Parameters
+    ----------
+    n : int
+        Number of candidates.
+    n_instances, oversample
+        As for `select_batch`.
+
+    Returns
+    -------
+    int
+        Never more than there are.
+    """
+    # Less a trifle, because 1.1 * 10 is a little more than 11.
+    return min(n, math.ceil(oversample * n_instances - 1e-9))
 
 
 def _inverse(matrix: Tensor, shift: float) -> Tensor:

@@ -32,11 +32,16 @@ class Unwrapped:
     transformers: list[Callable[[Any], Any]] = field(default_factory=list)
     X_training: Any = None
 
-    def transform(self, X: Any) -> Any:
-        """Give the data as the net sees them."""
-        for transformer in self.transformers:
-            X = transformer(X)
-        return X
+    @property
+    def transform(self) -> Callable[[Any], Any]:
+        """What gives the data as the net sees them, and knows nothing of the net."""
+        return partial(_transformed, self.transformers)
+
+
+def _transformed(transformers: list[Callable[[Any], Any]], X: Any) -> Any:
+    for transformer in transformers:
+        X = transformer(X)
+    return X
 
 
 def _wraps_one(estimator: Any) -> bool:

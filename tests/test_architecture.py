@@ -25,12 +25,24 @@ MAY_IMPORT = {
     "storage": (set(), {"torch"}),
     "candidates": ({"storage"}, {"torch"}),
     "greedy": ({"candidates"}, {"torch"}),
+    "shortlist": ({"candidates"}, {"torch"}),
     "selection": ({"candidates", "greedy", "storage"}, {"torch"}),
     "_skorch": ({"network"}, {"numpy", "sklearn", "skorch", "torch"}),
     "unwrap": ({"_skorch"}, {"sklearn"}),
+    "_dask": ({"_rows", "_skorch", "network"}, {"dask", "numpy"}),
     "query": (
-        {"_rows", "_skorch", "directions", "fisher", "mask", "network", "selection", "storage"},
+        {
+            *("_dask", "_rows", "_skorch", "directions", "fisher", "mask", "network", "selection"),
+            "storage",
+        },
         {"numpy", "psutil", "sklearn", "torch", "tqdm"},
+    ),
+    "distributed": (
+        {
+            *("_dask", "_skorch", "candidates", "fisher", "greedy", "mask", "query", "selection"),
+            "shortlist",
+        },
+        {"cloudpickle", "dask", "distributed", "numpy", "psutil", "torch", "tqdm"},
     ),
     "default": (set(), {"skorch", "torch"}),
     "classifier": (
@@ -38,7 +50,7 @@ MAY_IMPORT = {
         {"numpy", "sklearn", "torch"},
     ),
     "sampler": (
-        {"_rows", "classifier", "directions", "mask", "query", "unwrap"},
+        {"_dask", "_rows", "classifier", "directions", "distributed", "mask", "query", "unwrap"},
         {"numpy", "sklearn"},
     ),
     "_rows": (set(), {"numpy", "pandas", "scipy", "sklearn", "torch"}),
@@ -54,7 +66,7 @@ MAY_IMPORT = {
     "display": ({"evaluation"}, {"matplotlib", "numpy", "sklearn"}),
     "modal": ({"_rows"}, {"modAL", "sklearn", "torch"}),
 }
-OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "skactiveml"]
+OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "distributed", "skactiveml"]
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:

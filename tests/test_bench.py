@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 pytest.importorskip("skactiveml")
 
-from benchmarks import bench_embedding, bench_query, bench_selection, harness
+from benchmarks import (
+    bench_cluster,
+    bench_embedding,
+    bench_faults,
+    bench_query,
+    bench_selection,
+    harness,
+)
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask.fisher import fisher_matrix
 from skfishermask.selection import select_batch
@@ -189,6 +196,26 @@ def test_large_pools(results: Path) -> None:
         assert case["baseline_private_bytes"] <= case["peak_private_bytes"]
     page = render(results)
     assert "Large pools" in page
+    assert "nan" not in page
+
+
+def test_cluster_and_faults(results: Path) -> None:
+    pytest.importorskip("distributed")
+    bench_cluster.main(["--quick", "--out", str(results / "cluster.json")])
+    cluster = load(results, "cluster")
+    assert cluster["same_picks"]
+    assert cluster["cases"]["cluster"]["query"]["embedding_storage"] == "cluster"
+    assert cluster["cases"]["local"]["query"]["embedding_storage"] == "scratch file"
+    assert len(cluster["cases"]["cluster"]["workers"]) == 2
+    for worker in cluster["cases"]["cluster"]["workers"]:
+        assert 0 < worker["before_private_bytes"] < worker["peak_private_bytes"]
+    bench_faults.main(["--quick", "--runs", "1", "--out", str(results / "faults.json")])
+    (run,) = load(results, "faults")["runs"]
+    assert run["same_picks"]
+    assert run["tasks_left"] == 0
+    page = render(results)
+    assert "A Dask cluster beside a scratch file" in page
+    assert "Workers that die" in page
     assert "nan" not in page
 
 

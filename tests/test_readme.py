@@ -12,7 +12,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def test_the_python_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert len(blocks[0].strip().splitlines()) == 15
     namespace: dict = {}
     for block in blocks:

@@ -298,9 +298,9 @@ class Counting(EmbeddedBlock):
     reads = 0
     steps = 0
 
-    def _replay(self, steps: Any, out: Any = None) -> Tensor:
+    def _replay(self, steps: Any, *others: Any) -> None:
         self.reads += bool(steps)
-        return super()._replay(steps, out)
+        super()._replay(steps, *others)
 
     def advance(self, updates: Any) -> None:
         super().advance(updates)
@@ -322,7 +322,7 @@ class Counting(EmbeddedBlock):
 def test_speculation_makes_the_greedy_choice(
     dtype: torch.dtype, per_pick: int, decay: float, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    monkeypatch.setattr("skfishermask.greedy._SHORTLIST", per_pick)
+    monkeypatch.setattr("skfishermask.greedy.SHORTLIST", per_pick)
     embedding, target = problem(400, 3, 60, decay=decay)
     embedding, target = embedding.to(device, dtype), target.to(device)
     expected = positions_of(cut(embedding, Start(1.0, target)), target, 41)
@@ -340,7 +340,7 @@ def test_speculation_takes_wrong_picks_back() -> None:
     embedding[30:] *= 2 / embedding[30:].norm(dim=(1, 2), keepdim=True)
     expected, _ = oracles.select_batch_oracle(embedding, 8, target)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("skfishermask.greedy._SHORTLIST", 2)
+        patch.setattr("skfishermask.greedy.SHORTLIST", 2)
         blocks = cut(embedding, Start(1.0, target), 35)
         assert positions_of(blocks, target, 8, speculative=4) == expected
     assert sum(position >= 30 for position in expected) > 4

@@ -14,6 +14,7 @@ ORDER = [
     "plot_imbalanced.py",
     "plot_own_network.py",
     "plot_big_pools.py",
+    "plot_dask_cluster.py",
     "plot_person_in_the_loop.py",
     "plot_compare_strategies.py",
     "fashion_mnist.py",

@@ -1,0 +1,220 @@
+"""Pools that are Dask arrays: their chunks, and the cluster that is active, if one is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from skfishermask._rows import as_rows, check_finite
+from skfishermask._skorch import NetBatches
+from skfishermask.network import Batch
+
+
+def is_dask(data: object) -> bool:
+    """Tell whether this is a collection of Dask's, such as an array."""
+    # Whoever has one has imported Dask.
+    return "dask" in sys.modules and hasattr(data, "__dask_graph__")
+
+
+def active_client(array: Any) -> Any:
+    """Find the ``distributed.Client`` that Dask would compute this array with.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        The array.
+
+    Returns
+    -------
+    Client or None
+        None: Dask would use a scheduler within this process or machine.
+    """
+    from dask.base import get_scheduler
+
+    client = getattr(get_scheduler(collections=[array]), "__self__", None)
+    return client if client is not None and "distributed" in sys.modules else None
+
+
+class DaskPool:
+    """A pool in chunks of rows, none of which is computed before it is asked for.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        The samples, along the first axis.
+    transform : callable
+        Turns computed rows into what the network sees.
+
+    Attributes
+    ----------
+    array : dask.array.Array
+        The samples, in one chunk along every axis but the first.
+    transform : callable
+        As above.
+    starts : ndarray of shape (n_chunks + 1,), int64
+        First row of each chunk, and the number of rows.
+
+    Raises
+    ------
+    TypeError
+        If it is another collection of Dask's.
+    ValueError
+        If it holds no numbers, or if the lengths of its chunks are unknown.
+    """
+
+    def __init__(self, array: Any, transform: Callable[[Any], Any]) -> None:
+        import dask.array as da
+
+        if not isinstance(array, da.Array):
+            raise TypeError(
+                f"Of Dask's collections X_pool may be a dask.array.Array, found "
+                f"{type(array).__name__}. A DataFrame's to_dask_array(lengths=True) gives one."
+            )
+        if array.ndim == 0 or array.dtype.kind not in "biuf":
+            raise ValueError(
+                "Expected numbers in X_pool, one row a sample, found a dask.array of dtype "
+                f"{array.dtype} with {array.ndim} axes."
+            )
+        if np.isnan(array.shape).any():
+            raise ValueError(
+                f"The lengths of X_pool's chunks must be known, found shape {array.shape}. "
+                "X_pool.compute_chunk_sizes() finds them out."
+            )
+        self.array = array.rechunk(dict.fromkeys(range(1, array.ndim), -1))
+        self.transform = transform
+        self.starts = np.cumsum([0, *self.array.chunks[0]])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def chunks(self) -> list[Any]:
+        """List the chunks.
+
+        Returns
+        -------
+        list of Delayed
+            Each an array, once it is computed.
+        """
+        found: list[Any] = self.array.to_delayed().ravel().tolist()
+        return found
+
+    def first(self, net: Any) -> NetBatches:
+        """Compute the first sample alone.
+
+        Parameters
+        ----------
+        net : skorch.NeuralNet
+            The net.
+
+        Returns
+        -------
+        NetBatches
+            One batch of one sample.
+        """
+        row = self.array[:1].compute()
+        return chunk_batches(net, row, np.arange(1), 0, self.transform, 1)
+
+    def parts(self, rows: np.ndarray) -> list[tuple[int, slice]]:
+        """Find where rows lie.
+
+        Parameters
+        ----------
+        rows : ndarray of int
+            Ascending.
+
+        Returns
+        -------
+        list of (int, slice)
+            Each chunk that has some, and which of `rows` these are.
+        """
+        edges = np.searchsorted(rows, self.starts)
+        cuts = enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+        return [(chunk, slice(a, b)) for chunk, (a, b) in cuts if a < b]
+
+
+def chunk_batches(
+    net: Any,
+    chunk: Any,
+    rows: np.ndarray,
+    start: int,
+    transform: Callable[[Any], Any],
+    batch_size: int | None,
+) -> NetBatches:
+    """Give the network's inputs from one chunk, which has been computed.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        The net.
+    chunk : ndarray
+        The chunk's samples.
+    rows : ndarray of int
+        Which to take, counted from the pool's first.
+    start : int
+        The row of the chunk's first sample in the pool.
+    transform, batch_size
+        As for `DaskPool` and `NetBatches`.
+
+    Returns
+    -------
+    NetBatches
+        Whose ``rows`` are the pool's, for messages.
+
+    Raises
+    ------
+    ValueError
+        At NaN or infinity.
+    """
+    data = as_rows(transform(np.asarray(chunk)), "X_pool")
+    check_finite(data, "X_pool", start)
+    batches = NetBatches(net, data, rows - start, batch_size, "X_pool")
+    batches.rows = rows
+    return batches
+
+
+class ChunkBatches:
+    """The network's inputs from a pool whose chunks this process computes, one after the other.
+
+    As `skfishermask._skorch.NetBatches`, except that no batch spans two chunks.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        The net.
+    pool : DaskPool
+        The pool.
+    rows : ndarray of int
+        Which rows, ascending.
+    batch_size : int, optional
+        None: the net's own.
+    """
+
+    name = "X_pool"
+
+    def __init__(self, net: Any, pool: DaskPool, rows: np.ndarray, batch_size: int | None) -> None:
+        self._net, self._pool, self._batch_size = net, pool, batch_size
+        self.rows = rows
+
+    @property
+    def n_rows(self) -> int:
+        """Number of samples."""
+        return len(self.rows)
+
+    def __len__(self) -> int:
+        """Give the number of batches: one a chunk at least."""
+        size = NetBatches.size_of(self._net, self._batch_size)
+        counts = [part.stop - part.start for _, part in self._pool.parts(self.rows)]
+        return sum(1 if size == -1 else -(-count // size) for count in counts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give tensors on the net's device, what its module's forward takes first."""
+        pool, chunks = self._pool, self._pool.chunks()
+        for number, part in pool.parts(self.rows):
+            rows, start = self.rows[part], int(pool.starts[number])
+            chunk = chunks[number].compute()
+            yield from chunk_batches(
+                self._net, chunk, rows, start, pool.transform, self._batch_size
+            )

@@ -1,0 +1,592 @@
+"""A query where the pool's chunks are: on the workers of a Dask cluster.
+
+The network travels to the workers, embeddings are made and stay where the chunks are, diagonals and
+Fisher matrices are summed up in a tree, and the greedy loop runs here and asks the workers as
+`skfishermask.shortlist` describes. Whatever a worker holds is the result of a Dask task, so Dask
+makes it again where a worker dies.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from skfishermask._dask import DaskPool, chunk_batches
+from skfishermask._skorch import luggage, to_logits_of, unpacked
+from skfishermask.candidates import CAREFUL, EmbeddedBlock, Start, Update
+from skfishermask.fisher import (
+    embedding_blocks,
+    fisher_diagonal,
+    fisher_matrix,
+    predicted_probabilities,
+)
+from skfishermask.greedy import SHORTLIST, choose
+from skfishermask.mask import ParameterMask
+from skfishermask.query import EMBEDDING_DTYPES, Query, memory_needed, naming_rows
+from skfishermask.selection import n_forward, starting
+from skfishermask.shortlist import Answer, Question, Shortlist, answer, merged, moved
+
+# Picks to attempt for each question to the workers.
+_SPECULATIVE = 16
+# Chunks may send so many times their share of the candidates that one block alone would send.
+_SPREAD = 4
+# Sums of so many parts are made at a time.
+_FAN_IN = 8
+# Updates that are applied together when a block is made again.
+_TOGETHER = 32
+# Seconds between looks at whether the cluster is still there, and without a worker until it is not.
+_LOOK, _GRACE = 2.0, 30.0
+
+# What tasks give to be summed up: the number of samples, and sums over them.
+_Sums = tuple[int, dict[str, Tensor]]
+
+
+def _groups(items: Sequence[Any], size: int) -> list[list[Any]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Samples of one chunk that a task shall read, and how.
+
+    Attributes
+    ----------
+    rows : ndarray of int
+        Their rows in the pool.
+    start : int
+        The row of the chunk's first sample in the pool.
+    batch_size : int or None
+        Samples in a pass; None: the net's own.
+    """
+
+    rows: np.ndarray
+    start: int
+    batch_size: int | None
+
+    @contextmanager
+    def read(self, packed: bytes, chunk: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Give the module, the batches of inputs and what makes logits of outputs."""
+        import cloudpickle
+
+        # Anew in each task, because the tasks of a worker share its memory.
+        kind, parts, transform = cloudpickle.loads(packed)
+        net = unpacked(kind, parts, "cuda" if torch.cuda.is_available() else "cpu")
+        batches = chunk_batches(net, chunk, self.rows, self.start, transform, self.batch_size)
+        with naming_rows([batches]):
+            yield net.module_, batches, to_logits_of(net)
+
+
+def _diagonal_of(packed: bytes, chunk: Any, which: _Chunk, r: int) -> _Sums:
+    with which.read(packed, chunk) as (module, batches, to_logits):
+        means = fisher_diagonal(module, batches, n_directions=r, to_logits=to_logits)
+    n = len(which.rows)
+    return n, {name: n * mean.cpu() for name, mean in means.items()}
+
+
+def _probabilities_of(packed: bytes, chunk: Any, which: _Chunk) -> Tensor:
+    with which.read(packed, chunk) as (module, batches, to_logits):
+        return predicted_probabilities(module, batches, to_logits=to_logits).cpu()
+
+
+class _Part:
+    """Fisher embeddings of one chunk's candidates, whose first has this position."""
+
+    def __init__(self, position: int, values: Tensor) -> None:
+        self.position = position
+        self.values = values
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + self.values.nbytes
+
+
+def _embedding_of(
+    packed: bytes,
+    chunk: Any,
+    which: _Chunk,
+    position: int,
+    mask: ParameterMask,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> _Part:
+    with which.read(packed, chunk) as (module, batches, to_logits):
+        shape = len(which.rows), options["n_directions"], len(mask)
+        values = torch.empty(shape, dtype=dtype, device=next(module.parameters()).device)
+        start = 0
+        for block in embedding_blocks(module, batches, mask, to_logits=to_logits, **options):
+            values[start : start + len(block)] = block
+            start += len(block)
+    return _Part(position, values)
+
+
+@torch.no_grad()
+def _fisher_of(part: _Part) -> _Sums:
+    n = len(part.values)
+    return n, {"": n * fisher_matrix(part.values).cpu()}
+
+
+def _sum(parts: Sequence[_Sums]) -> _Sums:
+    """Add up, into new tensors: results of tasks are not to be changed."""
+    names = parts[0][1]
+    sums = {name: torch.stack([sums[name] for _, sums in parts]).sum(0) for name in names}
+    return sum(n for n, _ in parts), sums
+
+
+class _Shard:
+    """All embeddings on one worker, and the state of the selection there.
+
+    The embeddings are what the task gives. The state follows from them and the updates so far; it
+    does not travel, and a shard that has lost it says so.
+    """
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._parts = list(parts)
+        self._blocks: list[EmbeddedBlock] = []
+        self._number = -1
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Shard, (self._parts,)
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + sum(map(_Part.__sizeof__, self._parts))
+
+    @torch.no_grad()
+    def begin(self, start: Start, history: Sequence[Update], number: int) -> None:
+        """Bring the blocks into the state that question `number` expects."""
+        device = self._parts[0].values.device
+        inverse = start.inverse
+        first = Start(
+            inverse.to(device) if isinstance(inverse, Tensor) else inverse, start.target.to(device)
+        )
+
+        def build(part: _Part) -> EmbeddedBlock:
+            with torch.no_grad():
+                block = EmbeddedBlock(part.values, first, part.position)
+                for updates in (history[:CAREFUL], *_groups(history[CAREFUL:], _TOGETHER)):
+                    block.advance([update.to(device) for update in updates])
+                    # Have them applied now: the products with all of them would be large.
+                    block.best(0)
+            return block
+
+        with self._lock:
+            self._blocks = self._each(build, self._parts)
+            self._number = number
+
+    def ask(self, question: Question) -> Answer | None:
+        """Answer a question; None: the state is not the one that it expects."""
+        with self._lock:
+            if question.number != self._number:
+                return None
+            here = moved(question, self._parts[0].values.device)
+
+            def ask(block: EmbeddedBlock) -> Answer:
+                with torch.no_grad():
+                    return answer(block, here)
+
+            found = merged(self._each(ask, self._blocks)).to("cpu")
+            self._number += 1
+            return found
+
+    @staticmethod
+    def _each(act: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Act on all items, with as many threads as the worker may use."""
+        from distributed import get_worker
+
+        with ThreadPoolExecutor(get_worker().state.nthreads) as threads:
+            return list(threads.map(act, items))
+
+
+def _ask(
+    shard: _Shard,
+    question: Question,
+    start: Start | None = None,
+    history: Sequence[Update] = (),
+) -> Answer | None:
+    if start is not None:
+        shard.begin(start, history, question.number)
+    return shard.ask(question)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _facts(dask_worker: Any) -> int | None:
+    """Tell how much memory a worker may take."""
+    limit: int | None = dask_worker.memory_manager.memory_limit
+    return limit
+
+
+class _Cluster:
+    """The workers behind a Dask client, and whatever one query has there.
+
+    Leaving the context takes back all tasks.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._held: set[Any] = set()
+        self._empty_since = math.inf
+        self.n_bytes: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Tasks that nobody wants are stopped, or forgotten once they are through.
+        self.release(list(self._held))
+
+    def count(self, phase: str, n_bytes: int) -> None:
+        """Note that so many bytes went from here to the workers or back."""
+        self.n_bytes[phase] = self.n_bytes.get(phase, 0) + n_bytes
+
+    def compute(self, delayed: Sequence[Any]) -> list[Any]:
+        """Start the tasks of Dask collections."""
+        with self._reaching(), _quiet():
+            futures: list[Any] = self._client.compute(list(delayed))
+        self._held.update(futures)
+        return futures
+
+    def submit(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Start a task."""
+        with self._reaching(), _quiet():
+            future = self._client.submit(function, *args, pure=False, **options)
+        self._held.add(future)
+        return future
+
+    def release(self, futures: Sequence[Any]) -> None:
+        """Let the cluster forget tasks, once nothing else needs them."""
+        self._held.difference_update(futures)
+        for future in futures:
+            future.release()
+
+    def wait(self, futures: Sequence[Any], on_done: Callable[[int], object] | None = None) -> None:
+        """Wait for tasks, without their results; raise what one of them raised."""
+        from distributed import wait
+
+        waiting = set(futures)
+        with self._reaching():
+            while waiting:
+                try:
+                    done, waiting = wait(waiting, _LOOK, return_when="FIRST_COMPLETED")
+                except TimeoutError:
+                    self._look()
+                    continue
+                for future in done:
+                    if future.status == "error":
+                        future.result()
+                if on_done is not None:
+                    on_done(len(done))
+
+    def results(
+        self, futures: Sequence[Any], on_done: Callable[[int], object] | None = None
+    ) -> list[Any]:
+        """Wait for tasks, and give their results."""
+        self.wait(futures, on_done)
+        with self._reaching():
+            found: list[Any] = self._client.gather(list(futures))
+        self.release(futures)
+        return found
+
+    def homes(self, futures: Sequence[Any]) -> dict[str, list[Any]]:
+        """Say which worker has which results."""
+        while True:
+            self.wait(futures)
+            with self._reaching():
+                who_has = self._client.who_has(list(futures))
+            found: dict[str, list[Any]] = {}
+            for future in futures:
+                for address in sorted(who_has[future.key])[:1]:
+                    found.setdefault(address, []).append(future)
+            # Those of a worker that has just died are on their way.
+            if sum(map(len, found.values())) == len(futures):
+                return found
+
+    def memory(self) -> tuple[int, float]:
+        """Give the number of workers, and how much memory they may take together."""
+        with self._reaching():
+            limits = self._client.run(_facts)
+        return len(limits), sum(limit or math.inf for limit in limits.values())
+
+    def _look(self) -> None:
+        if self._client.nthreads():
+            self._empty_since = math.inf
+        elif time.monotonic() - self._empty_since > _GRACE:
+            raise ConnectionError(self._gone(f"it has had no worker for {_GRACE:.0f} s"))
+        else:
+            self._empty_since = min(self._empty_since, time.monotonic())
+
+    def _gone(self, why: object) -> str:
+        address = self._client.scheduler.address if self._client.scheduler else "its address"
+        return f"The Dask cluster at {address} is gone: {why}."
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        from distributed import CancelledError
+        from distributed.comm.core import CommClosedError
+
+        try:
+            yield
+        except (CancelledError, CommClosedError) as error:
+            raise ConnectionError(self._gone(error)) from error
+        except Exception as error:
+            if self._client.status == "closed":
+                raise ConnectionError(self._gone(error)) from error
+            raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let tasks be large: what a worker must be told has a size that cannot be helped."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sending large graph")
+        yield
+
+
+class ClusterQuery(Query):
+    """One query over a pool on a Dask cluster.
+
+    Parameters
+    ----------
+    parameters, net, X_pool, X_labeled, n_instances
+        As for :class:`skfishermask.query.Query`, `X_pool` a DaskPool.
+    client : distributed.Client
+        The cluster's.
+    """
+
+    def __init__(
+        self,
+        parameters: Any,
+        net: Any,
+        X_pool: DaskPool,
+        X_labeled: Any,
+        n_instances: int,
+        client: Any,
+    ) -> None:
+        super().__init__(parameters, net, X_pool, X_labeled, n_instances)
+        self._pool = X_pool
+        self._cluster = _Cluster(client)
+        self._n_workers, self._memory = self._cluster.memory()
+        self._dtype = EMBEDDING_DTYPES[parameters.embedding_dtype]
+        # What the shards were told: the start, all updates for good, and the last attempt.
+        self._start: Any = None
+        self._history: list[Update] = []
+        self._attempt: Sequence[Update] = ()
+        self._shards: list[Any] = []
+        self._round_trips = 0
+
+    def run(self) -> tuple[np.ndarray, np.ndarray]:
+        """Go through the steps.
+
+        Returns
+        -------
+        indices : ndarray of shape (n_instances,), int64
+            Rows of the pool in the order chosen.
+        gains : ndarray of shape (n_instances,), float64
+            Decrease of the objective when each was chosen.
+        """
+        import cloudpickle
+
+        with self._cluster as cluster:
+            packed = cloudpickle.dumps((*luggage(self._net), self._pool.transform))
+            # A task's argument, not its result alone: so it outlives the worker that has it.
+            self._packed = cluster.submit(_same, packed)
+            cluster.count("network", len(packed) * self._n_workers)
+            return super().run()
+
+    def _told(self) -> dict[str, Any]:
+        return {
+            "n_workers": self._n_workers,
+            "n_chunks": len(self._pool.starts) - 1,
+            "bytes_moved": self._cluster.n_bytes,
+            "round_trips": self._round_trips,
+        }
+
+    def _placement(self, n: int, r: int, k: int) -> str:
+        embedding, matrices, states = memory_needed(n, r, k, self._dtype)
+        free = psutil.virtual_memory().available
+        if matrices > free or embedding + states > self._memory:
+            raise MemoryError(
+                f"The Fisher embedding of {n} candidates x {r} directions x {k} parameters needs "
+                f"{embedding / 1e9:.2f} GB and the candidates' gains {states / 1e9:.2f} GB; the "
+                f"cluster's {self._n_workers} workers may take {self._memory / 1e9:.2f} GB "
+                f"together. The {k} x {k} Fisher matrices need {matrices / 1e9:.2f} GB here, where "
+                f"{free / 1e9:.2f} GB are free. mask_fraction, max_candidates, n_directions and "
+                "embedding_dtype make them smaller; more workers have more memory."
+            )
+        return "cluster"
+
+    def _tasks(self, function: Callable[..., Any], rows: np.ndarray, *args: Any) -> list[Any]:
+        """Make a task for each chunk that holds some of these rows of the pool."""
+        from dask.delayed import delayed
+
+        task, chunks, pool = delayed(function, pure=False), self._pool.chunks(), self._pool
+        found = []
+        for number, part in pool.parts(rows):
+            which = _Chunk(rows[part], int(pool.starts[number]), self._p.batch_size)
+            more = [arg(part.start) if callable(arg) else arg for arg in args]
+            found.append(task(self._packed, chunks[number], which, *more))
+        return found
+
+    @staticmethod
+    def _tree(parts: Sequence[Any]) -> Any:
+        """Add up what tasks give, a few at a time."""
+        from dask.delayed import delayed
+
+        add = delayed(_sum, pure=False)
+        while len(parts) > 1:
+            parts = [add(some) for some in _groups(parts, _FAN_IN)]
+        return parts[0]
+
+    def _bar(self, total: int, text: str) -> Any:
+        return tqdm(total=total, desc=text, unit="chunk", disable=not self._p.verbose)
+
+    def _sample_diagonal(self, sample: tuple[np.ndarray, np.ndarray], r: int) -> dict[str, Tensor]:
+        labeled, pool = sample
+        n, sums = 0, {}
+        if len(labeled):
+            n = len(labeled)
+            means = super()._sample_diagonal((labeled, pool[:0]), r)
+            sums = {name: n * mean.cpu() for name, mean in means.items()}
+        if len(pool):
+            tasks = self._tasks(_diagonal_of, pool, r)
+            *parts, total = self._cluster.compute([*tasks, self._tree(tasks)])
+            with self._bar(len(parts), "Fisher diagonal") as bar:
+                self._cluster.wait(parts, bar.update)
+            self._cluster.release(parts)
+            [(n_pool, more)] = self._cluster.results([total])
+            self._cluster.count("diagonal", sum(value.nbytes for value in more.values()))
+            n, sums = _sum([(n_pool, more), *([(n, sums)] if n else [])])
+        return {name: value / n for name, value in sums.items()}
+
+    def _sample_probabilities(self, sample: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        labeled, pool = sample
+        parts = []
+        if len(labeled):
+            parts.append(super()._sample_probabilities((labeled, pool[:0])).cpu())
+        if len(pool):
+            parts.append(self._pool_probabilities(pool))
+        return torch.cat(parts)
+
+    def _pool_probabilities(self, rows: np.ndarray) -> Tensor:
+        tasks = self._cluster.compute(self._tasks(_probabilities_of, rows))
+        with self._bar(len(tasks), "Predictions") as bar:
+            found = torch.cat(self._cluster.results(tasks, bar.update))
+        self._cluster.count("predictions", found.nbytes)
+        return found
+
+    @torch.no_grad()
+    def _choose(self, rows: np.ndarray, r: int, placement: str) -> tuple[Tensor, Tensor]:
+        cluster, n = self._cluster, len(rows)
+        with self._step("embedding"):
+            self._embed_labeled(r)
+            options = {"n_directions": r, "weighting": self._p.weighting}
+            tasks = self._tasks(
+                _embedding_of, rows, lambda position: position, self.mask, self._dtype, options
+            )
+            sums = [] if self._aims_at_identity else [self._tree(self._fisher_tasks(tasks))]
+            futures = cluster.compute([*tasks, *sums])
+            parts, totals = futures[: len(tasks)], futures[len(tasks) :]
+            with self._bar(len(parts), "Fisher embedding") as bar:
+                cluster.wait(parts, bar.update)
+        with self._step("fisher"):
+            fisher = None
+            for n_summed, sums in cluster.results(totals):
+                fisher = (sums[""] / n_summed).to(next(self._module.parameters()).device)
+                cluster.count("fisher", sums[""].nbytes)
+            fisher = self._target(fisher, n)
+        with self._step("selection"), self._picks_bar(n) as bar:
+            self._shards = [
+                cluster.submit(_Shard, some, workers=[home], allow_other_workers=True)
+                for home, some in cluster.homes(parts).items()
+            ]
+            cluster.wait(self._shards)
+            cluster.release(parts)
+            objective = self._objective()
+            forward = n_forward(n, self._n_instances, objective.pop("oversample"))
+            start, scale = starting(fisher, self._n_instances, **objective)
+            self._begin(start)
+            self._n_blocks = len(parts)
+            self._device = fisher.device
+            picks = choose(
+                [Shortlist(n, self._put, SHORTLIST * _SPECULATIVE)],
+                start,
+                fisher,
+                self._n_instances,
+                forward,
+                forced=self._by_entropy(rows),
+                speculative=_SPECULATIVE,
+                on_pick=bar.update,
+            )
+        positions = torch.tensor([pick.position for pick in picks])
+        gains = torch.tensor([pick.gain for pick in picks], dtype=torch.float64)
+        return positions, gains / scale
+
+    @staticmethod
+    def _fisher_tasks(parts: Sequence[Any]) -> list[Any]:
+        from dask.delayed import delayed
+
+        return [delayed(_fisher_of, pure=False)(part) for part in parts]
+
+    def _begin(self, start: Start) -> None:
+        inverse = start.inverse.cpu() if isinstance(start.inverse, Tensor) else start.inverse
+        start = Start(inverse, start.target.cpu())
+        size = start.target.nbytes * (2 if isinstance(inverse, Tensor) else 1)
+        self._cluster.count("start", size * len(self._shards))
+        self._start = self._cluster.submit(_same, start)
+
+    def _put(self, question: Question) -> Answer:
+        """Put a question to all shards; tell those that have lost their state all over again."""
+        cluster, first = self._cluster, question.number == 0
+        # Shards compute the first steps in float64, together with those that wait for them.
+        careful = len(self._history) < CAREFUL or self._dtype == torch.float64
+        question = moved(question, "cpu", torch.float64 if careful else torch.float32)
+        self._history += [*self._attempt[: question.keep], *question.updates]
+        if question.limits is not None:
+            # Likely picks are spread over the chunks, as a rule.
+            share = math.ceil(_SPREAD * question.count / self._n_blocks)
+            question = replace(question, count=min(share, question.count))
+        self._attempt = question.steps
+        # To a shard that is told everything, what went before is history.
+        anew = replace(question, keep=0, updates=())
+        found: list[Answer] = []
+        waiting = [(shard, first) for shard in self._shards]
+        while waiting:
+            told = [
+                cluster.submit(_ask, shard, anew, self._start, self._history)
+                if lost
+                else cluster.submit(_ask, shard, question)
+                for shard, lost in waiting
+            ]
+            self._round_trips += 1
+            answers = cluster.results(told)
+            for (_, lost), given in zip(waiting, answers, strict=True):
+                size = (anew if lost else question).n_bytes
+                size += sum(update.n_bytes for update in self._history) if lost else 0
+                cluster.count("selection", size + (given.n_bytes if given is not None else 0))
+            waiting = [
+                (shard, True)
+                for (shard, _), given in zip(waiting, answers, strict=True)
+                if given is None
+            ]
+            found += [given for given in answers if given is not None]
+        return merged([given.to(self._device) for given in found])

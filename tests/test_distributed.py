@@ -1,0 +1,460 @@
+"""Queries on a Dask cluster: what one machine would choose, also where workers die."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNetClassifier
+from torch import Tensor, nn
+
+from skfishermask import FisherMaskSampler, fisher_mask_sampling
+from skfishermask.candidates import Start
+from tests.nets import digits, fitted, logits_net, mlp, options
+from tests.test_selection import problem
+
+distributed = pytest.importorskip("distributed")
+da = pytest.importorskip("dask.array")
+
+from skfishermask import distributed as ours  # noqa: E402, once Dask is known to be there
+
+UNEVEN = ((100, 1, 357, 42, 700), (64,))
+N_POOL = sum(UNEVEN[0])
+
+
+class DoubleNet(NeuralNetClassifier):
+    """In float64 throughout, so that two orders of summation agree to the last digits."""
+
+    def initialize_module(self) -> DoubleNet:
+        super().initialize_module()
+        self.module_.double()
+        return self
+
+
+@pytest.fixture(scope="module")
+def pool() -> np.ndarray:
+    return digits()[0][100 : 100 + N_POOL].astype("float64")
+
+
+@pytest.fixture(scope="module")
+def labeled() -> np.ndarray:
+    return digits()[0][:60].astype("float64")
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    X, y = digits()
+    torch.manual_seed(0)
+    made = DoubleNet(mlp(), criterion=nn.CrossEntropyLoss, **options(max_epochs=40))
+    return made.fit(X[:60].astype("float64"), y[:60])
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[Any]:
+    with cluster(2, processes=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def in_processes() -> Iterator[Any]:
+    with cluster(2, processes=True, threads_per_worker=2) as client:
+        yield client
+
+
+@pytest.fixture
+def threads(in_this_process: Any) -> Iterator[Any]:
+    """Two workers in this process."""
+    with in_this_process.as_current():
+        yield in_this_process
+
+
+@pytest.fixture
+def processes(in_processes: Any) -> Iterator[Any]:
+    """Two workers in processes of their own, with two threads each."""
+    with in_processes.as_current():
+        yield in_processes
+
+
+def cluster(n_workers: int, **more: Any) -> Any:
+    made = distributed.LocalCluster(
+        **({"n_workers": n_workers, "threads_per_worker": 1, "dashboard_address": ":0"} | more)
+    )
+
+    class Both(distributed.Client):  # type: ignore[misc, name-defined]
+        def __exit__(self, *error: Any) -> Any:
+            closed = super().__exit__(*error)
+            made.close()
+            return closed
+
+    return Both(made)
+
+
+def sampler(**more: Any) -> FisherMaskSampler:
+    return FisherMaskSampler(random_state=0, embedding_dtype="float64", **more)
+
+
+def chosen_by(sampler: FisherMaskSampler, net: Any, X: Any, X_labeled: Any, n: int = 40) -> Any:
+    return sampler(net, X, n, X_labeled=X_labeled)
+
+
+def assert_same(found: Any, expected: Any, rtol: float = 1e-10) -> None:
+    assert found[0].tolist() == expected[0].tolist()
+    np.testing.assert_allclose(found[1], expected[1], rtol=rtol)
+
+
+def tasks(client: Any) -> list[str]:
+    """List what is left on the scheduler, once it has heard of everything."""
+    for _ in range(100):
+        left = client.run_on_scheduler(lambda dask_scheduler: list(map(str, dask_scheduler.tasks)))
+        if not left:
+            break
+        time.sleep(0.05)
+    return left
+
+
+# --- The same choice ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"oversample": 1.5, "n_mask_samples": 200},
+        {"entropy_share": 0.3, "n_directions": 0.9},
+        {"max_candidates": 500, "target": "identity", "use_labeled": False},
+        {"mask": "output_layer", "batch_size": 7},
+        {"mask": "relative", "weighting": "none"},
+    ],
+    ids=str,
+)
+def test_same_choice(
+    processes: Any, net: Any, pool: np.ndarray, labeled: np.ndarray, more: dict[str, Any]
+) -> None:
+    here, there = sampler(**more), sampler(**more)
+    expected = chosen_by(here, net, pool, labeled)
+    assert_same(chosen_by(there, net, da.from_array(pool, UNEVEN), labeled), expected)
+    assert there.query_info_["n_workers"] == 2
+    for name in ("n_candidates", "n_labeled", "n_directions", "mask_size", "embedding_bytes"):
+        assert there.query_info_[name] == here.query_info_[name]
+    assert tasks(processes) == []
+
+
+@pytest.mark.parametrize("n_workers", [1, 4])
+def test_same_choice_with_other_numbers_of_workers(
+    net: Any, pool: np.ndarray, labeled: np.ndarray, n_workers: int
+) -> None:
+    expected = chosen_by(sampler(), net, pool, labeled)
+    with cluster(n_workers, processes=True):
+        found = sampler()
+        assert_same(chosen_by(found, net, da.from_array(pool, UNEVEN), labeled), expected)
+    assert found.query_info_["n_workers"] == n_workers
+
+
+def test_same_choice_in_float32(threads: Any) -> None:
+    X = digits()[0]
+    net = fitted(logits_net())
+    here, there = (FisherMaskSampler(random_state=0) for _ in range(2))
+    expected = here(net, X[100:], 30, X_labeled=X[:60])
+    assert_same(there(net, da.from_array(X[100:], (300, 64)), 30, X_labeled=X[:60]), expected, 1e-4)
+
+
+def test_every_way_of_calling(threads: Any, pool: np.ndarray, labeled: np.ndarray) -> None:
+    from functools import partial
+
+    X, y = labeled.astype("float32"), digits()[1][:60]
+    chunked = da.from_array(pool.astype("float32"), UNEVEN)
+    fishermask = FisherMaskSampler(logits_net(), random_state=0).fit(X, y)
+    indices, instances, gains = fishermask.query(chunked, 6, X_labeled=X, return_metrics=True)
+    np.testing.assert_array_equal(instances.compute(), pool[indices].astype("float32"))
+    bare = fisher_mask_sampling(fishermask, chunked, 6, X_labeled=X, random_state=0)
+    assert_same(bare, (indices, gains))
+    modal = pytest.importorskip("skfishermask.modal")
+    pytest.importorskip("modAL")
+    strategy = partial(fisher_mask_sampling, random_state=0)
+    torch.manual_seed(0)
+    learner = modal.ActiveLearner(
+        fishermask.estimator_, query_strategy=strategy, X_training=X, y_training=y
+    )
+    found, chosen = learner.query(chunked, n_instances=6)
+    assert isinstance(chosen, da.Array)
+    assert chosen.shape == (6, 64)
+    assert len(set(found)) == 6
+
+
+def test_transformers_run_where_the_chunks_are(threads: Any, pool: np.ndarray) -> None:
+    X, y = digits()
+    pipeline = make_pipeline(StandardScaler(), logits_net()).fit(X[:60], y[:60])
+    single = pool.astype("float32")
+    here, there = (FisherMaskSampler(random_state=0) for _ in range(2))
+    expected = here(pipeline, single, 10)
+    assert_same(there(pipeline, da.from_array(single, UNEVEN), 10), expected, 1e-4)
+
+
+def test_a_scheduler_that_was_asked_for_is_used(threads: Any, net: Any, pool: np.ndarray) -> None:
+    import dask
+
+    found = sampler()
+    with dask.config.set(scheduler="sync"):
+        found(net, da.from_array(pool, UNEVEN), 3)
+    assert "n_workers" not in found.query_info_
+
+
+# --- What it tells --------------------------------------------------------------------
+
+
+def test_what_is_told(
+    threads: Any, net: Any, pool: np.ndarray, labeled: np.ndarray, capsys: Any
+) -> None:
+    asked = sampler(verbose=1)
+    chosen_by(asked, net, da.from_array(pool, UNEVEN), labeled, 60)
+    info = asked.query_info_
+    assert set(info["seconds"]) == {"diagonal", "embedding", "fisher", "selection", "total"}
+    assert info["embedding_storage"] == "cluster"
+    assert (info["n_workers"], info["n_chunks"]) == (2, 5)
+    assert info["round_trips"] < 60 / 4
+    k, moved = info["mask_size"], info["bytes_moved"]
+    assert moved["fisher"] == 8 * k * k
+    assert moved["start"] == 2 * 2 * 8 * k * k
+    assert set(moved) == {"network", "diagonal", "fisher", "start", "selection"}
+    bars = capsys.readouterr().err
+    for text in ("Fisher diagonal", "Fisher embedding", "Selection"):
+        assert f"{text}: 100%" in bars
+
+
+def test_what_crosses_the_network_does_not_grow_with_the_pool(
+    threads: Any, net: Any, pool: np.ndarray, labeled: np.ndarray
+) -> None:
+    larger = np.concatenate(
+        [pool, *(pool + np.random.default_rng(0).normal(0, 0.1, (5, *pool.shape)))]
+    )
+    sizes = []
+    for X in (pool, larger):
+        asked = sampler()
+        asked(net, da.from_array(X, (600, 64)), 40, X_labeled=labeled)
+        sizes.append(asked.query_info_["bytes_moved"]["selection"])
+    assert sizes[1] < 3 * sizes[0]
+    assert sizes[1] < asked.query_info_["embedding_bytes"] / 4
+
+
+def test_this_process_holds_no_chunk_and_no_embedding(processes: Any, net: Any) -> None:
+    rng = np.random.default_rng(0)
+
+    def chunk(block_info: Any = None) -> np.ndarray:
+        start = block_info[None]["array-location"][0][0]
+        return np.random.default_rng(start).random((20_000, 64))
+
+    X = da.map_blocks(
+        chunk, chunks=((20_000,) * 3, (64,)), dtype="float64", meta=rng.random((0, 0))
+    )
+    largest = 0
+
+    def watch(count: int) -> None:
+        """Look at all arrays and tensors between picks."""
+        nonlocal largest
+        sizes = [x.nbytes for x in gc.get_objects() if type(x) in (np.ndarray, Tensor)]
+        largest = max(largest, *sizes)
+
+    asked = FisherMaskSampler(random_state=0, mask_fraction=200, n_mask_samples=300)
+    query = ours.ClusterQuery(asked, net, pool_of(X), None, 20, processes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(query, "_picks_bar", lambda n: Bar(watch))
+        query.run()
+    # A chunk takes 10 MB, its embeddings 144 MB; what is here are a few hundred rows of these.
+    assert 0 < largest < 20_000 * 64 * 8
+
+
+class Bar:
+    def __init__(self, update: Callable[[int], None]) -> None:
+        self.update = update
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def pool_of(X: Any) -> Any:
+    from skfishermask._dask import DaskPool
+
+    return DaskPool(X, lambda chunk: chunk)
+
+
+# --- Faults ---------------------------------------------------------------------------
+
+
+def kill_one(client: Any) -> None:
+    pids = client.run(os.getpid)
+    os.kill(pids[min(pids)], signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("phase", ["diagonal", "embedding", "start", "selection"])
+def test_a_killed_worker_changes_nothing(
+    net: Any,
+    pool: np.ndarray,
+    labeled: np.ndarray,
+    phase: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = chosen_by(sampler(), net, pool, labeled)
+    killed: list[str] = []
+    with cluster(2, processes=True) as client:
+
+        def kill_in(name: str) -> None:
+            if name == phase and not killed:
+                killed.append(name)
+                kill_one(client)
+
+        put, wait = ours.ClusterQuery._put, ours._Cluster.wait
+
+        def watched_put(self: Any, question: Any) -> Any:
+            kill_in({0: "start", 4: "selection"}.get(question.number, ""))
+            return put(self, question)
+
+        def watched_wait(self: Any, futures: Any, on_done: Any = None) -> None:
+            started = str(futures[0].key)
+            kill_in(next((x for x in ("diagonal", "embedding") if f"_{x}_of" in started), ""))
+            wait(self, futures, on_done)
+
+        monkeypatch.setattr(ours.ClusterQuery, "_put", watched_put)
+        monkeypatch.setattr(ours._Cluster, "wait", watched_wait)
+        found = chosen_by(sampler(), net, da.from_array(pool, UNEVEN), labeled)
+        assert killed == [phase]
+        assert tasks(client) == []
+    assert_same(found, expected)
+
+
+def test_a_shard_that_travels_says_that_it_has_lost_its_state(threads: Any) -> None:
+    embedding, target = problem(30, 2, 10)
+    start = Start(1.0, target)
+
+    def ask() -> list[Any]:
+        from tests.test_shortlist import QUESTION
+
+        shard = ours._Shard([ours._Part(0, embedding)])
+        shard.begin(start, [], 0)
+        question = ours.replace(QUESTION, count=3)
+        again = pickle.loads(pickle.dumps(shard))
+        return [shard.ask(question), shard.ask(question), again.ask(question)]
+
+    answered, asked_twice, travelled = threads.submit(ask).result()
+    assert len(answered.best.positions) == 3
+    assert asked_twice is None
+    assert travelled is None
+
+
+def test_interrupting_leaves_nothing_on_the_cluster(
+    threads: Any, net: Any, pool: np.ndarray, labeled: np.ndarray
+) -> None:
+    def slow(chunk: np.ndarray) -> np.ndarray:
+        time.sleep(0.5)
+        return chunk
+
+    X = da.from_array(pool, UNEVEN).map_blocks(slow, dtype=pool.dtype, meta=pool[:0])
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        chosen_by(sampler(), net, X, labeled)
+    timer.join()
+    assert tasks(threads) == []
+    # And the cluster goes on.
+    assert threads.submit(sum, [1, 2]).result() == 3
+
+
+def test_data_of_the_user_stay(threads: Any, net: Any, pool: np.ndarray) -> None:
+    X = da.from_array(pool, UNEVEN).persist()
+    distributed.wait(X)
+    sampler()(net, X, 3)
+    assert len(distributed.futures_of(X)) == 5
+    np.testing.assert_array_equal(X.compute(), pool)
+
+
+def test_a_cluster_without_workers_is_gone(
+    net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "_LOOK", 0.1)
+    monkeypatch.setattr(ours, "_GRACE", 0.5)
+    with cluster(1, processes=False) as client:
+        put = ours.ClusterQuery._put
+
+        def leave(self: Any, question: Any) -> Any:
+            if question.number == 2:
+                client.cluster.scale(0)
+            return put(self, question)
+
+        monkeypatch.setattr(ours.ClusterQuery, "_put", leave)
+        with pytest.raises(ConnectionError, match=r"cluster at .* is gone: it has had no worker"):
+            sampler()(net, da.from_array(pool, UNEVEN), 10)
+
+
+def test_a_cluster_that_is_closed_is_gone(
+    net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster(1, processes=False) as client:
+        put = ours.ClusterQuery._put
+
+        def close(self: Any, question: Any) -> Any:
+            if question.number == 2:
+                client.cluster.close()
+            return put(self, question)
+
+        monkeypatch.setattr(ours.ClusterQuery, "_put", close)
+        with pytest.raises(ConnectionError, match=r"Dask cluster at .* is gone"):
+            sampler()(net, da.from_array(pool, UNEVEN), 10)
+
+
+# --- Errors ---------------------------------------------------------------------------
+
+
+def test_bad_rows_are_named(threads: Any, net: Any, pool: np.ndarray) -> None:
+    bad = pool.copy()
+    bad[470, 3] = np.inf
+    X = da.from_array(bad, UNEVEN)
+    with pytest.raises(ValueError, match="X_pool contains NaN or infinity, first in row 470"):
+        sampler()(net, X, 5)
+    assert tasks(threads) == []
+
+
+def test_an_output_that_is_not_finite_is_named(threads: Any) -> None:
+    class Overflow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) / (x[:, :1] != 7)
+
+    net = NeuralNetClassifier(Overflow, criterion=nn.CrossEntropyLoss, verbose=0).initialize()
+    X = digits()[0][:300].copy()
+    X[123, 0] = 7
+    with pytest.raises(ValueError, match="NaN or infinite for row 123 of X_pool"):
+        FisherMaskSampler(mask="output_layer")(net, da.from_array(X, (50, 64)), 5)
+
+
+def test_too_little_memory_is_found_before_the_work(
+    threads: Any, net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours._Cluster, "memory", lambda self: (2, 1e6))
+    with pytest.raises(MemoryError, match=r"the cluster's 2 workers may take 0\.00 GB together"):
+        sampler()(net, da.from_array(pool, UNEVEN), 5)
+
+
+@pytest.mark.cuda
+def test_workers_use_their_gpu(processes: Any, net: Any, pool: np.ndarray) -> None:
+    part = processes.submit(
+        lambda: ours._Part(0, torch.ones(1, 1, 1, device="cuda")).values.device.type
+    )
+    assert part.result() == "cuda"
+    expected = sampler()(net, pool, 20)
+    assert_same(sampler()(net, da.from_array(pool, UNEVEN), 20), expected)
