@@ -29,6 +29,8 @@ from benchmarks.memory import (
 
 SIZES = {"N": 300_000, "n_chunks": 30, "K": 400, "k": 1000, "C": 3, "n_workers": 2}
 QUICK_SIZES = {"N": 600, "n_chunks": 3, "K": 10, "k": 350, "C": 5, "n_workers": 2}
+# Small enough that the local query goes through a scratch file.
+MEMORY_SHARE = 1e-6
 CASES = ("local", "cluster")
 
 
@@ -42,7 +44,11 @@ def query(given: argparse.Namespace, sizes: dict[str, int], pool: Any) -> dict[s
     with np.load(given.folder / "training.npz") as training:
         net = harness.trained_net("cnn", training["X"], training["y"], 5, "cpu")
     sampler = FisherMaskSampler(
-        mask_fraction=sizes["k"], batch_size=256, memory_share=0.01, random_state=0, verbose=1
+        mask_fraction=sizes["k"],
+        batch_size=256,
+        memory_share=MEMORY_SHARE,
+        random_state=0,
+        verbose=1,
     )
     before = {"before_bytes": resident(), "before_private_bytes": private()}
     with watching_memory() as seen:

@@ -214,6 +214,7 @@ VARIANTS: dict[str, Callable[..., Any] | str] = {
     "mask of 1320": fisher(mask_fraction=1320),
     "quarter by entropy": fisher(entropy_share=0.25),
     "1 direction, lambda 0.01": fisher(n_directions=1, regularization=0.01),
+    "3 directions, lambda 0.01": fisher(n_directions=3, regularization=0.01),
     "1 direction, oversample 2": fisher(n_directions=1, oversample=2.0),
     "identity target": fisher(target="identity"),
 }

@@ -150,7 +150,7 @@ TABLE = {
     "entropy_share": (ask(entropy_share=1.1), InvalidParameterError, "'entropy_share'"),
     "max_candidates": (ask(max_candidates=0), InvalidParameterError, "'max_candidates'"),
     "batch_size": (ask(batch_size=0), InvalidParameterError, "'batch_size'"),
-    "embedding_dtype": (ask(embedding_dtype="float64"), InvalidParameterError, "'embedding_dty"),
+    "embedding_dtype": (ask(embedding_dtype="int8"), InvalidParameterError, "'embedding_dty"),
     "random_state": (ask(random_state=-1), InvalidParameterError, "'random_state'"),
     "verbose": (ask(verbose="loud"), InvalidParameterError, "'verbose'"),
     "estimator": (fit(X_LABELED, Y_LABELED, nets.mlp()), InvalidParameterError, "'estimator'"),
