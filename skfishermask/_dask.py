@@ -34,8 +34,10 @@ def active_client(array: Any) -> Any:
     """
     from dask.base import get_scheduler
 
+    # Whoever has a client has imported distributed.
+    distributed = sys.modules.get("distributed")
     client = getattr(get_scheduler(collections=[array]), "__self__", None)
-    return client if client is not None and "distributed" in sys.modules else None
+    return client if distributed and isinstance(client, distributed.Client) else None
 
 
 class DaskPool:

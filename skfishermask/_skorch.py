@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 import skorch
@@ -15,7 +16,7 @@ from skorch.utils import to_tensor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from skfishermask.network import Batch, ToLogits, first_output
+from skfishermask.network import Batch, NonFiniteOutputError, ToLogits, first_output
 
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
@@ -250,6 +251,33 @@ class NetBatches:
                 except StopIteration:
                     return
             yield to_tensor(_inputs(batch), self._net.device)
+
+
+class _Numbered(Protocol):
+    """Batches that know which rows of the user's data they hold."""
+
+    name: str
+    rows: np.ndarray
+
+    @property
+    def n_rows(self) -> int: ...
+
+
+@contextmanager
+def naming_rows(parts: Sequence[_Numbered]) -> Iterator[None]:
+    """Turn the count of samples read into a row of the user's data, in messages."""
+    try:
+        yield
+    except NonFiniteOutputError as error:
+        row = error.row
+        for part in parts:
+            if row < part.n_rows:
+                raise ValueError(
+                    f"The network's output is NaN or infinite for row {part.rows[row]} of "
+                    f"{part.name}."
+                ) from error
+            row -= part.n_rows
+        raise
 
 
 def _inputs(batch: Any) -> Any:

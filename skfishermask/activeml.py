@@ -14,8 +14,10 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
-from skfishermask.candidates import EmbeddedBlock, Start, symmetric
+from skfishermask.candidates import Start
 from skfishermask.directions import Weighting
+from skfishermask.embedded import EmbeddedBlock
+from skfishermask.gains import symmetric
 from skfishermask.greedy import GreedyState, InformationInverse
 from skfishermask.mask import MaskStrategy
 from skfishermask.query import Query

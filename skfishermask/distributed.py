@@ -3,42 +3,35 @@
 The network travels to the workers, embeddings are made and stay where the chunks are, diagonals and
 Fisher matrices are summed up in a tree, and the greedy loop runs here and asks the workers as
 `skfishermask.shortlist` describes. Whatever a worker holds is the result of a Dask task, so Dask
-makes it again where a worker dies.
+makes it again where a worker dies. `skfishermask._worker` has what the tasks do.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import psutil
 import torch
+from sklearn.utils import gen_batches
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from skfishermask._dask import DaskPool, chunk_batches
-from skfishermask._skorch import luggage, to_logits_of, unpacked
-from skfishermask.candidates import CAREFUL, EmbeddedBlock, Start, Update
-from skfishermask.fisher import (
-    embedding_blocks,
-    fisher_diagonal,
-    fisher_matrix,
-    predicted_probabilities,
-)
+from skfishermask import _worker
+from skfishermask._dask import DaskPool
+from skfishermask._skorch import luggage
+from skfishermask.candidates import CAREFUL, Start, Update
 from skfishermask.greedy import SHORTLIST, choose
-from skfishermask.mask import ParameterMask
-from skfishermask.query import EMBEDDING_DTYPES, Query, memory_needed, naming_rows
+from skfishermask.query import EMBEDDING_DTYPES, Query, memory_needed
 from skfishermask.selection import n_forward, starting
-from skfishermask.shortlist import Answer, Question, Shortlist, answer, merged, moved
+from skfishermask.shortlist import Answer, Question, Shortlist, merged, moved
 
 # Picks to attempt for each question to the workers.
 _SPECULATIVE = 16
@@ -46,189 +39,9 @@ _SPECULATIVE = 16
 _SPREAD = 4
 # Sums of so many parts are made at a time.
 _FAN_IN = 8
-# Updates that are applied together when a block is made again.
-_TOGETHER = 32
 # Seconds between looks at whether the cluster is still there, and without a worker until it is not.
 _LOOK, _GRACE = 2.0, 30.0
-
-# What tasks give to be summed up: the number of samples, and sums over them.
-_Sums = tuple[int, dict[str, Tensor]]
-
-
-def _groups(items: Sequence[Any], size: int) -> list[list[Any]]:
-    return [list(items[start : start + size]) for start in range(0, len(items), size)]
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Samples of one chunk that a task shall read, and how.
-
-    Attributes
-    ----------
-    rows : ndarray of int
-        Their rows in the pool.
-    start : int
-        The row of the chunk's first sample in the pool.
-    batch_size : int or None
-        Samples in a pass; None: the net's own.
-    """
-
-    rows: np.ndarray
-    start: int
-    batch_size: int | None
-
-    @contextmanager
-    def read(self, packed: bytes, chunk: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """Give the module, the batches of inputs and what makes logits of outputs."""
-        import cloudpickle
-
-        # Anew in each task, because the tasks of a worker share its memory.
-        kind, parts, transform = cloudpickle.loads(packed)
-        net = unpacked(kind, parts, "cuda" if torch.cuda.is_available() else "cpu")
-        batches = chunk_batches(net, chunk, self.rows, self.start, transform, self.batch_size)
-        with naming_rows([batches]):
-            yield net.module_, batches, to_logits_of(net)
-
-
-def _diagonal_of(packed: bytes, chunk: Any, which: _Chunk, r: int) -> _Sums:
-    with which.read(packed, chunk) as (module, batches, to_logits):
-        means = fisher_diagonal(module, batches, n_directions=r, to_logits=to_logits)
-    n = len(which.rows)
-    return n, {name: n * mean.cpu() for name, mean in means.items()}
-
-
-def _probabilities_of(packed: bytes, chunk: Any, which: _Chunk) -> Tensor:
-    with which.read(packed, chunk) as (module, batches, to_logits):
-        return predicted_probabilities(module, batches, to_logits=to_logits).cpu()
-
-
-class _Part:
-    """Fisher embeddings of one chunk's candidates, whose first has this position."""
-
-    def __init__(self, position: int, values: Tensor) -> None:
-        self.position = position
-        self.values = values
-
-    def __sizeof__(self) -> int:
-        return object.__sizeof__(self) + self.values.nbytes
-
-
-def _embedding_of(
-    packed: bytes,
-    chunk: Any,
-    which: _Chunk,
-    position: int,
-    mask: ParameterMask,
-    dtype: torch.dtype,
-    options: dict[str, Any],
-) -> _Part:
-    with which.read(packed, chunk) as (module, batches, to_logits):
-        shape = len(which.rows), options["n_directions"], len(mask)
-        values = torch.empty(shape, dtype=dtype, device=next(module.parameters()).device)
-        start = 0
-        for block in embedding_blocks(module, batches, mask, to_logits=to_logits, **options):
-            values[start : start + len(block)] = block
-            start += len(block)
-    return _Part(position, values)
-
-
-@torch.no_grad()
-def _fisher_of(part: _Part) -> _Sums:
-    n = len(part.values)
-    return n, {"": n * fisher_matrix(part.values).cpu()}
-
-
-def _sum(parts: Sequence[_Sums]) -> _Sums:
-    """Add up, into new tensors: results of tasks are not to be changed."""
-    names = parts[0][1]
-    sums = {name: torch.stack([sums[name] for _, sums in parts]).sum(0) for name in names}
-    return sum(n for n, _ in parts), sums
-
-
-class _Shard:
-    """All embeddings on one worker, and the state of the selection there.
-
-    The embeddings are what the task gives. The state follows from them and the updates so far; it
-    does not travel, and a shard that has lost it says so.
-    """
-
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        self._parts = list(parts)
-        self._blocks: list[EmbeddedBlock] = []
-        self._number = -1
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Shard, (self._parts,)
-
-    def __sizeof__(self) -> int:
-        return object.__sizeof__(self) + sum(map(_Part.__sizeof__, self._parts))
-
-    @torch.no_grad()
-    def begin(self, start: Start, history: Sequence[Update], number: int) -> None:
-        """Bring the blocks into the state that question `number` expects."""
-        device = self._parts[0].values.device
-        inverse = start.inverse
-        first = Start(
-            inverse.to(device) if isinstance(inverse, Tensor) else inverse, start.target.to(device)
-        )
-
-        def build(part: _Part) -> EmbeddedBlock:
-            with torch.no_grad():
-                block = EmbeddedBlock(part.values, first, part.position)
-                for updates in (history[:CAREFUL], *_groups(history[CAREFUL:], _TOGETHER)):
-                    block.advance([update.to(device) for update in updates])
-                    # Have them applied now: the products with all of them would be large.
-                    block.best(0)
-            return block
-
-        with self._lock:
-            self._blocks = self._each(build, self._parts)
-            self._number = number
-
-    def ask(self, question: Question) -> Answer | None:
-        """Answer a question; None: the state is not the one that it expects."""
-        with self._lock:
-            if question.number != self._number:
-                return None
-            here = moved(question, self._parts[0].values.device)
-
-            def ask(block: EmbeddedBlock) -> Answer:
-                with torch.no_grad():
-                    return answer(block, here)
-
-            found = merged(self._each(ask, self._blocks)).to("cpu")
-            self._number += 1
-            return found
-
-    @staticmethod
-    def _each(act: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """Act on all items, with as many threads as the worker may use."""
-        from distributed import get_worker
-
-        with ThreadPoolExecutor(get_worker().state.nthreads) as threads:
-            return list(threads.map(act, items))
-
-
-def _ask(
-    shard: _Shard,
-    question: Question,
-    start: Start | None = None,
-    history: Sequence[Update] = (),
-) -> Answer | None:
-    if start is not None:
-        shard.begin(start, history, question.number)
-    return shard.ask(question)
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _facts(dask_worker: Any) -> int | None:
-    """Tell how much memory a worker may take."""
-    limit: int | None = dask_worker.memory_manager.memory_limit
-    return limit
+_NO_WORKER = f"it has had no worker for {_GRACE:.0f} s"
 
 
 class _Cluster:
@@ -324,14 +137,22 @@ class _Cluster:
     def memory(self) -> tuple[int, float]:
         """Give the number of workers, and how much memory they may take together."""
         with self._reaching():
-            limits = self._client.run(_facts)
+            try:
+                self._client.wait_for_workers(1, timeout=_GRACE)
+            except TimeoutError as error:
+                raise ConnectionError(self._gone(_NO_WORKER)) from error
+            limits = self._client.run(_worker.memory_limit)
         return len(limits), sum(limit or math.inf for limit in limits.values())
 
     def _look(self) -> None:
-        if self._client.nthreads():
+        try:
+            n_threads = self._client.nthreads()
+        except OSError as error:
+            raise ConnectionError(self._gone(error)) from error
+        if n_threads:
             self._empty_since = math.inf
         elif time.monotonic() - self._empty_since > _GRACE:
-            raise ConnectionError(self._gone(f"it has had no worker for {_GRACE:.0f} s"))
+            raise ConnectionError(self._gone(_NO_WORKER))
         else:
             self._empty_since = min(self._empty_since, time.monotonic())
 
@@ -409,7 +230,7 @@ class ClusterQuery(Query):
         with self._cluster as cluster:
             packed = cloudpickle.dumps((*luggage(self._net), self._pool.transform))
             # A task's argument, not its result alone: so it outlives the worker that has it.
-            self._packed = cluster.submit(_same, packed)
+            self._packed = cluster.submit(_worker.same, packed)
             cluster.count("network", len(packed) * self._n_workers)
             return super().run()
 
@@ -442,7 +263,7 @@ class ClusterQuery(Query):
         task, chunks, pool = delayed(function, pure=False), self._pool.chunks(), self._pool
         found = []
         for number, part in pool.parts(rows):
-            which = _Chunk(rows[part], int(pool.starts[number]), self._p.batch_size)
+            which = _worker.Chunk(rows[part], int(pool.starts[number]), self._p.batch_size)
             more = [arg(part.start) if callable(arg) else arg for arg in args]
             found.append(task(self._packed, chunks[number], which, *more))
         return found
@@ -452,9 +273,9 @@ class ClusterQuery(Query):
         """Add up what tasks give, a few at a time."""
         from dask.delayed import delayed
 
-        add = delayed(_sum, pure=False)
+        add = delayed(_worker.added, pure=False)
         while len(parts) > 1:
-            parts = [add(some) for some in _groups(parts, _FAN_IN)]
+            parts = [add(parts[some]) for some in gen_batches(len(parts), _FAN_IN)]
         return parts[0]
 
     def _bar(self, total: int, text: str) -> Any:
@@ -468,14 +289,14 @@ class ClusterQuery(Query):
             means = super()._sample_diagonal((labeled, pool[:0]), r)
             sums = {name: n * mean.cpu() for name, mean in means.items()}
         if len(pool):
-            tasks = self._tasks(_diagonal_of, pool, r)
+            tasks = self._tasks(_worker.diagonal_of, pool, r)
             *parts, total = self._cluster.compute([*tasks, self._tree(tasks)])
             with self._bar(len(parts), "Fisher diagonal") as bar:
                 self._cluster.wait(parts, bar.update)
             self._cluster.release(parts)
             [(n_pool, more)] = self._cluster.results([total])
             self._cluster.count("diagonal", sum(value.nbytes for value in more.values()))
-            n, sums = _sum([(n_pool, more), *([(n, sums)] if n else [])])
+            n, sums = _worker.added([(n_pool, more), *([(n, sums)] if n else [])])
         return {name: value / n for name, value in sums.items()}
 
     def _sample_probabilities(self, sample: tuple[np.ndarray, np.ndarray]) -> Tensor:
@@ -488,7 +309,7 @@ class ClusterQuery(Query):
         return torch.cat(parts)
 
     def _pool_probabilities(self, rows: np.ndarray) -> Tensor:
-        tasks = self._cluster.compute(self._tasks(_probabilities_of, rows))
+        tasks = self._cluster.compute(self._tasks(_worker.probabilities_of, rows))
         with self._bar(len(tasks), "Predictions") as bar:
             found = torch.cat(self._cluster.results(tasks, bar.update))
         self._cluster.count("predictions", found.nbytes)
@@ -501,7 +322,12 @@ class ClusterQuery(Query):
             self._embed_labeled(r)
             options = {"n_directions": r, "weighting": self._p.weighting}
             tasks = self._tasks(
-                _embedding_of, rows, lambda position: position, self.mask, self._dtype, options
+                _worker.embedding_of,
+                rows,
+                lambda position: position,
+                self.mask,
+                self._dtype,
+                options,
             )
             sums = [] if self._aims_at_identity else [self._tree(self._fisher_tasks(tasks))]
             futures = cluster.compute([*tasks, *sums])
@@ -516,7 +342,7 @@ class ClusterQuery(Query):
             fisher = self._target(fisher, n)
         with self._step("selection"), self._picks_bar(n) as bar:
             self._shards = [
-                cluster.submit(_Shard, some, workers=[home], allow_other_workers=True)
+                cluster.submit(_worker.Shard, some, workers=[home], allow_other_workers=True)
                 for home, some in cluster.homes(parts).items()
             ]
             cluster.wait(self._shards)
@@ -545,14 +371,14 @@ class ClusterQuery(Query):
     def _fisher_tasks(parts: Sequence[Any]) -> list[Any]:
         from dask.delayed import delayed
 
-        return [delayed(_fisher_of, pure=False)(part) for part in parts]
+        return [delayed(_worker.fisher_of, pure=False)(part) for part in parts]
 
     def _begin(self, start: Start) -> None:
         inverse = start.inverse.cpu() if isinstance(start.inverse, Tensor) else start.inverse
         start = Start(inverse, start.target.cpu())
         size = start.target.nbytes * (2 if isinstance(inverse, Tensor) else 1)
         self._cluster.count("start", size * len(self._shards))
-        self._start = self._cluster.submit(_same, start)
+        self._start = self._cluster.submit(_worker.same, start)
 
     def _put(self, question: Question) -> Answer:
         """Put a question to all shards; tell those that have lost their state all over again."""
@@ -572,9 +398,9 @@ class ClusterQuery(Query):
         waiting = [(shard, first) for shard in self._shards]
         while waiting:
             told = [
-                cluster.submit(_ask, shard, anew, self._start, self._history)
+                cluster.submit(_worker.ask, shard, anew, self._start, self._history)
                 if lost
-                else cluster.submit(_ask, shard, question)
+                else cluster.submit(_worker.ask, shard, question)
                 for shard, lost in waiting
             ]
             self._round_trips += 1

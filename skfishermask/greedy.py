@@ -12,16 +12,13 @@ from torch import Tensor
 from skfishermask.candidates import (
     CandidateBlock,
     Candidates,
-    EmbeddedBlock,
     ExactState,
     Start,
     Step,
     Update,
-    mean_size,
-    rounding,
-    symmetric,
-    trace_gains,
 )
+from skfishermask.embedded import EmbeddedBlock
+from skfishermask.gains import mean_size, rounding, symmetric, trace_gains
 
 # Near-ties that are computed afresh in float64 together.
 _GROUP = 8

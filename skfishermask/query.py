@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from numbers import Integral
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from skfishermask._dask import ChunkBatches, DaskPool
 from skfishermask._rows import as_rows, check_finite
-from skfishermask._skorch import NetBatches, n_samples, to_logits_of
+from skfishermask._skorch import NetBatches, n_samples, naming_rows, to_logits_of
 from skfishermask.directions import n_rows, n_rows_for_share
 from skfishermask.fisher import (
     FisherSum,
@@ -32,7 +32,7 @@ from skfishermask.fisher import (
     predicted_probabilities,
 )
 from skfishermask.mask import ParameterMask, mask_size
-from skfishermask.network import Batch, NonFiniteOutputError, output_layer
+from skfishermask.network import Batch, output_layer
 from skfishermask.selection import select_batch
 from skfishermask.storage import ScratchEmbedding, StoredEmbedding, TensorEmbedding
 
@@ -450,20 +450,3 @@ class Query:
     def _pool_probabilities(self, rows: np.ndarray) -> Tensor:
         batches = self._batches(self._X_pool, rows)
         return predicted_probabilities(self._module, batches, to_logits=self._to_logits)
-
-
-@contextmanager
-def naming_rows(parts: Sequence[NetBatches | ChunkBatches]) -> Iterator[None]:
-    """Turn the count of samples read into a row of the user's data, in messages."""
-    try:
-        yield
-    except NonFiniteOutputError as error:
-        row = error.row
-        for part in parts:
-            if row < part.n_rows:
-                raise ValueError(
-                    f"The network's output is NaN or infinite for row {part.rows[row]} of "
-                    f"{part.name}."
-                ) from error
-            row -= part.n_rows
-        raise

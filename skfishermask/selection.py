@@ -30,7 +30,9 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from skfishermask.candidates import EmbeddedBlock, Start, symmetric
+from skfishermask.candidates import Start
+from skfishermask.embedded import EmbeddedBlock
+from skfishermask.gains import symmetric
 from skfishermask.greedy import choose
 from skfishermask.storage import StoredEmbedding, stored
 

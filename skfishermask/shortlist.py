@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from skfishermask.candidates import Candidates, EmbeddedBlock, ExactState, Step, Update
+from skfishermask.candidates import Candidates, ExactState, Step, Update
+from skfishermask.embedded import EmbeddedBlock
 
 # The shortlist grows to so many times its size before the least likely leave it.
 _SLACK = 3

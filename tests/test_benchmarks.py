@@ -237,6 +237,33 @@ def test_report_is_written_from_the_results(
     assert "nan" not in page
 
 
+@pytest.mark.parametrize(
+    ("gap", "n_seeds", "outcome"),
+    [
+        (0.02, 28, "It wins, so it is the default now."),
+        (0.0, 28, "That is no win, so the default stays."),
+        (-0.02, 28, "loses in 1 of 1. That is no win, so the default stays."),
+        (0.02, 16, "It was not tried on other seeds yet, so the default stays."),
+    ],
+)
+def test_a_variant_is_chosen_and_confirmed_on_other_seeds(
+    tmp_path: Path, gap: float, n_seeds: int, outcome: str
+) -> None:
+    gaps = GAPS | {"lambda 0.01": 0.08, "lambda 0.1": 0.04, "oversample 2": 0.06}
+    write_setting(tmp_path / "one", gaps, n_seeds)
+    file = tmp_path / "one/results.csv"
+    table = pd.read_csv(file)
+    later = (table.strategy == "lambda 0.01") & (table.seed >= 16)
+    table.loc[later, "accuracy"] += GAPS["FisherMask"] + gap - gaps["lambda 0.01"]
+    table.to_csv(file, index=False)
+    text = label_efficiency_report.tried(label_efficiency_report.load(tmp_path))
+    assert "The candidate is **lambda 0.01**." in text
+    assert outcome in text
+    assert f"{-0.01:+.3f} (".replace("-", "\N{MINUS SIGN}") in text
+    if n_seeds > 16:
+        assert "12\n" in text
+
+
 def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(seeds: int, *strategies: str) -> pd.DataFrame:
         argv = ["study", "--network", "mlp", "--n-queries", "1", "--pool-size", "200"]

@@ -6,8 +6,11 @@ import gc
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
-from skfishermask import FisherMaskSampler, fisher_mask_sampling
+from skfishermask import FisherMaskSampler, _worker, fisher_mask_sampling
 from skfishermask.candidates import Start
 from tests.nets import digits, fitted, logits_net, mlp, options
 from tests.test_selection import problem
@@ -323,7 +326,9 @@ def test_a_killed_worker_changes_nothing(
 
         def watched_wait(self: Any, futures: Any, on_done: Any = None) -> None:
             started = str(futures[0].key)
-            kill_in(next((x for x in ("diagonal", "embedding") if f"_{x}_of" in started), ""))
+            kill_in(
+                next((x for x in ("diagonal", "embedding") if started.startswith(f"{x}_of")), "")
+            )
             wait(self, futures, on_done)
 
         monkeypatch.setattr(ours.ClusterQuery, "_put", watched_put)
@@ -341,9 +346,9 @@ def test_a_shard_that_travels_says_that_it_has_lost_its_state(threads: Any) -> N
     def ask() -> list[Any]:
         from tests.test_shortlist import QUESTION
 
-        shard = ours._Shard([ours._Part(0, embedding)])
+        shard = _worker.Shard([_worker.Part(0, embedding)])
         shard.begin(start, [], 0)
-        question = ours.replace(QUESTION, count=3)
+        question = replace(QUESTION, count=3)
         again = pickle.loads(pickle.dumps(shard))
         return [shard.ask(question), shard.ask(question), again.ask(question)]
 
@@ -364,7 +369,7 @@ def test_interrupting_leaves_nothing_on_the_cluster(
 ) -> None:
     # Ctrl-C comes while this process waits: here as soon as it does so in the phase.
     wait = ours._Cluster.wait
-    started = {"diagonal": "_diagonal_of", "embedding": "_embedding_of", "selection": "_ask"}
+    started = {"diagonal": "diagonal_of", "embedding": "embedding_of", "selection": "ask"}
 
     def interrupted(self: Any, futures: Any, on_done: Any = None) -> None:
         if str(futures[0].key).startswith(started[phase]):
@@ -403,6 +408,54 @@ def test_a_cluster_without_workers_is_gone(
         monkeypatch.setattr(ours.ClusterQuery, "_put", leave)
         with pytest.raises(ConnectionError, match=r"cluster at .* is gone: it has had no worker"):
             sampler()(net, da.from_array(pool, UNEVEN), 10)
+
+
+def test_a_cluster_that_never_had_a_worker_is_gone(
+    net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "_GRACE", 0.5)
+    with cluster(0), pytest.raises(ConnectionError, match="it has had no worker"):
+        sampler()(net, da.from_array(pool, UNEVEN), 10)
+
+
+SCHEDULER = """
+from distributed import LocalCluster
+cluster = LocalCluster(n_workers=1, processes=False, protocol="tcp://", dashboard_address=":0")
+print(cluster.scheduler_address, flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_scheduler_that_is_killed_is_gone(
+    net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dask
+
+    monkeypatch.setattr(ours, "_LOOK", 0.1)
+    # Workers must find this module, which has the net's class.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        subprocess.Popen([sys.executable, "-c", SCHEDULER], env=environment, **pipes) as process,
+        dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
+    ):
+        try:
+            address = process.stdout.readline().strip()
+            with distributed.Client(address):
+                put = ours.ClusterQuery._put
+
+                def kill(self: Any, question: Any) -> Any:
+                    if question.number == 2:
+                        process.kill()
+                        process.wait()
+                    return put(self, question)
+
+                monkeypatch.setattr(ours.ClusterQuery, "_put", kill)
+                with pytest.raises(ConnectionError, match=r"Dask cluster at tcp://.* is gone"):
+                    sampler()(net, da.from_array(pool, UNEVEN), 10)
+        finally:
+            process.kill()
 
 
 def test_a_cluster_that_is_closed_is_gone(
@@ -460,7 +513,7 @@ def test_too_little_memory_is_found_before_the_work(
 @pytest.mark.cuda
 def test_workers_use_their_gpu(processes: Any, net: Any, pool: np.ndarray) -> None:
     part = processes.submit(
-        lambda: ours._Part(0, torch.ones(1, 1, 1, device="cuda")).values.device.type
+        lambda: _worker.Part(0, torch.ones(1, 1, 1, device="cuda")).values.device.type
     )
     assert part.result() == "cuda"
     expected = sampler()(net, pool, 20)

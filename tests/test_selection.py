@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skfishermask.candidates import Candidates, EmbeddedBlock, Start, trace_gains
+from skfishermask.candidates import Candidates, Start
+from skfishermask.embedded import EmbeddedBlock
+from skfishermask.gains import trace_gains
 from skfishermask.greedy import InformationInverse, greedy
 from skfishermask.selection import select_batch
 from skfishermask.storage import ScratchEmbedding

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from skfishermask.candidates import EmbeddedBlock, Start, Step
+from skfishermask.candidates import Start, Step
+from skfishermask.embedded import EmbeddedBlock
 from skfishermask.greedy import GreedyState, InformationInverse, choose, greedy
 from skfishermask.shortlist import Answer, Question, Shortlist, answer, merged, moved
 from tests.test_selection import cut, problem

@@ -151,7 +151,7 @@ def test_selection_from_a_scratch_file(
     options = {"oversample": oversample, "fisher_labeled": fisher, "n_labeled": 5}
     expected = select_batch(V, 40, fisher, **options)
     monkeypatch.setattr("skfishermask.storage._CHUNK_BYTES", 7 * 60 * 4)
-    monkeypatch.setattr("skfishermask.candidates._PRODUCT_BYTES", 1)
+    monkeypatch.setattr("skfishermask.embedded._PRODUCT_BYTES", 1)
     monkeypatch.setattr("skfishermask.selection._SPECULATIVE", speculative)
     with ScratchEmbedding(V.shape, dtype, device, tmp_path) as storage:
         storage.write(0, V)

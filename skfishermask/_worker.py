@@ -1,0 +1,208 @@
+"""What runs on the workers of a Dask cluster: its tasks, and the shards of a selection."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skfishermask._dask import chunk_batches
+from skfishermask._skorch import naming_rows, to_logits_of, unpacked
+from skfishermask.candidates import CAREFUL, Start, Update
+from skfishermask.embedded import EmbeddedBlock
+from skfishermask.fisher import (
+    embedding_blocks,
+    fisher_diagonal,
+    fisher_matrix,
+    predicted_probabilities,
+)
+from skfishermask.mask import ParameterMask
+from skfishermask.shortlist import Answer, Question, answer, merged, moved
+
+# Updates that are applied together when a block is made again.
+_TOGETHER = 32
+
+# What tasks give to be summed up: the number of samples, and sums over them.
+Sums = tuple[int, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples of one chunk that a task shall read, and how.
+
+    Attributes
+    ----------
+    rows : ndarray of int
+        Their rows in the pool.
+    start : int
+        The row of the chunk's first sample in the pool.
+    batch_size : int or None
+        Samples in a pass; None: the net's own.
+    """
+
+    rows: np.ndarray
+    start: int
+    batch_size: int | None
+
+    @contextmanager
+    def read(self, packed: bytes, chunk: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Give the module, the batches of inputs and what makes logits of outputs."""
+        import cloudpickle
+
+        # Anew in each task, because the tasks of a worker share its memory.
+        kind, parts, transform = cloudpickle.loads(packed)
+        net = unpacked(kind, parts, "cuda" if torch.cuda.is_available() else "cpu")
+        batches = chunk_batches(net, chunk, self.rows, self.start, transform, self.batch_size)
+        with naming_rows([batches]):
+            yield net.module_, batches, to_logits_of(net)
+
+
+def diagonal_of(packed: bytes, chunk: Any, which: Chunk, r: int) -> Sums:
+    with which.read(packed, chunk) as (module, batches, to_logits):
+        means = fisher_diagonal(module, batches, n_directions=r, to_logits=to_logits)
+    n = len(which.rows)
+    return n, {name: n * mean.cpu() for name, mean in means.items()}
+
+
+def probabilities_of(packed: bytes, chunk: Any, which: Chunk) -> Tensor:
+    with which.read(packed, chunk) as (module, batches, to_logits):
+        return predicted_probabilities(module, batches, to_logits=to_logits).cpu()
+
+
+class Part:
+    """Fisher embeddings of one chunk's candidates, whose first has this position."""
+
+    def __init__(self, position: int, values: Tensor) -> None:
+        self.position = position
+        self.values = values
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + self.values.nbytes
+
+
+def embedding_of(
+    packed: bytes,
+    chunk: Any,
+    which: Chunk,
+    position: int,
+    mask: ParameterMask,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> Part:
+    with which.read(packed, chunk) as (module, batches, to_logits):
+        shape = len(which.rows), options["n_directions"], len(mask)
+        values = torch.empty(shape, dtype=dtype, device=next(module.parameters()).device)
+        start = 0
+        for block in embedding_blocks(module, batches, mask, to_logits=to_logits, **options):
+            values[start : start + len(block)] = block
+            start += len(block)
+    return Part(position, values)
+
+
+@torch.no_grad()
+def fisher_of(part: Part) -> Sums:
+    n = len(part.values)
+    return n, {"": n * fisher_matrix(part.values).cpu()}
+
+
+def added(parts: Sequence[Sums]) -> Sums:
+    """Add up, into new tensors: results of tasks are not to be changed."""
+    names = parts[0][1]
+    sums = {name: torch.stack([sums[name] for _, sums in parts]).sum(0) for name in names}
+    return sum(n for n, _ in parts), sums
+
+
+class Shard:
+    """All embeddings on one worker, and the state of the selection there.
+
+    The embeddings are what the task gives. The state follows from them and the updates so far; it
+    does not travel, and a shard that has lost it says so.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = list(parts)
+        self._blocks: list[EmbeddedBlock] = []
+        self._number = -1
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shard, (self._parts,)
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + sum(map(Part.__sizeof__, self._parts))
+
+    @torch.no_grad()
+    def begin(self, start: Start, history: Sequence[Update], number: int) -> None:
+        """Bring the blocks into the state that question `number` expects."""
+        device = self._parts[0].values.device
+        inverse = start.inverse
+        first = Start(
+            inverse.to(device) if isinstance(inverse, Tensor) else inverse, start.target.to(device)
+        )
+
+        starts = range(CAREFUL, len(history), _TOGETHER)
+        parts = [history[:CAREFUL], *(history[i : i + _TOGETHER] for i in starts)]
+
+        def build(part: Part) -> EmbeddedBlock:
+            with torch.no_grad():
+                block = EmbeddedBlock(part.values, first, part.position)
+                for updates in parts:
+                    block.advance([update.to(device) for update in updates])
+                    # Have them applied now: the products with all of them would be large.
+                    block.best(0)
+            return block
+
+        with self._lock:
+            self._blocks = self._each(build, self._parts)
+            self._number = number
+
+    def ask(self, question: Question) -> Answer | None:
+        """Answer a question; None: the state is not the one that it expects."""
+        with self._lock:
+            if question.number != self._number:
+                return None
+            here = moved(question, self._parts[0].values.device)
+
+            def ask(block: EmbeddedBlock) -> Answer:
+                with torch.no_grad():
+                    return answer(block, here)
+
+            found = merged(self._each(ask, self._blocks)).to("cpu")
+            self._number += 1
+            return found
+
+    @staticmethod
+    def _each(act: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Act on all items, with as many threads as the worker may use."""
+        from distributed import get_worker
+
+        with ThreadPoolExecutor(get_worker().state.nthreads) as threads:
+            return list(threads.map(act, items))
+
+
+def ask(
+    shard: Shard,
+    question: Question,
+    start: Start | None = None,
+    history: Sequence[Update] = (),
+) -> Answer | None:
+    if start is not None:
+        shard.begin(start, history, question.number)
+    return shard.ask(question)
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def memory_limit(dask_worker: Any) -> int | None:
+    """Tell how much memory a worker may take."""
+    limit: int | None = dask_worker.memory_manager.memory_limit
+    return limit

@@ -1,0 +1,103 @@
+"""Gains from small matrices, quadratic forms, and how far floating point may be off."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+# Blocks up to this size are inverted faster all at once, larger ones one at a time.
+_SMALL = 16
+# Column blocks of a triangular matrix; above the diagonal ones nothing is multiplied.
+_N_BLOCKS = 8
+# Rounding by torch.get_float32_matmul_precision(): float32, TensorFloat32, bfloat16.
+_FLOAT32_ROUNDING = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
+
+
+def trace_gains(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Give tr((I + A)^-1 B) and the size of (I + A)^-1 for blocks of shape (n, r, r).
+
+    Where rounding has left I + A indefinite the gain is 0 and the size infinite, so that the
+    candidate is computed afresh before anything is decided on it.
+    """
+    invert = _invert_small if a.shape[1] <= _SMALL else _invert_large
+    gains, size, valid = invert(a, b)
+    valid &= torch.isfinite(gains)
+    return gains.masked_fill(~valid, 0), size.masked_fill(~valid, math.inf)
+
+
+def _invert_small(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Symmetric Gauss-Jordan for all candidates at once; it ends in minus the inverse."""
+    s = a.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+    s.diagonal().add_(1)
+    valid = torch.ones(len(a), dtype=torch.bool, device=a.device)
+    for j in range(len(s)):
+        row = s[j].clone()
+        pivot = row[j].clone()
+        valid &= pivot > 0
+        scaled = row / pivot
+        s.addcmul_(row[:, None], scaled, value=-1)
+        s[j] = scaled
+        s[:, j] = scaled
+        s[j, j] = -1 / pivot
+    return -(s * b.permute(1, 2, 0)).sum((0, 1)), -s.diagonal().amin(1), valid
+
+
+def _invert_large(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same one candidate at a time."""
+    s = a.clone()
+    s.diagonal(dim1=1, dim2=2).add_(1)
+    factor, failed = torch.linalg.cholesky_ex(s)
+    inverse = torch.cholesky_inverse(factor)
+    return (inverse * b).sum((1, 2)), inverse.diagonal(dim1=1, dim2=2).amax(1), failed == 0
+
+
+class QuadraticForm:
+    """V Q V^T for many V and one symmetric Q, which may be a multiple of the identity.
+
+    Q is the sum of a lower triangle and its transpose, so half of the multiplications with it
+    give all there is to know.
+    """
+
+    def __init__(self, matrix: Tensor | float) -> None:
+        self.size = mean_size(matrix)
+        self._half = matrix
+        if isinstance(matrix, Tensor):
+            self._half = matrix.tril()
+            self._half.diagonal().div_(2)
+
+    def __call__(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Give V Q V^T, and a bound for the norm of V Q, for V of shape (n, r, k), float64."""
+        half = self._half
+        if not isinstance(half, Tensor):
+            return half * v @ v.mT, half * torch.linalg.vector_norm(v.flatten(1), dim=1)
+        n, r, k = v.shape
+        total = v.new_zeros(n, r, r)
+        squares = v.new_zeros(n)
+        edges = [k * block // _N_BLOCKS for block in range(_N_BLOCKS + 1)]
+        for a, b in pairwise(sorted(set(edges))):
+            w = (v[..., a:].reshape(n * r, -1) @ half[a:, a:b]).view(n, r, -1)
+            total.baddbmm_(w, v[..., a:b].mT)
+            squares += w.square().sum((1, 2))
+        return total + total.mT, 2 * squares.sqrt()
+
+
+def mean_size(matrix: Tensor | float) -> float:
+    """Give the root mean square of a symmetric matrix's eigenvalues."""
+    if not isinstance(matrix, Tensor):
+        return matrix
+    return float(torch.linalg.matrix_norm(matrix)) / math.sqrt(len(matrix))
+
+
+def symmetric(matrix: Tensor) -> Tensor:
+    """Give the symmetric part."""
+    return (matrix + matrix.mT) / 2
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Give the relative error of a product in `dtype`, reduced-precision modes included."""
+    if dtype == torch.float64:
+        return 2.0**-50
+    return _FLOAT32_ROUNDING[torch.get_float32_matmul_precision()]
