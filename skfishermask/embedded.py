@@ -348,9 +348,12 @@ class EmbeddedBlock:
                 ):
                     self._correct(row, exact)
             show(number)
-            q, t = (products[: group.stop - group.start, :, number, i].double() for i in (0, 1))
-            self._a[group].baddbmm_(q, q.mT, alpha=-1)
-            self._b[group].baddbmm_(q, t.mT, alpha=-1).baddbmm_(t, q.mT, alpha=-1)
+            pair = products[: group.stop - group.start, :, number].double().transpose(1, 2)
+            q, t = pair.unbind(1)
+            # Q Q^T and Q T^T in one go.
+            qq, qt = (q @ pair.flatten(1, 2).mT).split(q.shape[1], 2)
+            self._a[group] -= qq
+            self._b[group] -= qt + qt.mT
             size_q = torch.linalg.vector_norm(q.flatten(1), dim=1)
             size_t = torch.linalg.vector_norm(t.flatten(1), dim=1)
             factors_q, factors_t = self._norm[group] * norms[number, :, None]

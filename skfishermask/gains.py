@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-# Blocks up to this size are inverted faster all at once, larger ones one at a time.
-_SMALL = 16
+# At least so many blocks of at most this size are inverted faster all at once than one at a time.
+_MANY, _SMALL = 64, 16
 # Column blocks of a triangular matrix; above the diagonal ones nothing is multiplied.
 _N_BLOCKS = 8
 # Rounding by torch.get_float32_matmul_precision(): float32, TensorFloat32, bfloat16.
@@ -22,30 +22,30 @@ def trace_gains(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     Where rounding has left I + A indefinite the gain is 0 and the size infinite, so that the
     candidate is computed afresh before anything is decided on it.
     """
-    invert = _invert_small if a.shape[1] <= _SMALL else _invert_large
+    n, r, _ = a.shape
+    invert = _invert_together if n >= _MANY and r <= _SMALL else _invert_each
     gains, size, valid = invert(a, b)
     valid &= torch.isfinite(gains)
     return gains.masked_fill(~valid, 0), size.masked_fill(~valid, math.inf)
 
 
-def _invert_small(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _invert_together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Symmetric Gauss-Jordan for all candidates at once; it ends in minus the inverse."""
     s = a.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
     s.diagonal().add_(1)
-    valid = torch.ones(len(a), dtype=torch.bool, device=a.device)
+    smallest = s.new_full((len(a),), math.inf)
     for j in range(len(s)):
         row = s[j].clone()
-        pivot = row[j].clone()
-        valid &= pivot > 0
-        scaled = row / pivot
+        torch.minimum(smallest, row[j], out=smallest)
+        scaled = row / row[j]
         s.addcmul_(row[:, None], scaled, value=-1)
+        torch.reciprocal(row[j], out=scaled[j]).neg_()
         s[j] = scaled
         s[:, j] = scaled
-        s[j, j] = -1 / pivot
-    return -(s * b.permute(1, 2, 0)).sum((0, 1)), -s.diagonal().amin(1), valid
+    return -(s * b.permute(1, 2, 0)).sum((0, 1)), -s.diagonal().amin(1), smallest > 0
 
 
-def _invert_large(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _invert_each(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Do the same one candidate at a time."""
     s = a.clone()
     s.diagonal(dim1=1, dim2=2).add_(1)

@@ -99,12 +99,20 @@ class StoredEmbedding(ABC):
         part : slice
             Which samples.
         values : Tensor of shape (m, r, k)
-            Theirs, on `device`; not to be written to.
+            Theirs, on `device`; not to be written to, and only valid until the next ones.
         """
+        dtype = dtype or self.work_dtype
         starts = range(0, len(self), self.chunk_rows)
         parts = [slice(start, min(len(self), start + self.chunk_rows)) for start in starts]
+        room: Tensor | None = None
         for part, values in zip(parts, self._read(parts), strict=True):
-            yield part, values.to(dtype or self.work_dtype)
+            if values.dtype == dtype:
+                yield part, values
+            else:
+                # Memory that was written to before is much faster than new memory.
+                if room is None:
+                    room = torch.empty_like(values, dtype=dtype)
+                yield part, room[: len(values)].copy_(values)
 
     @abstractmethod
     def write(self, start: int, values: Tensor) -> None:

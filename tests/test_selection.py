@@ -400,15 +400,16 @@ def test_error_bars_hold(r: int, k: int, decay: float, device: str) -> None:
     greedy([Judged(embedding, Start(1.0, target))], InformationInverse(1.0), target, 30)
 
 
+@pytest.mark.parametrize("n", [20, 100])
 @pytest.mark.parametrize("r", [1, 9, 16, 17, 40])
-def test_trace_gains(r: int, device: str) -> None:
-    v = torch.randn(20, r, 2 * r, dtype=torch.float64, device=device)
+def test_trace_gains(r: int, n: int, device: str) -> None:
+    v = torch.randn(n, r, 2 * r, dtype=torch.float64, device=device)
     a, b = v @ v.mT, v @ v.mT @ v @ v.mT
     a[3] = a[7] = -2 * torch.eye(r)
     b[5] = torch.nan
     gains, size = trace_gains(a, b)
     inverse = torch.linalg.inv(torch.eye(r, device=device) + a)
-    right = [i for i in range(20) if i not in (3, 5, 7)]
+    right = [i for i in range(n) if i not in (3, 5, 7)]
     expected = (inverse @ b).diagonal(dim1=1, dim2=2).sum(1)
     torch.testing.assert_close(gains[right], expected[right], rtol=1e-9, atol=0)
     largest = inverse.diagonal(dim1=1, dim2=2).amax(1)
