@@ -257,7 +257,7 @@ def test_a_variant_is_chosen_and_confirmed_on_other_seeds(
     table.loc[later, "accuracy"] += GAPS["FisherMask"] + gap - gaps["lambda 0.01"]
     table.to_csv(file, index=False)
     text = label_efficiency_report.tried(label_efficiency_report.load(tmp_path))
-    assert "The candidate is **lambda 0.01**." in text
+    assert "The candidate is **FisherMask, lambda 0.01**." in text
     assert outcome in text
     assert f"{-0.01:+.3f} (".replace("-", "\N{MINUS SIGN}") in text
     if n_seeds > 16:
