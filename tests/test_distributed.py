@@ -157,7 +157,7 @@ def test_same_choice_with_other_numbers_of_workers(
     net: Any, pool: np.ndarray, labeled: np.ndarray, n_workers: int
 ) -> None:
     expected = chosen_by(sampler(), net, pool, labeled)
-    with cluster(n_workers, processes=True):
+    with cluster(n_workers, processes=False):
         found = sampler()
         assert_same(chosen_by(found, net, da.from_array(pool, UNEVEN), labeled), expected)
     assert found.query_info_["n_workers"] == n_workers
