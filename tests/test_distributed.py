@@ -257,7 +257,7 @@ def test_this_process_holds_no_chunk_and_no_embedding(processes: Any, net: Any) 
         return np.random.default_rng(start).random((20_000, 64))
 
     X = da.map_blocks(
-        chunk, chunks=((20_000,) * 3, (64,)), dtype="float64", meta=rng.random((0, 0))
+        chunk, chunks=((20_000,) * 2, (64,)), dtype="float64", meta=rng.random((0, 0))
     )
     largest = 0
 
@@ -301,6 +301,7 @@ def kill_one(client: Any) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.kills
 @pytest.mark.parametrize("phase", ["embedding", "selection"])
 def test_a_killed_worker_changes_nothing(
     net: Any,
@@ -427,6 +428,7 @@ input()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.kills
 def test_a_scheduler_that_is_killed_is_gone(
     net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -455,6 +455,7 @@ def small_run(folder: Path | str | None) -> dict[str, np.ndarray]:
     )
 
 
+@pytest.mark.kills
 def test_killed_three_times(tmp_path: Path) -> None:
     """SIGKILL wherever it falls: the end is that of a run without, bit for bit."""
     n_threads = torch.get_num_threads()
