@@ -296,7 +296,7 @@ def errors_reached(settings: list[Setting]) -> str:
             if name in s.curves and name != s.best_peer
         }
         worst = max(errors.values())
-        enough = [name for name, value in errors.items() if round(value, 4) <= WANTED_ERROR]
+        enough = [name for name, value in errors.items() if value <= WANTED_ERROR]
         rows.append(
             [
                 s.name,
@@ -507,19 +507,18 @@ own is a file with ``X_train``, ``y_train``, ``X_test`` and ``y_test``. The tool
 
 def advice(settings: list[Setting]) -> str:
     """Recommendations that follow from the tables, by rules."""
-    ranking = sorted(
-        present(settings, CORE),
-        key=lambda n: -np.mean([s.means(n).mean() for s in settings if n in s.curves]),
-    )
-    lines = [
-        "Ranked by mean accuracy over the settings: "
-        + ", ".join(
-            f"{n} ({np.mean([s.means(n).mean() for s in settings if n in s.curves]):.3f})"
-            for n in ranking
-        )
-        + ".",
-        "",
-    ]
+    names = present(settings, CORE)
+    shared = [s for s in settings if all(n in s.curves for n in names)]
+    means = {n: float(np.mean([s.means(n).mean() for s in shared])) for n in names if shared}
+    ranking = sorted(means, key=lambda n: -means[n])
+    lines = []
+    if shared:
+        order = ", ".join(f"{n} ({means[n]:.3f})" for n in ranking)
+        lines = [
+            f"Ranked by mean accuracy over the {len(shared)} settings in which all of these were "
+            f"run: {order}.",
+            "",
+        ]
     cheap = [n for n in ("margin", "BADGE", "entropy") if n in ranking]
     for n in cheap:
         cost = np.median([s.query_seconds(OURS) / max(s.query_seconds(n), 1e-9) for s in settings])
@@ -601,12 +600,15 @@ def main() -> None:
 
 def power(settings: list[Setting]) -> str:
     """What difference the study can see."""
-    errors = [error(s.difference(OURS, s.best_peer)) for s in settings if len(s.curves[OURS]) > 1]
+    found = [s.difference(OURS, s.best_peer) for s in settings]
+    errors = [error(values) for values in found if len(values) >= MIN_SEEDS]
+    if not errors:
+        return f"No setting has {MIN_SEEDS} seeds yet."
     return (
-        "The standard error of the paired difference between FisherMask and the best peer is "
-        f"{min(errors):.4f} to {max(errors):.4f}, so differences below about "
-        f"{2.8 * min(errors):.3f} to {2.8 * max(errors):.3f} (2.8 standard errors) are likely "
-        "to be missed. A tie here means: not told apart, not equal."
+        f"Where there are at least {MIN_SEEDS} seeds, the standard error of the paired difference "
+        f"between FisherMask and the best peer is {min(errors):.4f} to {max(errors):.4f}, so "
+        f"differences below about {2.8 * min(errors):.3f} to {2.8 * max(errors):.3f} (2.8 standard "
+        "errors) are likely to be missed. A tie here means: not told apart, not equal."
     )
 
 

@@ -116,10 +116,11 @@ def bait_binary(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
 
 
 class WeightedTarget(BaseEstimator):
-    """FisherMask with a target in which each predicted class weighs the same.
+    """FisherMask with another target.
 
     F is the mean over the classes of the mean Fisher information of the samples that the network
-    puts there, and `regularization` is a multiple of tr(F) / k where `relative` is True.
+    puts there (`balanced`), or the pool and the labelled samples have given shares in it
+    (`pool_share`). `regularization` is a multiple of tr(F) / k where `relative` is True.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class WeightedTarget(BaseEstimator):
         n_directions: int | None = None,
         mask: str = "global",
         oversample: float = 1.0,
+        pool_share: float | None = None,
     ) -> None:
         self.balanced = balanced
         self.regularization = regularization
@@ -137,6 +139,7 @@ class WeightedTarget(BaseEstimator):
         self.n_directions = n_directions
         self.mask = mask
         self.oversample = oversample
+        self.pool_share = pool_share
 
     def __call__(
         self, learner: Any, X_pool: Any, n_instances: int = 1
@@ -154,6 +157,9 @@ class WeightedTarget(BaseEstimator):
             predicted = logits.argmax(1)
             parts = [V[predicted == c] for c in predicted.unique()]
             fisher = torch.stack([fisher_matrix(part) for part in parts]).mean(0)
+        elif self.pool_share is not None:
+            share = self.pool_share
+            fisher = share * fisher_matrix(pool) + (1 - share) * fisher_matrix(labeled)
         else:
             fisher = fisher_matrix(V)
         scale = float(fisher.trace()) / len(fisher) if self.relative else 1.0
@@ -210,6 +216,8 @@ VARIANTS: dict[str, Callable[..., Any] | str] = {
     "lambda 0.01": fisher(regularization=0.01),
     "lambda tr(F)/k": WeightedTarget(balanced=False, relative=True),
     "balanced target": WeightedTarget(),
+    "pool alone in F": WeightedTarget(balanced=False, pool_share=1.0),
+    "half of F from the pool": WeightedTarget(balanced=False, pool_share=0.5),
     "mask of 450": fisher(mask_fraction=450),
     "mask of 1320": fisher(mask_fraction=1320),
     "quarter by entropy": fisher(entropy_share=0.25),

@@ -130,6 +130,10 @@ def test_weighted_target_without_weights_is_the_sampler(learner: Any) -> None:
     chosen, same = WeightedTarget(balanced=False)(learner, pool, 5)
     assert chosen.tolist() == expected.tolist()
     assert np.allclose(gains, same, rtol=1e-4)
+    proportional = WeightedTarget(balanced=False, pool_share=100 / 160)(learner, pool, 5)
+    assert proportional[0].tolist() == expected.tolist()
+    other = WeightedTarget(balanced=False, pool_share=0.1)(learner, pool, 5)
+    assert not np.allclose(other[1], gains, rtol=1e-2)
     assert WeightedTarget()(learner, pool, 5)[0].tolist() != chosen.tolist()
 
 
