@@ -235,18 +235,18 @@ def over_classes(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    n, k = (24, 1400) if given.quick else (8000, 2000)
+    n, k = (24, 1400) if given.quick else (8000, 4000)
     pool = Pool(given, n, 10, k)
     r = pool.embedding.shape[1]
     samples = (12, 24) if given.quick else (1000, 2000, 4000, 8000)
-    masks = (50, 100) if given.quick else (250, 500, 1000, 2000)
+    masks = (50, 100) if given.quick else (500, 1000, 2000, 4000)
     at, fixed = (100 if given.quick else 1403), {"C": 10, "r": r}
     beside, target = peers(given, pool)
     k_sweep = steps_over(
         given,
         "k",
-        {k: pool.take(n, k) for k in masks},
-        {**fixed, "N": n},
+        {k: pool.take(n // 2, k) for k in masks},
+        {**fixed, "N": n // 2},
         naive=100,
         note="many candidates, so that the product of all embeddings outweighs work on "
         "matrices of k x k",

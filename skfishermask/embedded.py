@@ -53,8 +53,8 @@ class EmbeddedBlock:
         self._n_updates = 0
         n, r, _ = embedding.shape
         self._norm = torch.empty(n, dtype=torch.float64, device=embedding.device)
-        self._a = self._norm.new_empty((n, r, r))
-        self._b = torch.empty_like(self._a)
+        # A on top of half of B, of which only the symmetric part counts and need be right.
+        self._blocks = self._norm.new_empty((n, 2 * r, r))
         self._error_a = torch.empty_like(self._norm)
         self._error_b = torch.empty_like(self._norm)
         self._gains = torch.empty_like(self._norm)
@@ -68,11 +68,12 @@ class EmbeddedBlock:
                 row = start + part.start + int(torch.nonzero(~torch.isfinite(norm))[0])
                 raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
             self._norm[part] = norm
-            self._a[part], size = inverse(v)
+            self._blocks[part, :r], size = inverse(v)
             self._error_a[part] = norm * self._product_error(
                 inverse.size * norm, size, torch.float64
             )
-            self._b[part], size = target(v)
+            b, size = target(v)
+            self._blocks[part, r:] = b / 2
             self._error_b[part] = norm * self._product_error(
                 target.size * norm, size, torch.float64
             )
@@ -348,14 +349,11 @@ class EmbeddedBlock:
                 ):
                     self._correct(row, exact)
             show(number)
-            pair = products[: group.stop - group.start, :, number].double().transpose(1, 2)
-            q, t = pair.unbind(1)
-            # Q Q^T and Q T^T in one go.
-            qq, qt = (q @ pair.flatten(1, 2).mT).split(q.shape[1], 2)
-            self._a[group] -= qq
-            self._b[group] -= qt + qt.mT
-            size_q = torch.linalg.vector_norm(q.flatten(1), dim=1)
-            size_t = torch.linalg.vector_norm(t.flatten(1), dim=1)
+            # Q on top of T, and Q Q^T on top of T Q^T.
+            pair = products[: group.stop - group.start, :, number].transpose(1, 2)
+            pair = pair.to(torch.float64, memory_format=torch.contiguous_format)
+            self._blocks[group] -= pair.flatten(1, 2) @ pair[:, 0].mT.contiguous()
+            size_q, size_t = torch.linalg.vector_norm(pair.flatten(2), dim=2).T
             factors_q, factors_t = self._norm[group] * norms[number, :, None]
             error_q = self._product_error(factors_q, size_q, products.dtype)
             error_t = self._product_error(factors_t, size_t, products.dtype)
@@ -365,8 +363,7 @@ class EmbeddedBlock:
         show(len(steps))
 
     def _correct(self, row: int, exact: ExactState) -> None:
-        self._a[row] = exact.a
-        self._b[row] = exact.b
+        self._blocks[row] = torch.cat([exact.a, exact.b / 2])
         self._error_a[row] = exact.error_a
         self._error_b[row] = exact.error_b
         self._gains[row] = exact.gain
@@ -388,8 +385,9 @@ class EmbeddedBlock:
 
     def _evaluate(self, part: slice) -> None:
         """Bring gains and their error bars up to date with A and B."""
-        gains, inverse_size = trace_gains(self._a[part], self._b[part])
-        self._gains[part] = gains
+        a, half_b = self._blocks[part].chunk(2, 1)
+        half, inverse_size = trace_gains(a, half_b)
+        self._gains[part] = gains = 2 * half
         # First order. The trace adds up r errors of either sign, so it is not off by r times one.
         error = self._error_b[part] + self._error_a[part] * gains.abs()
         self._errors[part] = inverse_size * error

