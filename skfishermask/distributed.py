@@ -29,7 +29,8 @@ from skfishermask._dask import DaskPool
 from skfishermask._skorch import luggage
 from skfishermask.candidates import CAREFUL, Start, Update
 from skfishermask.greedy import SHORTLIST, choose
-from skfishermask.query import EMBEDDING_DTYPES, Query, memory_needed
+from skfishermask.placement import Needs, gigabytes
+from skfishermask.query import Query
 from skfishermask.selection import n_forward, starting
 from skfishermask.shortlist import Answer, Question, Shortlist, merged, moved
 
@@ -207,7 +208,6 @@ class ClusterQuery(Query):
         self._pool = X_pool
         self._cluster = _Cluster(client)
         self._n_workers, self._memory = self._cluster.memory()
-        self._dtype = EMBEDDING_DTYPES[parameters.embedding_dtype]
         # What the shards were told: the start, all updates for good, and the last attempt.
         self._start: Any = None
         self._history: list[Update] = []
@@ -242,17 +242,17 @@ class ClusterQuery(Query):
             "round_trips": self._round_trips,
         }
 
-    def _placement(self, n: int, r: int, k: int) -> str:
-        embedding, matrices, states = memory_needed(n, r, k, self._dtype)
+    def _place(self, needs: Needs) -> str:
         free = psutil.virtual_memory().available
-        if matrices > free or embedding + states > self._memory:
+        if needs.matrices > free or needs.embedding + needs.states > self._memory:
             raise MemoryError(
-                f"The Fisher embedding of {n} candidates x {r} directions x {k} parameters needs "
-                f"{embedding / 1e9:.2f} GB and the candidates' gains {states / 1e9:.2f} GB; the "
-                f"cluster's {self._n_workers} workers may take {self._memory / 1e9:.2f} GB "
-                f"together. The {k} x {k} Fisher matrices need {matrices / 1e9:.2f} GB here, where "
-                f"{free / 1e9:.2f} GB are free. mask_fraction, max_candidates, n_directions and "
-                "embedding_dtype make them smaller; more workers have more memory."
+                f"The Fisher embedding of {needs.n} candidates x {needs.r} directions x "
+                f"{needs.k} parameters needs {gigabytes(needs.embedding)} and the candidates' "
+                f"gains {gigabytes(needs.states)}; the cluster's {self._n_workers} workers may "
+                f"take {gigabytes(self._memory)} together. The {needs.k} x {needs.k} Fisher "
+                f"matrices need {gigabytes(needs.matrices)} here, where {gigabytes(free)} are "
+                "free. mask_fraction, max_candidates, n_directions and embedding_dtype make them "
+                "smaller; more workers have more memory."
             )
         return "cluster"
 
@@ -316,17 +316,17 @@ class ClusterQuery(Query):
         return found
 
     @torch.no_grad()
-    def _choose(self, rows: np.ndarray, r: int, placement: str) -> tuple[Tensor, Tensor]:
-        cluster, n = self._cluster, len(rows)
+    def _choose(self, rows: np.ndarray, needs: Needs, place: str) -> tuple[Tensor, Tensor]:
+        cluster, n = self._cluster, needs.n
         with self._step("embedding"):
-            self._embed_labeled(r)
-            options = {"n_directions": r, "weighting": self._p.weighting}
+            self._embed_labeled(needs.r)
+            options = {"n_directions": needs.r, "weighting": self._p.weighting}
             tasks = self._tasks(
                 _worker.embedding_of,
                 rows,
                 lambda position: position,
                 self.mask,
-                self._dtype,
+                needs.dtype,
                 options,
             )
             sums = [] if self._aims_at_identity else [self._tree(self._fisher_tasks(tasks))]
@@ -337,7 +337,7 @@ class ClusterQuery(Query):
         with self._step("fisher"):
             fisher = None
             for n_summed, sums in cluster.results(totals):
-                fisher = (sums[""] / n_summed).to(next(self._module.parameters()).device)
+                fisher = (sums[""] / n_summed).to(self._device)
                 cluster.count("fisher", sums[""].nbytes)
             fisher = self._target(fisher, n)
         with self._step("selection"), self._picks_bar(n) as bar:
@@ -352,7 +352,6 @@ class ClusterQuery(Query):
             start, scale = starting(fisher, self._n_instances, **objective)
             self._begin(start)
             self._n_blocks = len(parts)
-            self._device = fisher.device
             picks = choose(
                 [Shortlist(n, self._put, SHORTLIST * _SPECULATIVE)],
                 start,
@@ -384,7 +383,7 @@ class ClusterQuery(Query):
         """Put a question to all shards; tell those that have lost their state all over again."""
         cluster, first = self._cluster, question.number == 0
         # Shards compute the first steps in float64, together with those that wait for them.
-        careful = len(self._history) < CAREFUL or self._dtype == torch.float64
+        careful = len(self._history) < CAREFUL or self._p.embedding_dtype == "float64"
         question = moved(question, "cpu", torch.float64 if careful else torch.float32)
         self._history += [*self._attempt[: question.keep], *question.updates]
         if question.limits is not None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +12,6 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
@@ -33,19 +30,10 @@ from skfishermask.fisher import (
 )
 from skfishermask.mask import ParameterMask, mask_size
 from skfishermask.network import Batch, output_layer
+from skfishermask.placement import EMBEDDING_DTYPES, Needs, Room
 from skfishermask.selection import select_batch
-from skfishermask.storage import ScratchEmbedding, StoredEmbedding, TensorEmbedding
+from skfishermask.storage import StoredEmbedding
 
-EMBEDDING_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-}
-# Selection holds the Fisher matrices, their factors and products: so many k x k in float64.
-_N_MATRICES = 6
-# It also holds A and B of every candidate, before and after the steps it tries: so many r x r.
-_N_STATES = 4
 # The masks that are chosen without looking at the diagonal Fisher information.
 _BLIND_MASKS = ("random", "output_layer", "all")
 
@@ -81,28 +69,6 @@ def _describe(batch: Batch) -> str:
     if isinstance(batch, dict):
         return "{" + ", ".join(f"{key!r}: {_describe(part)}" for key, part in batch.items()) + "}"
     return f"[{', '.join(map(_describe, batch))}]"
-
-
-def _gigabytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB"
-
-
-def memory_needed(n: int, r: int, k: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Give the bytes that a query needs beside the network.
-
-    Parameters
-    ----------
-    n, r, k : int
-        Candidates, directions and masked parameters.
-    dtype : torch.dtype
-        Of the embedding.
-
-    Returns
-    -------
-    embedding, matrices, states : int
-        For V, for k x k matrices, and for the state of each candidate in the selection.
-    """
-    return n * r * k * dtype.itemsize, _N_MATRICES * 8 * k * k, _N_STATES * 8 * n * r * r
 
 
 class Query:
@@ -163,6 +129,8 @@ class Query:
         folder = parameters.scratch_folder
         if folder is not None and not os.path.isdir(folder):
             raise ValueError(f"scratch_folder must be an existing folder, got {folder!r}.")
+        self._device = next(self._module.parameters()).device
+        self._room = Room(self._device, parameters.memory_share, folder)
         self._to_logits = to_logits_of(net)
         self._rng = check_random_state(parameters.random_state)
         self._seconds: dict[str, float] = {}
@@ -195,22 +163,21 @@ class Query:
             # Before the diagonal; a relative mask may turn out smaller, so it is asked after.
             k = self._largest_mask(output)
             if self._p.mask != "relative":
-                self._placement(len(rows), r, k)
+                self._place(self._needs(len(rows), r, k))
         with self._step("diagonal"):
             self.mask = self._make_mask(output, sample, r)
-        k = len(self.mask)
-        placement = self._placement(len(rows), r, k)
-        positions, gains = self._choose(rows, r, placement)
+        needs = self._needs(len(rows), r, len(self.mask))
+        place = self._place(needs)
+        positions, gains = self._choose(rows, needs, place)
         self._seconds["total"] = time.perf_counter() - start
-        itemsize = EMBEDDING_DTYPES[self._p.embedding_dtype].itemsize
         self.info = {
             "seconds": self._seconds,
             "n_candidates": len(rows),
             "n_labeled": self._n_labeled,
             "n_directions": r,
-            "mask_size": k,
-            "embedding_bytes": len(rows) * r * k * itemsize,
-            "embedding_storage": placement,
+            "mask_size": needs.k,
+            "embedding_bytes": needs.embedding,
+            "embedding_storage": place,
             **self._told(),
         }
         return rows[positions.cpu().numpy()], gains.cpu().numpy()
@@ -219,11 +186,10 @@ class Query:
         """Give what there is to say of a query of this kind alone."""
         return {}
 
-    def _choose(self, rows: np.ndarray, r: int, placement: str) -> tuple[Tensor, Tensor]:
+    def _choose(self, rows: np.ndarray, needs: Needs, place: str) -> tuple[Tensor, Tensor]:
         """Embed the candidates, and choose among them."""
         with ExitStack() as cleanup:
-            V = self._room(placement, (len(rows), r, len(self.mask)), cleanup)
-            return self._select(rows, V)
+            return self._select(rows, self._room.make(place, needs, cleanup))
 
     def _select(self, rows: np.ndarray, V: StoredEmbedding) -> tuple[Tensor, Tensor]:
         """Embed the candidates into V, and choose among them."""
@@ -363,41 +329,12 @@ class Query:
         n_output = sum(sizes[name] for name in output)
         return mask_size(self._p.mask_fraction, sum(sizes.values()), n_output)
 
-    def _placement(self, n: int, r: int, k: int) -> str:
-        """Say where the embedding goes; raise MemoryError where it cannot go anywhere."""
-        dtype = EMBEDDING_DTYPES[self._p.embedding_dtype]
-        embedding, matrices, states = memory_needed(n, r, k, dtype)
-        device = next(self._module.parameters()).device
-        share, host = self._p.memory_share, psutil.virtual_memory().available
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
-        if embedding <= share * free and embedding + matrices + states <= free:
-            return "memory"
-        if device.type == "cuda" and embedding <= share * host:
-            place, room = "host memory", host
-        else:
-            place, folder = "scratch file", self._p.scratch_folder or tempfile.gettempdir()
-            room = shutil.disk_usage(folder).free
-        if matrices + states > free or embedding > room:
-            where = "" if place == "host memory" else f" and {_gigabytes(room)} in {folder}"
-            raise MemoryError(
-                f"The Fisher embedding of {n} candidates x {r} directions x {k} parameters needs "
-                f"{_gigabytes(embedding)}, the {k} x {k} Fisher matrices {_gigabytes(matrices)} "
-                f"and the candidates' gains {_gigabytes(states)}, but {_gigabytes(free)} are free "
-                f"on {device}{where}. mask_fraction makes the first two smaller; max_candidates "
-                "and n_directions the first and the last; embedding_dtype the first. An embedding "
-                "larger than memory_share of the free memory goes to a file in scratch_folder."
-            )
-        return place
+    def _needs(self, n: int, r: int, k: int) -> Needs:
+        return Needs(n, r, k, EMBEDDING_DTYPES[self._p.embedding_dtype])
 
-    def _room(self, place: str, shape: tuple[int, int, int], cleanup: ExitStack) -> StoredEmbedding:
-        dtype = EMBEDDING_DTYPES[self._p.embedding_dtype]
-        device = next(self._module.parameters()).device
-        if place == "scratch file":
-            folder = self._p.scratch_folder
-            return cleanup.enter_context(ScratchEmbedding(shape, dtype, device, folder))
-        if place == "host memory":
-            return TensorEmbedding(torch.empty(shape, dtype=dtype, pin_memory=True), device)
-        return TensorEmbedding(torch.empty(shape, dtype=dtype, device=device))
+    def _place(self, needs: Needs) -> str:
+        """Say where the embedding goes; raise MemoryError where it cannot go anywhere."""
+        return self._room.place(needs)
 
     def _blocks(self, X: Any, rows: np.ndarray | None, r: int, text: str) -> Iterator[Tensor]:
         batches = self._batches(X, rows)
@@ -415,7 +352,7 @@ class Query:
         """Find the mean Fisher matrix of the labelled samples, which are not kept embedded."""
         if self._n_labeled == 0:
             return
-        total = FisherSum(len(self.mask), next(self._module.parameters()).device)
+        total = FisherSum(len(self.mask), self._device)
         for block in self._blocks(self._X_labeled, None, r, "Labelled"):
             total.add(block)
         self._fisher_labeled = total.mean()
@@ -430,8 +367,7 @@ class Query:
     def _target(self, fisher: Tensor | None, n: int) -> Tensor:
         """Give F of the n candidates' mean Fisher matrix; None stands for the identity."""
         if fisher is None:
-            device = next(self._module.parameters()).device
-            return torch.eye(len(self.mask), dtype=torch.float64, device=device)
+            return torch.eye(len(self.mask), dtype=torch.float64, device=self._device)
         if self._fisher_labeled is None:
             return fisher
         n_labeled = self._n_labeled

@@ -16,7 +16,8 @@ from skfishermask._rows import take_rows
 from skfishermask.classifier import NetClassifier
 from skfishermask.directions import Weighting
 from skfishermask.mask import MASK_STRATEGIES, MaskStrategy
-from skfishermask.query import EMBEDDING_DTYPES, Query
+from skfishermask.placement import EMBEDDING_DTYPES
+from skfishermask.query import Query
 from skfishermask.unwrap import unwrap
 
 

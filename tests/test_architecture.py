@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "jacobian": ({"_guard", "layers", "network"}, {"torch"}),
     "fisher": (ENGINE, {"torch"}),
     "storage": (set(), {"torch"}),
+    "placement": ({"storage"}, {"psutil", "torch"}),
     "candidates": (set(), {"torch"}),
     "gains": (set(), {"torch"}),
     "embedded": ({"candidates", "gains", "storage"}, {"torch"}),
@@ -34,15 +35,15 @@ MAY_IMPORT = {
     "_dask": ({"_rows", "_skorch", "network"}, {"dask", "numpy"}),
     "query": (
         {
-            *("_dask", "_rows", "_skorch", "directions", "fisher", "mask", "network", "selection"),
-            "storage",
+            *("_dask", "_rows", "_skorch", "directions", "fisher", "mask", "network", "placement"),
+            *("selection", "storage"),
         },
-        {"numpy", "psutil", "sklearn", "torch", "tqdm"},
+        {"numpy", "sklearn", "torch", "tqdm"},
     ),
     "distributed": (
         {
-            *("_dask", "_skorch", "_worker", "candidates", "greedy", "query", "selection"),
-            "shortlist",
+            *("_dask", "_skorch", "_worker", "candidates", "greedy", "placement", "query"),
+            *("selection", "shortlist"),
         },
         {"cloudpickle", "dask", "distributed", "numpy", "psutil", "sklearn", "torch", "tqdm"},
     ),
@@ -56,7 +57,10 @@ MAY_IMPORT = {
         {"numpy", "sklearn", "torch"},
     ),
     "sampler": (
-        {"_dask", "_rows", "classifier", "directions", "distributed", "mask", "query", "unwrap"},
+        {
+            *("_dask", "_rows", "classifier", "directions", "distributed", "mask", "placement"),
+            *("query", "unwrap"),
+        },
         {"numpy", "sklearn"},
     ),
     "_rows": (set(), {"numpy", "pandas", "scipy", "sklearn", "torch"}),

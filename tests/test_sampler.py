@@ -367,7 +367,7 @@ def test_too_large_for_memory_is_said_before_the_work(
     class Little:
         available = 10_000
 
-    monkeypatch.setattr("skfishermask.query.psutil.virtual_memory", Little)
+    monkeypatch.setattr("skfishermask.placement.psutil.virtual_memory", Little)
     for work in ("fisher_diagonal", "embedding_blocks"):
         monkeypatch.setattr(f"skfishermask.query.{work}", None)  # Not reached.
     with pytest.raises(MemoryError, match=r"200 candidates x 9 directions x 160 .* max_candidates"):
@@ -405,7 +405,7 @@ def test_scratch_file_is_gone_after_an_exception(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("skfishermask.query.ScratchEmbedding", Recorded)
+    monkeypatch.setattr("skfishermask.placement.ScratchEmbedding", Recorded)
     monkeypatch.setattr(f"skfishermask.query.{where}", interrupted)
     with pytest.raises(KeyboardInterrupt):
         FisherMaskSampler(**SCRATCH, scratch_folder=tmp_path)(net, X_POOL, 3)
@@ -419,7 +419,7 @@ def test_too_large_for_the_scratch_folder_is_said_before_the_work(
     class Full:
         free = 1_000_000
 
-    monkeypatch.setattr("skfishermask.query.shutil.disk_usage", lambda folder: Full)
+    monkeypatch.setattr("skfishermask.placement.shutil.disk_usage", lambda folder: Full)
     for work in ("fisher_diagonal", "embedding_blocks"):
         monkeypatch.setattr(f"skfishermask.query.{work}", None)  # Not reached.
     with pytest.raises(MemoryError, match=r"0.00 GB in .*scratch_folder"):

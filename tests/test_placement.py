@@ -1,0 +1,76 @@
+"""Where embeddings go, by how much memory is free."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from skfishermask.placement import Needs, Room
+from skfishermask.storage import ScratchEmbedding, TensorEmbedding
+
+# 1,600 bytes of embeddings, 768 of matrices and 6,400 of states: see the first test.
+NEEDS = Needs(n=50, r=2, k=4, dtype=torch.float32)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, cuda: int, kept: int, host: int, disk: int) -> None:
+    """Let so many bytes be free; of those on CUDA, PyTorch keeps some for itself."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (cuda - kept, 10**12))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: kept + 1000)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 1000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=host))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=disk))
+
+
+def test_needs() -> None:
+    assert (NEEDS.embedding, NEEDS.matrices, NEEDS.states) == (1600, 768, 6400)
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda", "kept", "host", "disk", "expected"),
+    [
+        ("cpu", 0, 0, 8_768, 0, "memory"),
+        ("cpu", 0, 0, 8_767, 1_600, "scratch file"),  # Not all of it at once.
+        ("cpu", 0, 0, 7_168, 1_600, "scratch file"),
+        ("cpu", 0, 0, 7_167, 1_600, None),
+        ("cpu", 0, 0, 7_168, 1_599, None),
+        ("cuda", 8_768, 0, 0, 0, "memory"),
+        ("cuda", 8_768, 8_000, 0, 0, "memory"),
+        ("cuda", 7_168, 0, 3_200, 0, "host memory"),
+        ("cuda", 7_168, 0, 3_199, 1_600, "scratch file"),
+        ("cuda", 7_167, 0, 10**9, 10**9, None),
+    ],
+)
+def test_place(
+    device: str,
+    cuda: int,
+    kept: int,
+    host: int,
+    disk: int,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free(monkeypatch, cuda, kept, host, disk)
+    room = Room(torch.device(device), share=0.5, folder=None)
+    if expected is None:
+        message = "50 candidates x 2 directions x 4 parameters needs 0.00 GB"
+        with pytest.raises(MemoryError, match=message):
+            room.place(NEEDS)
+    else:
+        assert room.place(NEEDS) == expected
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"), [("memory", TensorEmbedding), ("scratch file", ScratchEmbedding)]
+)
+def test_make(place: str, kind: type, tmp_path: Path) -> None:
+    room = Room(torch.device("cpu"), share=0.5, folder=str(tmp_path))
+    with ExitStack() as cleanup:
+        made = room.make(place, NEEDS, cleanup)
+        made.write(0, torch.arange(400.0).view(50, 2, 4))
+        assert (type(made), made.shape, made.dtype) == (kind, (50, 2, 4), torch.float32)
+        assert made.take([49])[0, 1, 3] == 399
+    assert not list(tmp_path.iterdir())
