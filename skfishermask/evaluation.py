@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from skfishermask._checkpoint import Checkpoint, describe, fingerprint
 from skfishermask._guard import seeded
+from skfishermask._initial import check_counts, initial_samples
 from skfishermask._rows import as_rows, n_rows, parts_of, take_rows
 from skfishermask.unwrap import innermost
 
@@ -151,7 +152,7 @@ def active_learning_curve(
     >>> result["test_score"].shape
     (5, 4)
     """
-    _check_counts(n_instances=n_instances, n_queries=n_queries)
+    check_counts(n_instances=n_instances, n_queries=n_queries)
     if not callable(query_strategy) and query_strategy != "random":
         raise TypeError(
             'Expected query_strategy to be "random" or a callable '
@@ -167,7 +168,7 @@ def active_learning_curve(
     scorer = check_scoring(estimator, scoring=scoring)
     strategy = _random_sampling if query_strategy == "random" else query_strategy
     seed = int(check_random_state(random_state).randint(2**31 - 1))
-    starts = _initial_samples(n_initial, y, splits, seed)
+    starts = initial_samples(n_initial, y, splits, _initial_seeds(seed, splits))
     _check_budget(len(starts[0]), n_instances, n_queries, splits)
     kept = None
     if checkpoint is not None:
@@ -181,7 +182,7 @@ def active_learning_curve(
         }
         kept = Checkpoint(checkpoint, description)
         seed = kept.seed(seed, is_given=isinstance(random_state, Integral))
-        starts = _initial_samples(n_initial, y, splits, seed)
+        starts = initial_samples(n_initial, y, splits, _initial_seeds(seed, splits))
     run = _Run(estimator, strategy, scorer, n_instances, n_queries, seed, kept)
 
     tasks = [(i, *splits[i], start) for i, start in enumerate(starts)]
@@ -198,49 +199,12 @@ def active_learning_curve(
     return _gather(records, starts, n_instances, n_queries, return_indices=return_indices)
 
 
-def _check_counts(**counts: Any) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"Expected {name} to be an int of at least 1, found {value!r}.")
+def _seed_of(seed: int, split: int, step: int, purpose: int) -> int:
+    return int(np.random.SeedSequence([seed, split, step, purpose]).generate_state(1)[0])
 
 
-def _initial_samples(
-    n_initial: Any, y: np.ndarray, splits: list[tuple[np.ndarray, np.ndarray]], seed: int
-) -> list[np.ndarray]:
-    """Rows to start from, a sorted array for each split."""
-    if not hasattr(n_initial, "__len__"):
-        _check_counts(n_initial=n_initial)
-        starts = []
-        for i, (train, _) in enumerate(splits):
-            if len(train) < n_initial:
-                raise ValueError(
-                    f"Expected n_initial of at most {len(train)}, the samples in the training part "
-                    f"of split {i}, found {n_initial}."
-                )
-            rng = np.random.RandomState(_seed_of(seed, i, 0, _INITIAL))
-            starts.append(train[_stratified(y[train], n_initial, rng)])
-    else:
-        of_each = len(n_initial) and np.ndim(n_initial[0]) == 1
-        rows = list(n_initial) if of_each else [n_initial] * len(splits)
-        if len(rows) != len(splits):
-            raise ValueError(
-                f"Expected n_initial with an array for each of the {len(splits)} splits, found "
-                f"{len(rows)}."
-            )
-        starts = [np.unique(np.asarray(row)) for row in rows]
-        if len({len(start) for start in starts}) > 1 or len(starts[0]) == 0:
-            raise ValueError(
-                "Expected n_initial with the same number of different rows, at least one, for "
-                f"every split, found {[len(start) for start in starts]}."
-            )
-        for i, (start, (train, _)) in enumerate(zip(starts, splits, strict=True)):
-            outside = np.setdiff1d(start, train)
-            if len(outside):
-                raise ValueError(
-                    f"Row {outside[0]} of n_initial is not in the training part of split {i}; "
-                    "expected all initial samples there."
-                )
-    return starts
+def _initial_seeds(seed: int, splits: Sized) -> list[int]:
+    return [_seed_of(seed, i, 0, _INITIAL) for i in range(len(splits))]
 
 
 def _check_budget(
@@ -256,27 +220,6 @@ def _check_budget(
             f"n_initial + n_queries * n_instances is {needed}, but a split has only {smallest} "
             "training samples."
         )
-
-
-def _seed_of(seed: int, split: int, step: int, purpose: int) -> int:
-    return int(np.random.SeedSequence([seed, split, step, purpose]).generate_state(1)[0])
-
-
-def _stratified(y: np.ndarray, n: int, rng: np.random.RandomState) -> np.ndarray:
-    """Draw positions in proportion to the classes, with one of each class where n allows."""
-    classes, counts = np.unique(y, return_counts=True)
-    if n < len(classes):
-        return np.sort(rng.permutation(len(y))[:n])
-    share = np.ones(len(classes), dtype=int)
-    order = rng.permutation(len(classes))  # ties between classes fall either way
-    for _ in range(n - len(classes)):
-        # The class that lacks most of its proportional share gets the next one.
-        lack = np.where(share < counts, counts * n / len(y) - share, -np.inf)
-        share[order[lack[order].argmax()]] += 1
-    drawn = [
-        rng.permutation(np.flatnonzero(y == c))[:m] for c, m in zip(classes, share, strict=True)
-    ]
-    return np.sort(np.concatenate(drawn))
 
 
 def _random_sampling(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:

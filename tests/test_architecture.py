@@ -80,9 +80,10 @@ MAY_IMPORT = {
         },
         {"numpy", "skactiveml", "sklearn", "skorch", "torch"},
     ),
+    "_initial": (set(), {"numpy"}),
     "_checkpoint": ({"_rows"}, {"numpy", "torch"}),
     "evaluation": (
-        {"_checkpoint", "_guard", "_rows", "unwrap"},
+        {"_checkpoint", "_guard", "_initial", "_rows", "unwrap"},
         {"joblib", "numpy", "sklearn", "torch", "tqdm"},
     ),
     "display": ({"evaluation"}, {"matplotlib", "numpy", "sklearn"}),

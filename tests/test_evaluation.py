@@ -26,11 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import Callback
 
-from skfishermask import (
-    FisherMaskSampler,
-    active_learning_curve,
-    evaluation,
-)
+from skfishermask import FisherMaskSampler, _initial, active_learning_curve
 from tests.nets import digits, logits_net
 
 X, Y = load_iris(return_X_y=True)
@@ -109,13 +105,13 @@ def test_initial_samples_are_in_training_part_and_stratified() -> None:
 @pytest.mark.parametrize(("n", "expected"), [(3, [1, 1, 1]), (10, [7, 2, 1]), (40, [28, 11, 1])])
 def test_stratified_draw(n: int, expected: list[int]) -> None:
     y = np.repeat([0, 1, 2], [70, 29, 1])
-    rows = evaluation._stratified(y, n, np.random.RandomState(0))
+    rows = _initial._stratified(y, n, np.random.RandomState(0))
     assert len(set(rows)) == n
     assert np.bincount(y[rows]).tolist() == expected
 
 
 def test_stratified_draw_of_fewer_than_classes() -> None:
-    assert len(set(evaluation._stratified(np.arange(10), 4, np.random.RandomState(0)))) == 4
+    assert len(set(_initial._stratified(np.arange(10), 4, np.random.RandomState(0)))) == 4
 
 
 def test_strategies_are_paired() -> None:

@@ -1,0 +1,103 @@
+"""Which samples a learning curve starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise ValueError for what is not an int of at least 1.
+
+    Parameters
+    ----------
+    **counts : object
+        What was given, by name.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"Expected {name} to be an int of at least 1, found {value!r}.")
+
+
+def initial_samples(
+    n_initial: Any,
+    y: np.ndarray,
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+    seeds: Sequence[int],
+) -> list[np.ndarray]:
+    """Give the rows to start from.
+
+    Parameters
+    ----------
+    n_initial : int, array-like of int, or sequence of these
+        How many, or which: for all splits, or for each.
+    y : ndarray of shape (n_samples,)
+        Labels, to stratify by.
+    splits : sequence of (train, test)
+        Rows of each split.
+    seeds : sequence of int
+        For the draws in each split.
+
+    Returns
+    -------
+    list of ndarray of shape (n_initial,), int
+        Rows in the training part of each split, ascending.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or rows do not fit the splits.
+    """
+    if not hasattr(n_initial, "__len__"):
+        check_counts(n_initial=n_initial)
+        starts = []
+        for i, (train, _) in enumerate(splits):
+            if len(train) < n_initial:
+                raise ValueError(
+                    f"Expected n_initial of at most {len(train)}, the samples in the training part "
+                    f"of split {i}, found {n_initial}."
+                )
+            rng = np.random.RandomState(seeds[i])
+            starts.append(train[_stratified(y[train], n_initial, rng)])
+    else:
+        of_each = len(n_initial) and np.ndim(n_initial[0]) == 1
+        rows = list(n_initial) if of_each else [n_initial] * len(splits)
+        if len(rows) != len(splits):
+            raise ValueError(
+                f"Expected n_initial with an array for each of the {len(splits)} splits, found "
+                f"{len(rows)}."
+            )
+        starts = [np.unique(np.asarray(row)) for row in rows]
+        if len({len(start) for start in starts}) > 1 or len(starts[0]) == 0:
+            raise ValueError(
+                "Expected n_initial with the same number of different rows, at least one, for "
+                f"every split, found {[len(start) for start in starts]}."
+            )
+        for i, (start, (train, _)) in enumerate(zip(starts, splits, strict=True)):
+            outside = np.setdiff1d(start, train)
+            if len(outside):
+                raise ValueError(
+                    f"Row {outside[0]} of n_initial is not in the training part of split {i}; "
+                    "expected all initial samples there."
+                )
+    return starts
+
+
+def _stratified(y: np.ndarray, n: int, rng: np.random.RandomState) -> np.ndarray:
+    """Draw positions in proportion to the classes, with one of each class where n allows."""
+    classes, counts = np.unique(y, return_counts=True)
+    if n < len(classes):
+        return np.sort(rng.permutation(len(y))[:n])
+    share = np.ones(len(classes), dtype=int)
+    order = rng.permutation(len(classes))  # ties between classes fall either way
+    for _ in range(n - len(classes)):
+        # The class that lacks most of its proportional share gets the next one.
+        lack = np.where(share < counts, counts * n / len(y) - share, -np.inf)
+        share[order[lack[order].argmax()]] += 1
+    drawn = [
+        rng.permutation(np.flatnonzero(y == c))[:m] for c, m in zip(classes, share, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn))
