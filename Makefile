@@ -61,13 +61,14 @@ build: $(READY) ## build sdist and wheel, and check their metadata
 	$(BIN)/twine check --strict dist/*
 
 # scikit-activeml needs newer versions than the oldest that the rest runs on: its doctest is left out.
-oldest: ## run the tests on the oldest versions supported, but for those that kill processes
+oldest: ## run the package's tests on the oldest versions supported, but for those that kill processes
 	rm -rf $(OLDEST)
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python $(PIP_INSTALL) -r .ci/oldest-requirements.txt
 	$(OLDEST)/bin/python $(PIP_INSTALL) $(MODAL)
 	$(OLDEST)/bin/python $(PIP_INSTALL) --no-deps -e .
-	$(ONE_THREAD) $(OLDEST)/bin/python $(PYTEST) -m "not kills" --doctest-ignore-import-errors
+	$(ONE_THREAD) $(OLDEST)/bin/python $(PYTEST) -m "not kills" --doctest-ignore-import-errors \
+		--ignore tests/test_bench.py --ignore tests/test_benchmarks.py
 	rm -rf $(OLDEST)
 
 clean: ## remove what was built, but keep the environment
