@@ -83,7 +83,7 @@ class InformationInverse:
         y = self._first @ x if isinstance(self._first, Tensor) else self._first * x
         if self._factors is not None and self._used:
             factors = self._factors[: self._used]
-            # Twice as fast as factors.T @ (factors @ x).
+            # The same as factors.T @ (factors @ x), along the rows as they lie in memory.
             y -= ((factors @ x).T.contiguous() @ factors).T
         return y
 
