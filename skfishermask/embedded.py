@@ -53,7 +53,7 @@ class EmbeddedBlock:
         self._n_updates = 0
         n, r, _ = embedding.shape
         self._norm = torch.empty(n, dtype=torch.float64, device=embedding.device)
-        # A on top of half of B, of which only the symmetric part counts and need be right.
+        # Rows of A and of half of B in turn; of B only the symmetric part counts and is right.
         self._blocks = self._norm.new_empty((n, 2 * r, r))
         self._error_a = torch.empty_like(self._norm)
         self._error_b = torch.empty_like(self._norm)
@@ -68,12 +68,12 @@ class EmbeddedBlock:
                 row = start + part.start + int(torch.nonzero(~torch.isfinite(norm))[0])
                 raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
             self._norm[part] = norm
-            self._blocks[part, :r], size = inverse(v)
+            self._blocks[part, ::2], size = inverse(v)
             self._error_a[part] = norm * self._product_error(
                 inverse.size * norm, size, torch.float64
             )
             b, size = target(v)
-            self._blocks[part, r:] = b / 2
+            self._blocks[part, 1::2] = b / 2
             self._error_b[part] = norm * self._product_error(
                 target.size * norm, size, torch.float64
             )
@@ -122,13 +122,13 @@ class EmbeddedBlock:
         self, count: int, aside: Sequence[int] = ()
     ) -> Candidates:
         self._settle()
-        bound = (self._gains + self._errors).masked_fill(self._out(aside), -math.inf)
-        count = min(count, int((bound > -math.inf).sum()))
-        if count == 0:
-            index = torch.empty(0, dtype=torch.int64, device=bound.device)
-        else:
+        bound = (self._gains + self._errors).masked_fill_(self._out(aside), -math.inf)
+        index = torch.empty(0, dtype=torch.int64, device=bound.device)
+        count = min(count, len(bound))
+        if count:
             # topk leaves open which of equal entries it gives, so it only sets the threshold.
-            index = torch.nonzero(bound >= torch.topk(bound, count).values[-1]).squeeze(1)
+            least = torch.topk(bound, count, sorted=False).values.amin()
+            index = torch.nonzero((bound >= least) & (bound > -math.inf)).squeeze(1)
             index = index[torch.sort(bound[index], descending=True, stable=True).indices[:count]]
         positions = torch.tensor([self._positions[i] for i in index.tolist()], dtype=torch.int64)
         return Candidates(positions.to(index.device), self._gains[index], self._errors[index])
@@ -272,9 +272,7 @@ class EmbeddedBlock:
             self._replay(steps, len(steps), self._taken, None)
 
     def _out(self, aside: Sequence[int]) -> Tensor:
-        out = self._taken.clone()
-        out[self._index(aside)] = True
-        return out
+        return self._taken.index_fill(0, self._index(aside), True) if aside else self._taken
 
     def _state(self) -> dict[str, Tensor]:
         """Give every tensor of the block: each has one entry for each candidate."""
@@ -299,7 +297,7 @@ class EmbeddedBlock:
         updates = [step.update for step in steps]
         if updates:
             factors = torch.cat([torch.cat([update.u, update.t], 1) for update in updates], 1)
-            norms = torch.linalg.vector_norm(factors.view(k, len(steps), 2, r), dim=(0, 3))
+            norms = factors.square().sum(0).view(len(steps), 2, r).sum(2).sqrt_()
             careful = self._n_updates < CAREFUL
             dtype = torch.float64 if careful else self._embedding.work_dtype
             factors = factors.to(dtype)
@@ -349,21 +347,24 @@ class EmbeddedBlock:
                 ):
                     self._correct(row, exact)
             show(number)
-            # Q on top of T, and Q Q^T on top of T Q^T.
-            pair = products[: group.stop - group.start, :, number].transpose(1, 2)
-            pair = pair.to(torch.float64, memory_format=torch.contiguous_format)
-            self._blocks[group] -= pair.flatten(1, 2) @ pair[:, 0].mT.contiguous()
-            size_q, size_t = torch.linalg.vector_norm(pair.flatten(2), dim=2).T
+            # Rows of Q and of T in turn; so the product has those of Q Q^T and of T Q^T.
+            pair = products[: group.stop - group.start, :, number].contiguous().flatten(1, 2)
+            self._blocks[group] -= pair @ pair[:, ::2].mT
+            squares = pair.square().unflatten(1, (-1, 2)).sum(1).sum(2)
+            size_q, size_t = squares.double().sqrt_().T
             factors_q, factors_t = self._norm[group] * norms[number, :, None]
-            error_q = self._product_error(factors_q, size_q, products.dtype)
-            error_t = self._product_error(factors_t, size_t, products.dtype)
+            # Of the small product too: it adds up r terms.
+            small = rounding(products.dtype) * (1 + math.sqrt(pair.shape[2]) / 2)
+            error_q = self._product_error(factors_q, size_q, products.dtype) + small / 2 * size_q
+            error_t = self._product_error(factors_t, size_t, products.dtype) + small / 2 * size_t
             self._error_a[group] += 2 * size_q * error_q
             self._error_b[group] += 2 * (size_q * error_t + size_t * error_q)
             self._evaluate(group)
         show(len(steps))
 
     def _correct(self, row: int, exact: ExactState) -> None:
-        self._blocks[row] = torch.cat([exact.a, exact.b / 2])
+        self._blocks[row, ::2] = exact.a
+        self._blocks[row, 1::2] = exact.b / 2
         self._error_a[row] = exact.error_a
         self._error_b[row] = exact.error_b
         self._gains[row] = exact.gain
@@ -385,8 +386,7 @@ class EmbeddedBlock:
 
     def _evaluate(self, part: slice) -> None:
         """Bring gains and their error bars up to date with A and B."""
-        a, half_b = self._blocks[part].chunk(2, 1)
-        half, inverse_size = trace_gains(a, half_b)
+        half, inverse_size = trace_gains(self._blocks[part, ::2], self._blocks[part, 1::2])
         self._gains[part] = gains = 2 * half
         # First order. The trace adds up r errors of either sign, so it is not off by r times one.
         error = self._error_b[part] + self._error_a[part] * gains.abs()

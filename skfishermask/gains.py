@@ -35,16 +35,21 @@ def _invert_together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Symmetric Gauss-Jordan for all candidates at once; it ends in minus the inverse."""
     s = a.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
     s.diagonal().add_(1)
-    smallest = s.new_full((len(a),), math.inf)
-    for j in range(len(s)):
-        row = s[j].clone()
-        torch.minimum(smallest, row[j], out=smallest)
-        scaled = row / row[j]
-        s.addcmul_(row[:, None], scaled, value=-1)
-        torch.reciprocal(row[j], out=scaled[j]).neg_()
-        s[j] = scaled
-        s[:, j] = scaled
-    return -(s * b.permute(1, 2, 0)).sum((0, 1)), -s.diagonal().amin(1), smallest > 0
+    # There are few numbers to a call, so every call counts, those for a view too.
+    pivots, row, scaled = torch.empty_like(s[0]), torch.empty_like(s[0]), torch.empty_like(s[0])
+    entries, column = row.unbind(), row[:, None]
+    for pivot, entry, along, down in zip(
+        pivots.unbind(), entries, s.unbind(0), s.unbind(1), strict=True
+    ):
+        row.copy_(along)
+        pivot.copy_(entry)
+        entry.fill_(-1)
+        torch.div(row, pivot, out=scaled)
+        s.addcmul_(column, scaled, value=-1)
+        along.copy_(scaled)
+        down.copy_(scaled)
+    gains = -(s * b.permute(1, 2, 0)).sum((0, 1))
+    return gains, -s.diagonal().amin(1), pivots.amin(0) > 0
 
 
 def _invert_each(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -186,9 +186,13 @@ class GreedyState:
         best: list[_Solved] = []
         tried: dict[int, ExactState] = {}
         limit = -math.inf
+        ranked = self._ranked(1 + _GROUP)
         while True:
-            ranked = self._ranked(len(tried) + _GROUP)
             rivals = [p for p, bound in ranked if bound >= limit and p not in tried]
+            if not rivals and ranked[-1][1] >= limit:
+                # Others may come after those.
+                ranked = self._ranked(len(tried) + _GROUP)
+                rivals = [p for p, bound in ranked if bound >= limit and p not in tried]
             if not rivals:
                 return min(best, key=lambda one: one.state.position), list(tried.values())
             best += self.solve(rivals[: _GROUP if tried else 1])
@@ -307,8 +311,7 @@ def greedy(
         -1 drops samples instead: `inverse` and the blocks' start then hold -M^-1.
     speculative : int, default=1
         How many picks to take from a shortlist for one read of the embeddings. The picks are
-        the same for every number; above 1 pays where reading is what takes the time, not for
-        embeddings in memory.
+        the same for every number; above 1 pays the more, the longer reading takes.
     on_pick : callable, optional
         Called with the number of picks that are new since the last call.
 
@@ -331,19 +334,22 @@ def greedy(
         on_pick(len(updates))
         if len(picks) < n_picks:
             state.update(updates)
-    width, r = speculative, 0
+    width, r, rest, pause = speculative, 0, 0, 0
     while len(picks) < n_picks:
         left = n_picks - len(picks)
         count = min(width, left, len(fisher) // r if r else 1)
-        if count > 1:
+        if count > 1 and not rest:
             inverse.reserve(count * r, len(fisher), fisher.device)
             confirmed = state.speculate(count, last=count == left)
             picks += confirmed
             on_pick(len(confirmed))
             # Products for picks that are taken back are lost, so do not hope for many more.
             width = min(speculative, max(2, 3 * len(confirmed) // 2))
+            # Where not even two come true it costs more than it saves: not again for a while.
+            rest = pause = 0 if len(confirmed) > 1 else 2 * pause + 1
             if confirmed:
                 continue
+        rest = max(0, rest - 1)
         solved, _ = state.pick()
         picks.append(_pick(solved))
         on_pick(1)
@@ -358,8 +364,10 @@ def _best_of(found: Sequence[Candidates], count: int) -> list[tuple[int, float]]
     """Give the positions with the largest possible gains in all blocks, and these."""
     positions = torch.cat([candidates.positions for candidates in found])
     bounds = torch.cat([candidates.gains + candidates.errors for candidates in found])
-    order = torch.sort(bounds, descending=True, stable=True).indices[:count]
-    return list(zip(positions[order].tolist(), bounds[order].tolist(), strict=True))
+    if len(found) > 1:
+        order = torch.sort(bounds, descending=True, stable=True).indices[:count]
+        positions, bounds = positions[order], bounds[order]
+    return list(zip(positions.tolist(), bounds.tolist(), strict=True))
 
 
 def _pick(solved: _Solved) -> Pick:

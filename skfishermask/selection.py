@@ -38,8 +38,10 @@ from skfishermask.storage import StoredEmbedding, stored
 
 # A Fisher matrix may be off symmetry by this, relatively: it may be a float32 product.
 _SYMMETRY = 1e-4
-# Where embeddings have to be fetched to be read, so many picks share one read of them.
-_SPECULATIVE = 8
+# So many picks share one read of the embeddings: where they have to be fetched, where they are in
+# memory but for the most part not in a processor's cache, and where they are small.
+_FETCHED, _LARGE, _SMALL = 8, 2, 1
+_CACHE_BYTES = 2**26
 
 
 @torch.no_grad()
@@ -163,11 +165,17 @@ def select_batch(
         n_forward(n, n_instances, oversample),
         forced=forced,
         on_pick=on_pick,
-        speculative=_SPECULATIVE if embedding.is_fetched else 1,
+        speculative=_picks_a_read(embedding),
     )
     positions = torch.tensor([pick.position for pick in picks], device=embedding.device)
     gains = torch.tensor([pick.gain for pick in picks], dtype=torch.float64)
     return positions, gains.to(embedding.device) / scale
+
+
+def _picks_a_read(embedding: StoredEmbedding) -> int:
+    if embedding.is_fetched:
+        return _FETCHED
+    return _LARGE if embedding.n_bytes > _CACHE_BYTES else _SMALL
 
 
 def starting(

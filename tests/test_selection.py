@@ -335,6 +335,46 @@ def test_speculation_makes_the_greedy_choice(
     assert per_pick == 1 or block.reads < 25
 
 
+def test_speculation_is_given_up_for_a_while_where_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The two on the list are the same; the second is worth little once the first is taken.
+    monkeypatch.setattr("skfishermask.greedy.SHORTLIST", 1)
+    attempts = []
+
+    class Watched(Counting):
+        def attempt(self, *args: Any) -> Tensor:
+            attempts.append(len(args[0]))
+            return super().attempt(*args)
+
+    embedding, target = problem(200, 3, 60)
+    embedding = embedding.repeat_interleave(2, 0)
+    expected = positions_of(cut(embedding, Start(1.0, target)), target, 64)
+    block = Watched(embedding, Start(1.0, target))
+    assert positions_of([block], target, 64, speculative=2) == expected
+    assert 2 < len(attempts) < 10
+    assert block.reads == 63 + len(attempts)
+
+
+@pytest.mark.parametrize(("spare", "most_reads"), [(0, 30), (-1, 20)])
+def test_large_embeddings_are_read_once_for_two_picks(
+    spare: int, most_reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding, target = problem(300, 3, 40)
+    expected = select_batch(embedding, 30, target)
+    made: list[Counting] = []
+
+    def block(*given: Any) -> Counting:
+        made.append(Counting(*given))
+        return made[-1]
+
+    monkeypatch.setattr("skfishermask.selection._CACHE_BYTES", embedding.nbytes + spare)
+    monkeypatch.setattr("skfishermask.selection.EmbeddedBlock", block)
+    found = select_batch(embedding, 30, target)
+    assert torch.equal(found[0], expected[0])
+    assert most_reads - 10 < made[0].reads <= most_reads
+
+
 def test_speculation_takes_wrong_picks_back() -> None:
     # Two families: all on the shortlist are one sample's copies, worth little once one is taken.
     embedding, target = problem(40, 2, 20)
@@ -437,6 +477,8 @@ def test_long_pools_are_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, target = problem(100, 3, 20)
     whole = select_batch(embedding.half(), 30, target)
     monkeypatch.setattr("skfishermask.storage._CHUNK_BYTES", 7 * 3 * 20 * 4)
+    monkeypatch.setattr("skfishermask.storage._CHUNK_VECTORS", 1)
+    monkeypatch.setattr("skfishermask.storage._LARGER_ON_CUDA", 1)
     parts = select_batch(embedding.half(), 30, target)
     assert torch.equal(whole[0], parts[0])
     torch.testing.assert_close(whole[1], parts[1], rtol=1e-12, atol=0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import threading
 from pathlib import Path
@@ -38,6 +39,12 @@ def embedding(dtype: torch.dtype) -> Tensor:
 KINDS = pytest.mark.parametrize("kind", ["memory", "host memory", "scratch file"])
 
 
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skfishermask.storage._CHUNK_VECTORS", 1)
+    monkeypatch.setattr("skfishermask.storage._LARGER_ON_CUDA", 1)
+
+
 @KINDS
 @pytest.mark.parametrize("rows", [1, 7, 23, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -56,7 +63,8 @@ def test_chunks_give_what_was_written(
     # What a chunk holds is overwritten by the next one.
     parts, values = zip(*((part, v.clone()) for part, v in storage.chunks()), strict=True)
     assert [part.stop - part.start for part in parts] == [len(v) for v in values]
-    assert max(map(len, values)) == min(rows, 23)
+    n_chunks = math.ceil(23 / rows)
+    assert max(map(len, values)) == math.ceil(23 / n_chunks)
     assert {v.dtype for v in values} == {torch.promote_types(dtype, torch.float32)}
     assert {v.device.type for v in values} == {device}
     assert torch.equal(torch.cat(values).cpu().to(dtype), embedding(dtype))
@@ -64,6 +72,19 @@ def test_chunks_give_what_was_written(
         kind == "scratch file" or (kind, device) == ("host memory", "cuda")
     )
     assert storage.n_bytes == 23 * 15 * dtype.itemsize
+
+
+@pytest.mark.parametrize("shape", [(9000, 9, 1403), (700, 3, 22_000), (40, 3, 22_000), (0, 9, 50)])
+def test_chunks_of_one_size_large_enough_to_multiply(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skfishermask.storage._CHUNK_VECTORS", 200)
+    storage = stored(torch.empty(shape, dtype=torch.float16, device="meta"))
+    n, r, k = shape
+    size = storage.chunk_rows
+    assert size * r >= min(n * r, 200)
+    assert size <= max(1, 2**23 / (r * k * 4), 2 * 200 / r)
+    assert n == 0 or n - (math.ceil(n / size) - 1) * size > size / 2
 
 
 @KINDS
@@ -153,7 +174,7 @@ def test_selection_from_a_scratch_file(
     expected = select_batch(V, 40, fisher, **options)
     monkeypatch.setattr("skfishermask.storage._CHUNK_BYTES", 7 * 60 * 4)
     monkeypatch.setattr("skfishermask.embedded._PRODUCT_BYTES", 1)
-    monkeypatch.setattr("skfishermask.selection._SPECULATIVE", speculative)
+    monkeypatch.setattr("skfishermask.selection._FETCHED", speculative)
     with ScratchEmbedding(V.shape, dtype, device, tmp_path) as storage:
         storage.write(0, V)
         positions, gains = select_batch(storage, 40, fisher, **options)
