@@ -173,7 +173,7 @@ def peers(given: argparse.Namespace, pool: Pool) -> tuple[dict[str, Any], dict[s
         },
         "start, seconds": harness.spread(times["ours: 1"]),
         "with the start, in floors a step": harness.ratio(whole, a_step["floor"]),
-    }, harness.at_most("greedy step, in floors", over_floor, 2)
+    }, harness.at_most(f"greedy step of {n:,} candidates with k = {k:,}, in floors", over_floor, 2)
 
 
 def steps_over(
@@ -184,8 +184,11 @@ def steps_over(
     naive: int = 0,
     note: str = "",
 ) -> dict[str, Any]:
-    """Growth of a greedy step; where `naive` is above 0, of a naive one on so many candidates."""
-    n_instances = 3 if given.quick else 60
+    """Growth of a greedy step; where `naive` is above 0, of a naive one on so many candidates.
+
+    And the step over the floor, size by size.
+    """
+    n_instances = 3 if given.quick else 100
     steps = {size: Steps(V, n_instances) for size, V in embeddings.items()}
     works: dict[str, harness.Work] = {}
     for size, step in steps.items():
@@ -205,7 +208,11 @@ def steps_over(
             harness.scaled(times[f"{size}: naive"], len(step.embedding) / naive)
             for size, step in steps.items()
         ]
-    return harness.sweep("greedy step", over, [*steps], lines, {**fixed, "K": n_instances}, note)
+    in_floors = [
+        harness.ratio(*both) for both in zip(lines["greedy step"], lines["floor"], strict=True)
+    ]
+    growth = harness.sweep("greedy step", over, [*steps], lines, {**fixed, "K": n_instances}, note)
+    return {**growth, "in floors": in_floors}
 
 
 def over_batch(given: argparse.Namespace, pool: Pool) -> dict[str, Any]:
@@ -235,12 +242,11 @@ def over_classes(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    n, k = (24, 1400) if given.quick else (8000, 4000)
+    n, k = (24, 1400) if given.quick else (8000, 8000)
     pool = Pool(given, n, 10, k)
-    r = pool.embedding.shape[1]
+    fixed = {"C": 10, "r": pool.embedding.shape[1]}
     samples = (12, 24) if given.quick else (1000, 2000, 4000, 8000)
-    masks = (50, 100) if given.quick else (500, 1000, 2000, 4000)
-    at, fixed = (100 if given.quick else 1403), {"C": 10, "r": r}
+    masks = (50, 100) if given.quick else (2000, 4000, 8000)
     beside, target = peers(given, pool)
     k_sweep = steps_over(
         given,
@@ -248,11 +254,12 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         {k: pool.take(n // 2, k) for k in masks},
         {**fixed, "N": n // 2},
         naive=100,
-        note="many candidates, so that the product of all embeddings outweighs work on "
-        "matrices of k x k",
+        note="a step is a part that grows with k and one that does not; with smaller masks the "
+        "second weighs more, and the slope is less",
     )
-    by_samples = {n: pool.take(n, at) for n in samples}
-    n_sweep = steps_over(given, "N", by_samples, {**fixed, "k": at})
+    by_samples = {n: pool.take(n, k // 2) for n in samples}
+    n_sweep = steps_over(given, "N", by_samples, {**fixed, "k": k // 2})
+    large = f"greedy step of {n:,} candidates with k = {k // 2:,}, in floors"
     batch_sweep = over_batch(given, pool)
     return {
         **harness.surroundings(given),
@@ -261,6 +268,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "sweeps": [k_sweep, n_sweep, over_classes(given), batch_sweep],
         "targets": [
             target,
+            harness.at_most(large, n_sweep["in floors"][-1], 1),
             harness.about_linear("greedy step over k, exponent", k_sweep),
             harness.about_linear("selection over K, exponent", batch_sweep),
         ],
