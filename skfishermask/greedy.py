@@ -343,8 +343,9 @@ def greedy(
             confirmed = state.speculate(count, last=count == left)
             picks += confirmed
             on_pick(len(confirmed))
-            # Where not even two come true it costs more than it saves: not again for a while.
-            rest = pause = 2 * pause + 1 if width == 2 and len(confirmed) < 2 else 0
+            if speculative == 2:
+                # There is little to win: where it is lost, not again for a while.
+                rest = pause = 2 * pause + 1 if len(confirmed) < 2 else 0
             # Products for picks that are taken back are lost, so do not hope for many more.
             width = min(speculative, max(2, 3 * len(confirmed) // 2))
             if confirmed:
