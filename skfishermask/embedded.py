@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from skfishermask.candidates import CAREFUL, Candidates, ExactState, Start, Step, Update
-from skfishermask.gains import QuadraticForm, rounding, trace_gains
+from skfishermask.gains import INVERTED, QuadraticForm, rounding, trace_gains
 from skfishermask.storage import StoredEmbedding, stored
 
 # Products of embeddings and updates are kept for so many candidates at once.
-_PRODUCT_BYTES = 2**25
+_PRODUCT_BYTES = 2**23
 # Terms that a matrix product adds up before it starts another partial sum, about.
 _SUMMED_TERMS = 512
+# Of an attempt of at most so many steps all states before them are kept, else the first: after a
+# failure the embedding need then not be read again.
+_KEPT = 2
 
 
 class EmbeddedBlock:
@@ -49,7 +52,7 @@ class EmbeddedBlock:
         self._pending: Sequence[Step] = ()
         # The last attempt, and the state before it.
         self._steps: Sequence[Step] = ()
-        self._before: EmbeddedBlock | None = None
+        self._before: Sequence[EmbeddedBlock] = ()
         self._n_updates = 0
         n, r, _ = embedding.shape
         self._norm = torch.empty(n, dtype=torch.float64, device=embedding.device)
@@ -77,7 +80,7 @@ class EmbeddedBlock:
             self._error_b[part] = norm * self._product_error(
                 target.size * norm, size, torch.float64
             )
-            self._evaluate(part)
+            self._evaluate(part, torch.float64)
 
     def __contains__(self, position: int) -> bool:
         return position in self._positions
@@ -139,7 +142,7 @@ class EmbeddedBlock:
     def subset(self, positions: Sequence[int]) -> EmbeddedBlock:  # noqa: D102, see CandidateBlock
         self._settle()
         index = self._index(positions)
-        part = self._copy(index)
+        part = self._with(lambda value: value[index])
         part._positions = list(positions)
         part._embedding = stored(self._embedding.take(index.tolist()))
         return part
@@ -157,7 +160,7 @@ class EmbeddedBlock:
         EmbeddedBlock
             In memory, and independent of this one.
         """
-        return self.subset(positions) if self._before is None else self._before.subset(positions)
+        return (self._before[0] if self._before else self).subset(positions)
 
     @staticmethod
     def joined(blocks: Sequence[EmbeddedBlock]) -> EmbeddedBlock:
@@ -175,7 +178,7 @@ class EmbeddedBlock:
         """
         for block in blocks:
             block._settle()
-        whole = blocks[0]._copy(slice(None))
+        whole = copy.copy(blocks[0])
         order = sorted((p, b, i) for b, x in enumerate(blocks) for i, p in enumerate(x.positions))
         starts = [0]
         for block in blocks:
@@ -249,17 +252,19 @@ class EmbeddedBlock:
             Called with the number of the state from 0 to ``len(steps)``, a part of the block's
             candidates and a tensor of theirs, for part after part.
         """
-        self._before = self._copy(slice(None))
+        n_kept = len(steps) if len(steps) <= _KEPT else 1
+        self._before = [self._with(torch.empty_like) for _ in range(n_kept)]
         self._steps = steps
         waiting, self._pending = self._pending, ()
         self._replay([*waiting, *steps], len(waiting), self._out(aside), look)
 
     def keep(self, count: int) -> None:  # noqa: D102, see CandidateBlock
         steps, before = self._steps, self._before
-        self._steps, self._before = (), None
-        if before is not None and count < len(steps):
-            vars(self).update(before._state(), _n_updates=before._n_updates)
-            self._wait(steps[:count])
+        self._steps, self._before = (), ()
+        if count < len(steps):
+            number = min(count, len(before) - 1)
+            vars(self).update(before[number]._state(), _n_updates=before[number]._n_updates)
+            self._wait(steps[number:count])
 
     def _wait(self, steps: Sequence[Step]) -> None:
         """Leave steps to the next read of the embedding, but take their samples out at once."""
@@ -278,11 +283,11 @@ class EmbeddedBlock:
         """Give every tensor of the block: each has one entry for each candidate."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def _copy(self, index: Tensor | slice) -> EmbeddedBlock:
-        """Give a block with some candidates' state, but this one's embedding."""
+    def _with(self, change: Callable[[Tensor], Tensor]) -> EmbeddedBlock:
+        """Give a block with another state, made of this one's, but this one's embedding."""
         part = copy.copy(self)
-        part._pending, part._steps, part._before = (), (), None
-        vars(part).update({name: value[index].clone() for name, value in self._state().items()})
+        part._pending, part._steps, part._before = (), (), ()
+        vars(part).update({name: change(value) for name, value in self._state().items()})
         return part
 
     def _replay(
@@ -314,10 +319,12 @@ class EmbeddedBlock:
                     self._replay_group(group, steps, products, norms, n_sure, out, look)
         elif look is not None:
             look(0, slice(0, n), (self._gains + self._errors).masked_fill(out, -math.inf))
-        if self._before is not None:
-            self._before._n_updates = self._n_updates + n_sure
+        index = self._index([update.position for update in updates])
+        for number, before in enumerate(self._before, n_sure):
+            before._n_updates += number
+            before._taken[self._index([update.position for update in updates[:number]])] = True
         self._n_updates += len(steps)
-        self._taken[self._index([update.position for update in updates])] = True
+        self._taken[index] = True
 
     def _replay_group(
         self,
@@ -332,10 +339,10 @@ class EmbeddedBlock:
         """Apply steps to some candidates, given the (m, r, steps, 2, r) products with them."""
 
         def show(number: int) -> None:
-            if number == n_sure and self._before is not None:
-                before, now = self._before._state(), self._state()
-                for name in before:
-                    before[name][group] = now[name][group]
+            if 0 <= number - n_sure < len(self._before):
+                now = self._state()
+                for name, value in self._before[number - n_sure]._state().items():
+                    value[group] = now[name][group]
             if look is not None and number >= n_sure:
                 bounds = self._gains[group] + self._errors[group]
                 look(number - n_sure, group, bounds.masked_fill(out[group], -math.inf))
@@ -349,7 +356,7 @@ class EmbeddedBlock:
             show(number)
             # Rows of Q and of T in turn; so the product has those of Q Q^T and of T Q^T.
             pair = products[: group.stop - group.start, :, number].contiguous().flatten(1, 2)
-            self._blocks[group] -= pair @ pair[:, ::2].mT
+            self._blocks[group].sub_(pair @ pair[:, ::2].mT)
             squares = pair.square().unflatten(1, (-1, 2)).sum(1).sum(2)
             size_q, size_t = squares.double().sqrt_().T
             factors_q, factors_t = self._norm[group] * norms[number, :, None]
@@ -357,9 +364,9 @@ class EmbeddedBlock:
             small = rounding(products.dtype) * (1 + math.sqrt(pair.shape[2]) / 2)
             error_q = self._product_error(factors_q, size_q, products.dtype) + small / 2 * size_q
             error_t = self._product_error(factors_t, size_t, products.dtype) + small / 2 * size_t
-            self._error_a[group] += 2 * size_q * error_q
-            self._error_b[group] += 2 * (size_q * error_t + size_t * error_q)
-            self._evaluate(group)
+            self._error_a[group].add_(2 * size_q * error_q)
+            self._error_b[group].add_(2 * (size_q * error_t + size_t * error_q))
+            self._evaluate(group, products.dtype)
         show(len(steps))
 
     def _correct(self, row: int, exact: ExactState) -> None:
@@ -384,10 +391,13 @@ class EmbeddedBlock:
         terms = min(self._embedding.shape[2], _SUMMED_TERMS)
         return rounding(dtype) * (factors + math.sqrt(terms) / 2 * product)
 
-    def _evaluate(self, part: slice) -> None:
-        """Bring gains and their error bars up to date with A and B."""
-        half, inverse_size = trace_gains(self._blocks[part, ::2], self._blocks[part, 1::2])
+    def _evaluate(self, part: slice, dtype: torch.dtype) -> None:
+        """Bring gains and their error bars up to date with A and B, computing in `dtype`."""
+        a = self._blocks[part, ::2]
+        half, inverse_size = trace_gains(a, self._blocks[part, 1::2], dtype)
         self._gains[part] = gains = 2 * half
         # First order. The trace adds up r errors of either sign, so it is not off by r times one.
-        error = self._error_b[part] + self._error_a[part] * gains.abs()
+        # A gain computed in `dtype` is off as if A were by a few times its rounding.
+        inverted = INVERTED * rounding(dtype) * (1 + a.diagonal(dim1=1, dim2=2).sum(1))
+        error = self._error_b[part] + (self._error_a[part] + inverted) * gains.abs()
         self._errors[part] = inverse_size * error

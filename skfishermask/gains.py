@@ -15,25 +15,31 @@ _N_BLOCKS = 8
 # Rounding by torch.get_float32_matmul_precision(): float32, TensorFloat32, bfloat16.
 _FLOAT32_ROUNDING = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
 
+# tr((I + A)^-1 B) is off by less than this times the rounding, 1 + tr A, the size of the inverse
+# and itself: 2.1 at most in 480,000 random A of sizes 1 to 40, from round to flat.
+INVERTED = 3
 
-def trace_gains(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Give tr((I + A)^-1 B) and the size of (I + A)^-1 for blocks of shape (n, r, r).
 
-    Of B only the symmetric part counts.
+def trace_gains(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Give tr((I + A)^-1 B) and the size of (I + A)^-1 for float64 blocks of shape (n, r, r).
+
+    The inverse is computed in `dtype`. Of B only the symmetric part counts; the rest may be much
+    larger.
 
     Where rounding has left I + A indefinite the gain is 0 and the size infinite, so that the
     candidate is computed afresh before anything is decided on it.
     """
     n, r, _ = a.shape
     invert = _invert_together if n >= _MANY and r <= _SMALL else _invert_each
-    gains, size, valid = invert(a, b)
-    valid &= torch.isfinite(gains)
-    return gains.masked_fill(~valid, 0), size.masked_fill(~valid, math.inf)
+    gains, size, valid = invert(a, b, dtype)
+    invalid = ~(valid & torch.isfinite(gains))
+    return gains.masked_fill(invalid, 0), size.double().masked_fill_(invalid, math.inf)
 
 
-def _invert_together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _invert_together(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Symmetric Gauss-Jordan for all candidates at once; it ends in minus the inverse."""
-    s = a.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+    n, r, _ = a.shape
+    s = torch.empty((r, r, n), dtype=dtype, device=a.device).copy_(a.permute(1, 2, 0))
     s.diagonal().add_(1)
     # There are few numbers to a call, so every call counts, those for a view too.
     pivots, row, scaled = torch.empty_like(s[0]), torch.empty_like(s[0]), torch.empty_like(s[0])
@@ -48,16 +54,17 @@ def _invert_together(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         s.addcmul_(column, scaled, value=-1)
         along.copy_(scaled)
         down.copy_(scaled)
-    gains = -(s * b.permute(1, 2, 0)).sum((0, 1))
+    # Rounding has left it not quite symmetric, and B may be far from that.
+    gains = -(b.permute(1, 2, 0) * (s + s.transpose(0, 1))).sum((0, 1)) / 2
     return gains, -s.diagonal().amin(1), pivots.amin(0) > 0
 
 
-def _invert_each(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _invert_each(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Do the same one candidate at a time."""
-    s = a.clone()
+    s = a.to(dtype, copy=True)
     s.diagonal(dim1=1, dim2=2).add_(1)
     factor, failed = torch.linalg.cholesky_ex(s)
-    inverse = torch.cholesky_inverse(factor)
+    inverse = symmetric(torch.cholesky_inverse(factor))
     return (inverse * b).sum((1, 2)), inverse.diagonal(dim1=1, dim2=2).amax(1), failed == 0
 
 

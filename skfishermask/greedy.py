@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -185,17 +185,18 @@ class GreedyState:
         """
         best: list[_Solved] = []
         tried: dict[int, ExactState] = {}
-        limit = -math.inf
         ranked = self._ranked(1 + _GROUP)
+        # Gains are off by much less than their bounds say: that finds most rivals in one go.
+        limit = max(gain for _, gain, _ in ranked)
         while True:
-            rivals = [p for p, bound in ranked if bound >= limit and p not in tried]
-            if not rivals and ranked[-1][1] >= limit:
+            rivals = [p for p, _, bound in ranked if bound >= limit and p not in tried]
+            if not rivals and ranked[-1][2] >= limit:
                 # Others may come after those.
                 ranked = self._ranked(len(tried) + _GROUP)
-                rivals = [p for p, bound in ranked if bound >= limit and p not in tried]
+                rivals = [p for p, _, bound in ranked if bound >= limit and p not in tried]
             if not rivals:
                 return min(best, key=lambda one: one.state.position), list(tried.values())
-            best += self.solve(rivals[: _GROUP if tried else 1])
+            best += self.solve(rivals[:_GROUP])
             found = {one.state.position: one.state for one in best}
             self.correct([state for p, state in found.items() if p not in tried])
             tried |= found
@@ -210,11 +211,12 @@ class GreedyState:
         back. The `last` pick's update is of no use any more.
         """
         likely = [block.likely(SHORTLIST * count) for block in self._blocks]
-        shortlist = sorted(position for position, _ in _best_of(likely, SHORTLIST * count))
+        shortlist = sorted(position for position, _, _ in _best_of(likely, SHORTLIST * count))
         if len(shortlist) < count:
             count, last = len(shortlist), False
         blocks = [block.subset([p for p in shortlist if p in block]) for block in self._blocks]
-        short = GreedyState(blocks, self._inverse, self._fisher, self._sign)
+        short = copy.copy(self)
+        short._blocks = blocks
         picks: list[Pick] = []
         steps: list[Step] = []
         while len(picks) < count:
@@ -245,8 +247,8 @@ class GreedyState:
         for exact in states:
             _owner(self._blocks, exact.position).correct(exact)
 
-    def _ranked(self, count: int) -> list[tuple[int, float]]:
-        """Give the positions with the largest possible gains, and these."""
+    def _ranked(self, count: int) -> list[tuple[int, float, float]]:
+        """Give the positions with the largest possible gains, their gains, and these."""
         return _best_of([block.best(count) for block in self._blocks], count)
 
     def solve(self, positions: Sequence[int]) -> list[_Solved]:
@@ -361,14 +363,17 @@ def greedy(
     return picks
 
 
-def _best_of(found: Sequence[Candidates], count: int) -> list[tuple[int, float]]:
-    """Give the positions with the largest possible gains in all blocks, and these."""
-    positions = torch.cat([candidates.positions for candidates in found])
-    bounds = torch.cat([candidates.gains + candidates.errors for candidates in found])
+def _best_of(found: Sequence[Candidates], count: int) -> list[tuple[int, float, float]]:
+    """Give positions, gains, and largest possible gains, of those with the largest ones."""
+    positions, gains, errors = (
+        torch.cat([getattr(candidates, name) for candidates in found])
+        for name in ("positions", "gains", "errors")
+    )
+    bounds = gains + errors
     if len(found) > 1:
         order = torch.sort(bounds, descending=True, stable=True).indices[:count]
-        positions, bounds = positions[order], bounds[order]
-    return list(zip(positions.tolist(), bounds.tolist(), strict=True))
+        positions, gains, bounds = positions[order], gains[order], bounds[order]
+    return list(zip(positions.tolist(), gains.tolist(), bounds.tolist(), strict=True))
 
 
 def _pick(solved: _Solved) -> Pick:

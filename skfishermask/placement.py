@@ -20,8 +20,9 @@ EMBEDDING_DTYPES = {
 }
 # Selection holds the Fisher matrices, their factors and products: so many k x k in float64.
 _N_MATRICES = 6
-# It also holds A and B of every candidate, before and after the steps it tries: so many r x r.
-_N_STATES = 4
+# It also holds A and B of every candidate, before each of two steps that it tries, and after
+# them: so many r x r.
+_N_STATES = 6
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from skfishermask.placement import Needs, Room
 from skfishermask.storage import ScratchEmbedding, TensorEmbedding
 
-# 1,600 bytes of embeddings, 768 of matrices and 6,400 of states: see the first test.
+# 1,600 bytes of embeddings, 768 of matrices and 9,600 of states: see the first test.
 NEEDS = Needs(n=50, r=2, k=4, dtype=torch.float32)
 
 
@@ -26,22 +26,22 @@ def free(monkeypatch: pytest.MonkeyPatch, cuda: int, kept: int, host: int, disk:
 
 
 def test_needs() -> None:
-    assert (NEEDS.embedding, NEEDS.matrices, NEEDS.states) == (1600, 768, 6400)
+    assert (NEEDS.embedding, NEEDS.matrices, NEEDS.states) == (1600, 768, 9600)
 
 
 @pytest.mark.parametrize(
     ("device", "cuda", "kept", "host", "disk", "expected"),
     [
-        ("cpu", 0, 0, 8_768, 0, "memory"),
-        ("cpu", 0, 0, 8_767, 1_600, "scratch file"),  # Not all of it at once.
-        ("cpu", 0, 0, 7_168, 1_600, "scratch file"),
-        ("cpu", 0, 0, 7_167, 1_600, None),
-        ("cpu", 0, 0, 7_168, 1_599, None),
-        ("cuda", 8_768, 0, 0, 0, "memory"),
-        ("cuda", 8_768, 8_000, 0, 0, "memory"),
-        ("cuda", 7_168, 0, 3_200, 0, "host memory"),
-        ("cuda", 7_168, 0, 3_199, 1_600, "scratch file"),
-        ("cuda", 7_167, 0, 10**9, 10**9, None),
+        ("cpu", 0, 0, 11_968, 0, "memory"),
+        ("cpu", 0, 0, 11_967, 1_600, "scratch file"),  # Not all of it at once.
+        ("cpu", 0, 0, 10_368, 1_600, "scratch file"),
+        ("cpu", 0, 0, 10_367, 1_600, None),
+        ("cpu", 0, 0, 10_368, 1_599, None),
+        ("cuda", 11_968, 0, 0, 0, "memory"),
+        ("cuda", 11_968, 8_000, 0, 0, "memory"),
+        ("cuda", 10_368, 0, 3_200, 0, "host memory"),
+        ("cuda", 10_368, 0, 3_199, 1_600, "scratch file"),
+        ("cuda", 10_367, 0, 10**9, 10**9, None),
     ],
 )
 def test_place(
