@@ -211,7 +211,7 @@ class ImageCase:
 
     @classmethod
     def make(cls, given: argparse.Namespace, n: int, n_classes: int, size: int = 32) -> ImageCase:
-        size, n_train, epochs = (8, 64, 1) if given.quick else (size, 1000, 3)
+        size, n_train, epochs = (8, max(64, n_classes), 1) if given.quick else (size, 1000, 3)
         X, y = noisy_images(n_train, n_classes, size)
         y[:n_classes] = np.arange(n_classes)  # of few samples a class might have none
         net = trained_net("resnet18", X, y, epochs, given.device)

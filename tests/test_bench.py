@@ -20,6 +20,7 @@ from benchmarks import (
     bench_cluster,
     bench_embedding,
     bench_faults,
+    bench_paper,
     bench_query,
     bench_selection,
     harness,
@@ -196,6 +197,19 @@ def test_large_pools(results: Path) -> None:
         assert case["baseline_private_bytes"] <= case["peak_private_bytes"]
     page = render(results)
     assert "Large pools" in page
+    assert "nan" not in page
+
+
+def test_paper(results: Path, device: str) -> None:
+    arguments = ["--quick", "--repeats", "2", "--device", device]
+    bench_paper.main([*arguments, "--out", str(results / "paper.json")])
+    for n_classes, case in load(results, "paper")["cases"].items():
+        n, r, k = case["sizes"]["N"], case["query"]["n_directions"], case["query"]["mask_size"]
+        assert case["query"]["embedding_bytes"] == 4 * n * r * k
+        assert case["sizes"]["n_classes"] == int(n_classes)
+        assert case["share of that in the selection"]["median"] > 0
+    page = render(results)
+    assert "A query of the paper's size" in page
     assert "nan" not in page
 
 

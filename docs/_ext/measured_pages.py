@@ -16,8 +16,8 @@ import jinja2
 from sphinx.application import Sphinx
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
-# Of the benchmarks; the last three may be missing, because they are measured apart.
-BENCHMARKS = ("embedding", "selection", "query", "large", "cluster", "faults")
+# Of the benchmarks; those after the third may be missing, because they are measured apart.
+BENCHMARKS = ("embedding", "selection", "query", "large", "cluster", "faults", "paper")
 PACKAGES = [
     *("numpy", "scipy", "scikit-learn", "torch", "skorch", "modAL-python", "scikit-activeml"),
     *("pandas", "matplotlib"),
