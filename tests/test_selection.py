@@ -487,12 +487,12 @@ def test_information_inverse(first: Any) -> None:
     start = first * torch.eye(k).double() if first == 0.5 else torch.linalg.inv(problem(9, 3, k)[1])
     inverse = InformationInverse(0.5 if first == 0.5 else start)
     expected = start
-    x = torch.randn(k, 4, dtype=torch.float64)
+    x = torch.randn(2, 4, k, dtype=torch.float64)
     for _ in range(12):
-        u = 0.1 * torch.randn(k, r, dtype=torch.float64)
+        u = 0.1 * torch.randn(r, k, dtype=torch.float64)
         inverse.append(u)
-        expected = expected - u @ u.T
-        torch.testing.assert_close(inverse.apply(x), expected @ x)
+        expected = expected - u.T @ u
+        torch.testing.assert_close(inverse.apply(x), x @ expected)
         torch.testing.assert_close(inverse.dense(k, x.device), expected)
 
 
