@@ -84,6 +84,11 @@ def span_of_shares(spread: dict[str, float]) -> str:
     return span(spread, lambda share: f"{100 * share:.{1 if share > 0.95 else 0}f}%")
 
 
+def computer(machine: dict[str, Any]) -> str:
+    """Say what it was measured on."""
+    return f"{machine['device']} ({machine['processor']}), {machine['threads']} threads"
+
+
 def settings(fixed: dict[str, Any]) -> str:
     """Say what a sweep held fixed."""
     said = []
@@ -95,7 +100,8 @@ def settings(fixed: dict[str, Any]) -> str:
 
 def environment() -> jinja2.Environment:
     made = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
-    filters = (duration, significant, size, span, span_of_durations, span_of_shares, settings)
+    filters = (duration, significant, size, span, span_of_durations, span_of_shares)
+    filters += (settings, computer)
     made.filters |= {function.__name__: function for function in filters}
     return made
 
