@@ -23,6 +23,7 @@ figure, panels = plt.subplots(2, -(-len(sweeps) // 2), figsize=(8.4, 5.4))
 for axes, sweep in zip(panels.flat, sweeps, strict=False):
     sizes = np.array(sweep["sizes"])
     lines = sorted(sweep["lines"].items(), key=lambda item: item[1]["seconds"][-1]["median"])
+    ends = np.array([line["seconds"][-1]["median"] for _, line in lines])
     for rank, (name, line) in enumerate(lines):
         colour, label = others.get(name, ("#4477AA", "skfishermask"))
         median, low, high = (
@@ -33,11 +34,12 @@ for axes, sweep in zip(panels.flat, sweeps, strict=False):
         axes.errorbar(sizes, median, error, fmt="o", ms=3.5, color=colour, label=label)
         intercept = np.log(median).mean() - line["exponent"] * np.log(sizes).mean()
         axes.plot(sizes, np.exp(intercept + line["exponent"] * np.log(sizes)), color=colour, lw=1)
+        near = np.flatnonzero(np.abs(np.log(ends / ends[rank])) < np.log(3))
         axes.annotate(
             f"{line['exponent']:.2f}",
             (sizes[-1], median[-1]),
             # Apart, where two lines end together.
-            xytext=(5, 9 * (rank - (len(lines) - 1) / 2)),
+            xytext=(5, 9 * (rank - near.mean())),
             textcoords="offset points",
             va="center",
             fontsize=9,
@@ -56,6 +58,11 @@ for axes, sweep in zip(panels.flat, sweeps, strict=False):
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.tick_params(labelsize=8)
+    lowest = min(spread["median"] for _, line in lines for spread in line["seconds"])
+    if np.log(ends[-1] / lowest) > 3 * np.log(sizes[-1] / sizes[0]):
+        # Between its ends the axis is too short for their numbers.
+        for tick, side in zip(axes.xaxis.get_major_ticks(2), ("right", "left"), strict=True):
+            tick.label1.set_horizontalalignment(side)
     axes.spines[["top", "right"]].set_visible(False)
 for axes in panels.flat[len(sweeps) :]:
     axes.set_axis_off()
