@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from benchmarks import harness
 from benchmarks.harness import BATCH_SIZE
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask.directions import directions
+from skfishermask.fisher.directions import directions
 
 OUTPUT = ["linear.weight", "linear.bias"]
 # Samples in a batch of the authors' loader, for CIFAR-10.

@@ -15,10 +15,10 @@ from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, select_batch
-from skfishermask._guard import visiting
 from skfishermask._skorch import NetBatches, to_logits_of
 from skfishermask.fisher import fisher_embedding, fisher_matrix
-from skfishermask.mask import ParameterMask
+from skfishermask.fisher.mask import ParameterMask
+from skfishermask.fisher.visit import visiting
 from skfishermask.unwrap import unwrap
 
 BATCH_SIZE = 256

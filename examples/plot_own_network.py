@@ -29,7 +29,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from skfishermask import FisherMaskSampler, ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask.layers import rule_for
+from skfishermask.fisher.layers import rule_for
 
 
 def sentences_of(name):
@@ -154,7 +154,7 @@ plt.show()
 # Of a layer with a *rule*, linear, convolution, embedding or normalisation, FisherMask reads the
 # gradients of a whole batch at once, and only at the masked parameters. Everything else, here the
 # recurrent layer, is read sample by sample: just as exact, and slower.
-# ``skfishermask.layers.rule_for`` tells which is which.
+# ``skfishermask.fisher.layers.rule_for`` tells which is which.
 
 for name, layer in module.named_children():
     print(f"{name:<10} {type(layer).__name__:<10} {'has a rule' if rule_for(layer) else 'no rule'}")

@@ -2,8 +2,7 @@
 
 from skfishermask.display import ActiveLearningCurveDisplay
 from skfishermask.evaluation import active_learning_curve
-from skfishermask.fisher import fisher_diagonal, fisher_embedding
-from skfishermask.mask import ParameterMask
+from skfishermask.fisher import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask.sampler import FisherMaskSampler, fisher_mask_sampling
 from skfishermask.selection import select_batch
 

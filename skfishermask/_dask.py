@@ -10,7 +10,7 @@ import numpy as np
 
 from skfishermask._rows import as_rows, check_finite
 from skfishermask._skorch import NetBatches
-from skfishermask.network import Batch
+from skfishermask.fisher import Batch
 
 
 def is_dask(data: object) -> bool:

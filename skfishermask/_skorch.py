@@ -16,7 +16,7 @@ from skorch.utils import to_tensor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from skfishermask.network import Batch, NonFiniteOutputError, ToLogits, first_output
+from skfishermask.fisher import Batch, NonFiniteOutputError, ToLogits, first_output
 
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")

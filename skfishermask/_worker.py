@@ -18,12 +18,12 @@ from skfishermask._skorch import naming_rows, to_logits_of, unpacked
 from skfishermask.candidates import CAREFUL, Start, Update
 from skfishermask.embedded import EmbeddedBlock
 from skfishermask.fisher import (
+    ParameterMask,
     embedding_blocks,
     fisher_diagonal,
     fisher_matrix,
     predicted_probabilities,
 )
-from skfishermask.mask import ParameterMask
 from skfishermask.shortlist import Answer, Question, answer, merged, moved
 
 # Updates that are applied together when a block is made again.

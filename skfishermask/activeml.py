@@ -15,11 +15,10 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
 from skfishermask.candidates import Start
-from skfishermask.directions import Weighting
 from skfishermask.embedded import EmbeddedBlock
+from skfishermask.fisher import MaskStrategy, Weighting
 from skfishermask.gains import symmetric
 from skfishermask.greedy import GreedyState, InformationInverse
-from skfishermask.mask import MaskStrategy
 from skfishermask.query import Query
 from skfishermask.sampler import FisherMaskSampler
 from skfishermask.storage import StoredEmbedding

@@ -20,10 +20,10 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skfishermask._guard import seeded
 from skfishermask._rows import Relabeled, as_rows, check_finite, is_mapping, n_rows, parts_of
 from skfishermask._skorch import is_binary
 from skfishermask.default import default_net
+from skfishermask.fisher import seeded
 from skfishermask.unwrap import innermost, unwrap
 
 

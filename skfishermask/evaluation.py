@@ -22,9 +22,9 @@ from sklearn.utils import check_consistent_length, check_random_state
 from tqdm.auto import tqdm
 
 from skfishermask._checkpoint import Checkpoint, describe, fingerprint
-from skfishermask._guard import seeded
 from skfishermask._initial import check_counts, initial_samples
 from skfishermask._rows import as_rows, n_rows, parts_of, take_rows
+from skfishermask.fisher import seeded
 from skfishermask.unwrap import innermost
 
 # What a seed is for: draws for one purpose must not depend on those for another.

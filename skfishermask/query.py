@@ -20,16 +20,18 @@ from tqdm.auto import tqdm
 from skfishermask._dask import ChunkBatches, DaskPool
 from skfishermask._rows import as_rows, check_finite
 from skfishermask._skorch import NetBatches, n_samples, naming_rows, to_logits_of
-from skfishermask.directions import n_rows, n_rows_for_share
 from skfishermask.fisher import (
+    Batch,
     FisherSum,
+    ParameterMask,
     embedding_blocks,
     fisher_diagonal,
-    fisher_matrix,
+    mask_size,
+    n_rows,
+    n_rows_for_share,
+    output_layer,
     predicted_probabilities,
 )
-from skfishermask.mask import ParameterMask, mask_size
-from skfishermask.network import Batch, output_layer
 from skfishermask.placement import EMBEDDING_DTYPES, Needs, Room
 from skfishermask.selection import select_batch
 from skfishermask.storage import StoredEmbedding
@@ -197,7 +199,7 @@ class Query:
             self._embed_labeled(V.shape[1])
             self._embed(rows, V)
         with self._step("fisher"):
-            fisher = self._target(None if self._aims_at_identity else fisher_matrix(V), len(V))
+            fisher = self._target(None if self._aims_at_identity else self._mean_fisher(V), len(V))
         with self._step("selection"), self._picks_bar(len(rows)) as bar:
             return select_batch(
                 V,
@@ -207,6 +209,13 @@ class Query:
                 on_pick=bar.update,
                 **self._objective(),
             )
+
+    @staticmethod
+    def _mean_fisher(V: StoredEmbedding) -> Tensor:
+        total = FisherSum(V.shape[2], V.device)
+        for _, values in V.chunks():
+            total.add(values)
+        return total.mean()
 
     @property
     def _aims_at_identity(self) -> bool:

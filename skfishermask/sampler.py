@@ -14,8 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from skfishermask._dask import DaskPool, active_client, is_dask
 from skfishermask._rows import take_rows
 from skfishermask.classifier import NetClassifier
-from skfishermask.directions import Weighting
-from skfishermask.mask import MASK_STRATEGIES, MaskStrategy
+from skfishermask.fisher import MASK_STRATEGIES, MaskStrategy, Weighting
 from skfishermask.placement import EMBEDDING_DTYPES
 from skfishermask.query import Query
 from skfishermask.unwrap import unwrap

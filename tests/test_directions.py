@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skfishermask.directions import check_n_directions, directions, kept_trace, n_rows
+from skfishermask.fisher.directions import check_n_directions, directions, kept_trace, n_rows
 
 
 def probabilities(n: int, n_classes: int, temperature: float, seed: int = 0) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask.directions import directions
 from skfishermask.fisher import directions_for_share, fisher_matrix, predicted_probabilities
+from skfishermask.fisher.directions import directions
 
 # Relative errors against the float64 oracle.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -215,7 +215,7 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, cases: 
 
 
 def test_fisher_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skfishermask.fisher._SUMMED_ROWS", 8)
+    monkeypatch.setattr("skfishermask.fisher.information._SUMMED_ROWS", 8)
     V = torch.randn(23, 3, 5)
     expected = (V.double().mT @ V.double()).mean(0)
     for dtype, tolerance in [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]:

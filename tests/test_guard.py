@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask._guard import visiting
-from skfishermask.network import output_layer
+from skfishermask.fisher.network import output_layer
+from skfishermask.fisher.visit import visiting
 
 
 class Careless(nn.Module):

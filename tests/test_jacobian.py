@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skfishermask.directions import directions
-from skfishermask.jacobian import JacobianReader
+from skfishermask.fisher.directions import directions
+from skfishermask.fisher.jacobian import JacobianReader
 
 # Parameters that no rule explains; all others must take the fast way.
 GRU = ["gru.weight_ih_l0", "gru.weight_hh_l0", "gru.bias_ih_l0", "gru.bias_hh_l0"]

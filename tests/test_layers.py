@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skfishermask.directions import directions
-from skfishermask.jacobian import JacobianReader
-from skfishermask.layers import rule_for
+from skfishermask.fisher.directions import directions
+from skfishermask.fisher.jacobian import JacobianReader
+from skfishermask.fisher.layers import rule_for
 
 CONV = [
     {"kernel_size": 3},
@@ -107,10 +107,10 @@ def test_rule(name: str, share: float, device: str, monkeypatch: pytest.MonkeyPa
     make, shape = LAYERS[name]
     x = torch.randn(5, *shape, dtype=torch.float64)
     check(Headed(randomised(make())), x, share, device)
-    monkeypatch.setattr("skfishermask.layers._BLOCK_ADVANTAGE", 0)  # Pairs, always.
+    monkeypatch.setattr("skfishermask.fisher.layers._BLOCK_ADVANTAGE", 0)  # Pairs, always.
     for chunk in (200, 500):  # Many chunks, the last one smaller.
-        monkeypatch.setattr("skfishermask.layers._CHUNK", chunk)
-        monkeypatch.setattr("skfishermask.layers._SQUARES_CHUNK", chunk)
+        monkeypatch.setattr("skfishermask.fisher.layers._CHUNK", chunk)
+        monkeypatch.setattr("skfishermask.fisher.layers._SQUARES_CHUNK", chunk)
         check(Headed(randomised(make())), x, share, device)
 
 
@@ -138,7 +138,7 @@ def test_windows_stacked_along_the_batch_axis(
 
     x = torch.randn(5, 3, *shape, dtype=torch.float64)
     for chunk in (1 << 20, 500):
-        monkeypatch.setattr("skfishermask.layers._SQUARES_CHUNK", chunk)
+        monkeypatch.setattr("skfishermask.fisher.layers._SQUARES_CHUNK", chunk)
         check(Headed(Windowed()), x, 0.5, device)
 
 

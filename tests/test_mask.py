@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skfishermask import ParameterMask
-from skfishermask.mask import MASK_STRATEGIES, mask_size
+from skfishermask.fisher.mask import MASK_STRATEGIES, mask_size
 
 OUTPUT = ["output.weight", "output.bias"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skfishermask.network import NonFiniteOutputError, batch_length, output_layer
+from skfishermask.fisher.network import NonFiniteOutputError, batch_length, output_layer
 
 
 def test_batch_length() -> None:

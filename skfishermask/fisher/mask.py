@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
 
 MaskStrategy = Literal["global", "per_layer", "relative", "random", "output_layer", "all"]
@@ -50,7 +49,7 @@ def mask_size(size: float | int | str, n_parameters: int, n_output: int) -> int:
 
     Examples
     --------
-    >>> from skfishermask.mask import mask_size
+    >>> from skfishermask.fisher.mask import mask_size
     >>> mask_size(0.002, 701_456, 1_290)
     1403
     >>> mask_size("auto", 701_456, 1_290)
@@ -181,7 +180,7 @@ class ParameterMask:
             - ``"output_layer"``: the output layer alone, whatever its size: BAIT.
             - ``"all"``: every parameter.
         size : float, int or "auto"
-            Number of parameters to keep, see :func:`skfishermask.mask.mask_size`;
+            Number of parameters to keep, see :func:`skfishermask.fisher.mask.mask_size`;
             ``"output_layer"`` and ``"all"`` do not look at it.
         output_layer : collection of str
             Names of the output layer's parameters. The first four strategies keep them
@@ -226,7 +225,9 @@ class ParameterMask:
                 for (name, d), count in zip(competing.items(), counts, strict=True)
             }
         elif strategy == "random":
-            rng = check_random_state(random_state)
+            rng = random_state
+            if not isinstance(rng, np.random.RandomState):
+                rng = np.random.RandomState(rng)
             n = sum(map(len, competing.values()))
             drawn = np.sort(rng.choice(n, size=min(k, n), replace=False))
             chosen = dict(_split(torch.as_tensor(drawn), competing))

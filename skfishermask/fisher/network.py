@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from skfishermask._guard import visiting
+from skfishermask.fisher.visit import visiting
 
 ToLogits = Callable[[Any], Tensor]
 Batch = Any
@@ -179,7 +179,7 @@ def output_layer(
     Examples
     --------
     >>> import torch
-    >>> from skfishermask.network import output_layer
+    >>> from skfishermask.fisher.network import output_layer
     >>> nn = torch.nn
     >>> module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.BatchNorm1d(3))
     >>> output_layer(module, torch.randn(2, 4))

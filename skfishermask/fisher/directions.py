@@ -65,7 +65,7 @@ def directions(
     Examples
     --------
     >>> import torch
-    >>> from skfishermask.directions import directions
+    >>> from skfishermask.fisher.directions import directions
     >>> p = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64)
     >>> R = directions(p)[0]
     >>> torch.allclose(R.T @ R, torch.diag(p[0]) - p.T @ p)

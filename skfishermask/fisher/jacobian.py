@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from skfishermask._guard import visiting
-from skfishermask.layers import Contraction, Rule, rule_for
-from skfishermask.network import (
+from skfishermask.fisher.layers import Contraction, Rule, rule_for
+from skfishermask.fisher.network import (
     Batch,
     ToLogits,
     autograd_graph,
@@ -35,6 +34,7 @@ from skfishermask.network import (
     move,
     rows_of,
 )
+from skfishermask.fisher.visit import visiting
 
 # Dense per-sample gradients, of parameters without a rule, are formed for so many numbers at once.
 _CHUNK = 1 << 24

@@ -9,17 +9,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from skfishermask._guard import visiting
-from skfishermask.directions import (
+from skfishermask.fisher.directions import (
     Weighting,
     check_n_directions,
     directions,
     n_rows_for_share,
 )
-from skfishermask.jacobian import JacobianReader
-from skfishermask.mask import ParameterMask
-from skfishermask.network import Batch, ToLogits, batch_length, read_logits, rows_of
-from skfishermask.storage import StoredEmbedding, stored
+from skfishermask.fisher.jacobian import JacobianReader
+from skfishermask.fisher.mask import ParameterMask
+from skfishermask.fisher.network import Batch, ToLogits, batch_length, read_logits, rows_of
+from skfishermask.fisher.visit import visiting
 
 _T = TypeVar("_T")
 
@@ -374,12 +373,12 @@ class FisherSum:
         return (lower + lower.tril(-1).T) / self._n_samples
 
 
-def fisher_matrix(embedding: Tensor | StoredEmbedding) -> Tensor:
+def fisher_matrix(embedding: Tensor) -> Tensor:
     r"""Give the mean Fisher information of embedded samples.
 
     Parameters
     ----------
-    embedding : Tensor of shape (n, r, k), or StoredEmbedding
+    embedding : Tensor of shape (n, r, k)
         Fisher embedding V of n samples.
 
     Returns
@@ -396,8 +395,6 @@ def fisher_matrix(embedding: Tensor | StoredEmbedding) -> Tensor:
     >>> fisher_matrix(V).tolist()
     [[5.0, 1.0], [1.0, 2.0]]
     """
-    embedding = stored(embedding)
     total = FisherSum(embedding.shape[2], embedding.device)
-    for _, values in embedding.chunks():
-        total.add(values)
+    total.add(embedding)
     return total.mean()

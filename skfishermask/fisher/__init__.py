@@ -1,0 +1,50 @@
+"""Fisher information of any torch module: diagonal, mask and embedding."""
+
+from skfishermask.fisher.directions import (
+    Weighting,
+    check_n_directions,
+    n_rows,
+    n_rows_for_share,
+)
+from skfishermask.fisher.information import (
+    FisherSum,
+    directions_for_share,
+    embedding_blocks,
+    fisher_diagonal,
+    fisher_embedding,
+    fisher_matrix,
+    predicted_probabilities,
+)
+from skfishermask.fisher.mask import MASK_STRATEGIES, MaskStrategy, ParameterMask, mask_size
+from skfishermask.fisher.network import (
+    Batch,
+    NonFiniteOutputError,
+    ToLogits,
+    first_output,
+    output_layer,
+)
+from skfishermask.fisher.visit import seeded
+
+__all__ = [
+    "MASK_STRATEGIES",
+    "Batch",
+    "FisherSum",
+    "MaskStrategy",
+    "NonFiniteOutputError",
+    "ParameterMask",
+    "ToLogits",
+    "Weighting",
+    "check_n_directions",
+    "directions_for_share",
+    "embedding_blocks",
+    "first_output",
+    "fisher_diagonal",
+    "fisher_embedding",
+    "fisher_matrix",
+    "mask_size",
+    "n_rows",
+    "n_rows_for_share",
+    "output_layer",
+    "predicted_probabilities",
+    "seeded",
+]
