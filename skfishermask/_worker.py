@@ -15,8 +15,6 @@ from torch import Tensor
 
 from skfishermask._dask import chunk_batches
 from skfishermask._skorch import naming_rows, to_logits_of, unpacked
-from skfishermask.candidates import CAREFUL, Start, Update
-from skfishermask.embedded import EmbeddedBlock
 from skfishermask.fisher import (
     ParameterMask,
     embedding_blocks,
@@ -24,10 +22,16 @@ from skfishermask.fisher import (
     fisher_matrix,
     predicted_probabilities,
 )
-from skfishermask.shortlist import Answer, Question, answer, merged, moved
-
-# Updates that are applied together when a block is made again.
-_TOGETHER = 32
+from skfishermask.selection import (
+    Answer,
+    Block,
+    LazyPool,
+    LocalPool,
+    Question,
+    Step,
+    merged,
+    stored,
+)
 
 # What tasks give to be summed up: the number of samples, and sums over them.
 Sums = tuple[int, dict[str, Tensor]]
@@ -119,16 +123,26 @@ def added(parts: Sequence[Sums]) -> Sums:
     return sum(n for n, _ in parts), sums
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a shard starts from: M_0^-1 and M_0^-1 F M_0^-1, and how it goes on."""
+
+    inverse: Tensor | float
+    target: Tensor
+    picks_a_round: int
+    lazy: bool
+
+
 class Shard:
     """All embeddings on one worker, and the state of the selection there.
 
-    The embeddings are what the task gives. The state follows from them and the updates so far; it
+    The embeddings are what the task gives. The state follows from them and the steps so far; it
     does not travel, and a shard that has lost it says so.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = list(parts)
-        self._blocks: list[EmbeddedBlock] = []
+        self._blocks: list[Block] = []
         self._number = -1
         self._lock = threading.Lock()
 
@@ -139,25 +153,20 @@ class Shard:
         return object.__sizeof__(self) + sum(map(Part.__sizeof__, self._parts))
 
     @torch.no_grad()
-    def begin(self, start: Start, history: Sequence[Update], number: int) -> None:
+    def begin(self, start: Start, history: Sequence[Step], number: int) -> None:
         """Bring the blocks into the state that question `number` expects."""
         device = self._parts[0].values.device
-        inverse = start.inverse
-        first = Start(
-            inverse.to(device) if isinstance(inverse, Tensor) else inverse, start.target.to(device)
-        )
+        inverse, target = start.inverse, start.target.to(device)
+        inverse = inverse.to(device) if isinstance(inverse, Tensor) else inverse
+        steps = [step.to(device) for step in history]
 
-        starts = range(CAREFUL, len(history), _TOGETHER)
-        parts = [history[:CAREFUL], *(history[i : i + _TOGETHER] for i in starts)]
-
-        def build(part: Part) -> EmbeddedBlock:
+        def build(part: Part) -> Block:
             with torch.no_grad():
-                block = EmbeddedBlock(part.values, first, part.position)
-                for updates in parts:
-                    block.advance([update.to(device) for update in updates])
-                    # Have them applied now: the products with all of them would be large.
-                    block.best(0)
-            return block
+                kind = LazyPool if start.lazy else LocalPool
+                pool = kind(stored(part.values), start.picks_a_round, part.position)
+                pool.candidates.start(inverse, target)
+                pool.advance(steps)
+            return Block(pool)
 
         with self._lock:
             self._blocks = self._each(build, self._parts)
@@ -168,11 +177,11 @@ class Shard:
         with self._lock:
             if question.number != self._number:
                 return None
-            here = moved(question, self._parts[0].values.device)
+            here = question.to(self._parts[0].values.device)
 
-            def ask(block: EmbeddedBlock) -> Answer:
+            def ask(block: Block) -> Answer:
                 with torch.no_grad():
-                    return answer(block, here)
+                    return block.answer(here)
 
             found = merged(self._each(ask, self._blocks)).to("cpu")
             self._number += 1
@@ -191,7 +200,7 @@ def ask(
     shard: Shard,
     question: Question,
     start: Start | None = None,
-    history: Sequence[Update] = (),
+    history: Sequence[Step] = (),
 ) -> Answer | None:
     if start is not None:
         shard.begin(start, history, question.number)

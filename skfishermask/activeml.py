@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -12,16 +13,12 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skorch import NeuralNetClassifier
-from torch import Tensor, nn
+from torch import nn
 
-from skfishermask.candidates import Start
-from skfishermask.embedded import EmbeddedBlock
 from skfishermask.fisher import MaskStrategy, Weighting
-from skfishermask.gains import symmetric
-from skfishermask.greedy import GreedyState, InformationInverse
 from skfishermask.query import Query
 from skfishermask.sampler import FisherMaskSampler
-from skfishermask.storage import StoredEmbedding
+from skfishermask.selection import Batch, Objective, StoredEmbedding, gains_along
 from skfishermask.unwrap import Unwrapped, unwrap
 
 try:
@@ -77,6 +74,9 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         The multiple of the identity matrix in M.
     oversample : float, default=1.0
         Pick so many times `batch_size` forward, then drop those whose removal costs least.
+    lazy : bool, default=False
+        Bring candidates up to date only when their last known gain would win: much less to read,
+        and nearly always the same batch. False proves every pick.
     entropy_share : float, default=0.0
         Share of the batch that is taken by largest predictive entropy first.
     max_candidates : int or None, default=None
@@ -157,6 +157,7 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         use_labeled: bool = True,
         regularization: float = 1.0,
         oversample: float = 1.0,
+        lazy: bool = False,
         entropy_share: float = 0.0,
         max_candidates: int | None = None,
         net_batch_size: int | None = None,
@@ -175,6 +176,7 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         self.use_labeled = use_labeled
         self.regularization = regularization
         self.oversample = oversample
+        self.lazy = lazy
         self.entropy_share = entropy_share
         self.max_candidates = max_candidates
         self.net_batch_size = net_batch_size
@@ -365,31 +367,15 @@ class _RecordingQuery(Query):
 
     utilities: np.ndarray
 
-    def _target(self, fisher: Tensor | None, n: int) -> Tensor:
-        self._fisher = symmetric(super()._target(fisher, n))
-        return self._fisher
-
-    @torch.no_grad()
-    def _select(self, rows: np.ndarray, V: StoredEmbedding) -> tuple[Tensor, Tensor]:
-        positions, gains = super()._select(rows, V)
-        n_labeled = self._n_labeled if self._p.use_labeled else 0
-        scale = len(positions) / (n_labeled + len(positions))
-        # As in selection: M and V^T V divided by the scale, so every gain is divided by it, too.
-        information = self._p.regularization / scale * torch.eye(len(self._fisher)).to(self._fisher)
-        if n_labeled and self._fisher_labeled is not None:
-            information += symmetric(self._fisher_labeled) * (n_labeled / len(positions))
-        first = torch.cholesky_inverse(torch.linalg.cholesky(information))
-        start = Start(first, symmetric(first @ self._fisher @ first))
-        block = EmbeddedBlock(V, start)
-        greedy = GreedyState([block], InformationInverse(first), self._fisher, 1)
-        self.utilities = np.full((len(positions), self._n_pool), np.nan)
-        for found, position in zip(self.utilities, positions.tolist(), strict=True):
-            # Settles near-ties, and finds the sample anew where it was chosen by its gain.
-            solved, _ = greedy.pick()
-            if solved.state.position != position:
-                (solved,) = greedy.solve([position])
-                greedy.correct([solved.state])
-            left = block.best(len(V))
-            found[rows[left.positions.cpu().numpy()]] = left.gains.cpu().numpy() / scale
-            greedy.update([greedy.absorb(solved)])
-        return positions, gains
+    def _found(
+        self,
+        rows: np.ndarray,
+        V: StoredEmbedding,
+        objective: Objective,
+        on_prepared: Callable[[int], object],
+    ) -> Batch:
+        found = super()._found(rows, V, objective, on_prepared)
+        gains = gains_along(V, found.positions.tolist(), objective)
+        self.utilities = np.full((len(gains), self._n_pool), np.nan)
+        self.utilities[:, rows] = gains.cpu().numpy()
+        return found

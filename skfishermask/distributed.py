@@ -2,8 +2,8 @@
 
 The network travels to the workers, embeddings are made and stay where the chunks are, diagonals and
 Fisher matrices are summed up in a tree, and the greedy loop runs here and asks the workers as
-`skfishermask.shortlist` describes. Whatever a worker holds is the result of a Dask task, so Dask
-makes it again where a worker dies. `skfishermask._worker` has what the tasks do.
+`skfishermask.selection.remote` describes. Whatever a worker holds is the result of a Dask task, so
+Dask makes it again where a worker dies. `skfishermask._worker` has what the tasks do.
 """
 
 from __future__ import annotations
@@ -22,22 +22,28 @@ import psutil
 import torch
 from sklearn.utils import gen_batches
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from skfishermask import _worker
 from skfishermask._dask import DaskPool
 from skfishermask._skorch import luggage
-from skfishermask.candidates import CAREFUL, Start, Update
-from skfishermask.greedy import SHORTLIST, choose
-from skfishermask.placement import Needs, gigabytes
 from skfishermask.query import Query
-from skfishermask.selection import n_forward, starting
-from skfishermask.shortlist import Answer, Question, Shortlist, merged, moved
+from skfishermask.selection import (
+    CAREFUL,
+    Answer,
+    Batch,
+    Needs,
+    Objective,
+    Question,
+    RemotePool,
+    Step,
+    chosen_from,
+    gigabytes,
+    merged,
+)
 
-# Picks to attempt for each question to the workers.
-_SPECULATIVE = 16
-# Chunks may send so many times their share of the candidates that one block alone would send.
-_SPREAD = 4
+# Picks to attempt for each question to the workers, and the share of their memory that the states
+# of these may take.
+_PICKS_A_ROUND, _STATES_SHARE = 16, 0.2
 # Sums of so many parts are made at a time.
 _FAN_IN = 8
 # Seconds between looks at whether the cluster is still there, and without a worker until it is not.
@@ -210,8 +216,8 @@ class ClusterQuery(Query):
         self._n_workers, self._memory = self._cluster.memory()
         # What the shards were told: the start, all updates for good, and the last attempt.
         self._start: Any = None
-        self._history: list[Update] = []
-        self._attempt: Sequence[Update] = ()
+        self._history: list[Step] = []
+        self._attempt: Sequence[Step] = ()
         self._shards: list[Any] = []
         self._round_trips = 0
 
@@ -278,9 +284,6 @@ class ClusterQuery(Query):
             parts = [add(parts[some]) for some in gen_batches(len(parts), _FAN_IN)]
         return parts[0]
 
-    def _bar(self, total: int, text: str) -> Any:
-        return tqdm(total=total, desc=text, unit="chunk", disable=not self._p.verbose)
-
     def _sample_diagonal(self, sample: tuple[np.ndarray, np.ndarray], r: int) -> dict[str, Tensor]:
         labeled, pool = sample
         n, sums = 0, {}
@@ -291,7 +294,7 @@ class ClusterQuery(Query):
         if len(pool):
             tasks = self._tasks(_worker.diagonal_of, pool, r)
             *parts, total = self._cluster.compute([*tasks, self._tree(tasks)])
-            with self._bar(len(parts), "Fisher diagonal") as bar:
+            with self._bar(len(parts), "Fisher diagonal", "chunk") as bar:
                 self._cluster.wait(parts, bar.update)
             self._cluster.release(parts)
             [(n_pool, more)] = self._cluster.results([total])
@@ -310,13 +313,13 @@ class ClusterQuery(Query):
 
     def _pool_probabilities(self, rows: np.ndarray) -> Tensor:
         tasks = self._cluster.compute(self._tasks(_worker.probabilities_of, rows))
-        with self._bar(len(tasks), "Predictions") as bar:
+        with self._bar(len(tasks), "Predictions", "chunk") as bar:
             found = torch.cat(self._cluster.results(tasks, bar.update))
         self._cluster.count("predictions", found.nbytes)
         return found
 
     @torch.no_grad()
-    def _choose(self, rows: np.ndarray, needs: Needs, place: str) -> tuple[Tensor, Tensor]:
+    def _choose(self, rows: np.ndarray, needs: Needs, place: str) -> Batch:
         cluster, n = self._cluster, needs.n
         with self._step("embedding"):
             self._embed_labeled(needs.r)
@@ -332,39 +335,55 @@ class ClusterQuery(Query):
             sums = [] if self._aims_at_identity else [self._tree(self._fisher_tasks(tasks))]
             futures = cluster.compute([*tasks, *sums])
             parts, totals = futures[: len(tasks)], futures[len(tasks) :]
-            with self._bar(len(parts), "Fisher embedding") as bar:
+            with self._bar(len(parts), "Fisher embedding", "chunk") as bar:
                 cluster.wait(parts, bar.update)
-        with self._step("fisher"):
-            fisher = None
-            for n_summed, sums in cluster.results(totals):
-                fisher = (sums[""] / n_summed).to(self._device)
-                cluster.count("fisher", sums[""].nbytes)
-            fisher = self._target(fisher, n)
-        with self._step("selection"), self._picks_bar(n) as bar:
-            self._shards = [
-                cluster.submit(_worker.Shard, some, workers=[home], allow_other_workers=True)
-                for home, some in cluster.homes(parts).items()
-            ]
-            cluster.wait(self._shards)
-            cluster.release(parts)
-            objective = self._objective()
-            forward = n_forward(n, self._n_instances, objective.pop("oversample"))
-            start, scale = starting(fisher, self._n_instances, **objective)
-            self._begin(start)
-            self._n_blocks = len(parts)
-            picks = choose(
-                [Shortlist(n, self._put, SHORTLIST * _SPECULATIVE)],
-                start,
-                fisher,
-                self._n_instances,
-                forward,
-                forced=self._by_entropy(rows),
-                speculative=_SPECULATIVE,
+        with self._bar(2, "Preparing", "step") as bar:
+            with self._step("fisher"):
+                fisher = None
+                for n_summed, sums in cluster.results(totals):
+                    fisher = (sums[""] / n_summed).to(self._device)
+                    cluster.count("fisher", sums[""].nbytes)
+                objective = self._objective(self._target(fisher, n, needs.k))
+            bar.update(1)
+            with self._step("selection"):
+                inverse, target = objective.start()
+                bar.update(1)
+                return self._found_there(rows, parts, needs, objective, inverse, target)
+
+    def _found_there(
+        self,
+        rows: np.ndarray,
+        parts: Sequence[Any],
+        needs: Needs,
+        objective: Objective,
+        inverse: Tensor | float,
+        target: Tensor,
+    ) -> Batch:
+        cluster = self._cluster
+        self._shards = [
+            cluster.submit(_worker.Shard, some, workers=[home], allow_other_workers=True)
+            for home, some in cluster.homes(parts).items()
+        ]
+        cluster.wait(self._shards)
+        cluster.release(parts)
+        n_states = int(min(_STATES_SHARE * self._memory // (needs.states / 2), 1e9))
+        width = max(1, min(_PICKS_A_ROUND, n_states - 1))
+        inverse = inverse.cpu() if isinstance(inverse, Tensor) else inverse
+        start = _worker.Start(inverse, target.cpu(), width, self._p.lazy)
+        size = start.target.nbytes * (2 if isinstance(inverse, Tensor) else 1)
+        cluster.count("start", size * len(self._shards))
+        self._start = cluster.submit(_worker.same, start)
+        first = self._by_entropy(rows)
+        with self._picks_bar(needs.n) as bar:
+            return chosen_from(
+                RemotePool(self._put, len(parts), width, self._p.lazy, self._device),
+                inverse.to(self._device) if isinstance(inverse, Tensor) else inverse,
+                objective,
+                (needs.n, needs.r, needs.k),
+                picks_a_round=width,
+                forced=first,
                 on_pick=bar.update,
             )
-        positions = torch.tensor([pick.position for pick in picks])
-        gains = torch.tensor([pick.gain for pick in picks], dtype=torch.float64)
-        return positions, gains / scale
 
     @staticmethod
     def _fisher_tasks(parts: Sequence[Any]) -> list[Any]:
@@ -372,24 +391,13 @@ class ClusterQuery(Query):
 
         return [delayed(_worker.fisher_of, pure=False)(part) for part in parts]
 
-    def _begin(self, start: Start) -> None:
-        inverse = start.inverse.cpu() if isinstance(start.inverse, Tensor) else start.inverse
-        start = Start(inverse, start.target.cpu())
-        size = start.target.nbytes * (2 if isinstance(inverse, Tensor) else 1)
-        self._cluster.count("start", size * len(self._shards))
-        self._start = self._cluster.submit(_worker.same, start)
-
     def _put(self, question: Question) -> Answer:
         """Put a question to all shards; tell those that have lost their state all over again."""
         cluster, first = self._cluster, question.number == 0
         # Shards compute the first steps in float64, together with those that wait for them.
         careful = len(self._history) < CAREFUL or self._p.embedding_dtype == "float64"
-        question = moved(question, "cpu", torch.float64 if careful else torch.float32)
+        question = question.to("cpu", torch.float64 if careful else torch.float32)
         self._history += [*self._attempt[: question.keep], *question.updates]
-        if question.limits is not None:
-            # Likely picks are spread over the chunks, as a rule.
-            share = math.ceil(_SPREAD * question.count / self._n_blocks)
-            question = replace(question, count=min(share, question.count))
         self._attempt = question.steps
         # To a shard that is told everything, what went before is history.
         anew = replace(question, keep=0, updates=())
@@ -406,7 +414,7 @@ class ClusterQuery(Query):
             answers = cluster.results(told)
             for (_, lost), given in zip(waiting, answers, strict=True):
                 size = (anew if lost else question).n_bytes
-                size += sum(update.n_bytes for update in self._history) if lost else 0
+                size += sum(step.factors.nbytes for step in self._history) if lost else 0
                 cluster.count("selection", size + (given.n_bytes if given is not None else 0))
             waiting = [
                 (shard, True)

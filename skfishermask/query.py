@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -26,15 +27,26 @@ from skfishermask.fisher import (
     ParameterMask,
     embedding_blocks,
     fisher_diagonal,
+    fisher_matrix,
     mask_size,
     n_rows,
     n_rows_for_share,
     output_layer,
     predicted_probabilities,
 )
-from skfishermask.placement import EMBEDDING_DTYPES, Needs, Room
-from skfishermask.selection import select_batch
-from skfishermask.storage import StoredEmbedding
+from skfishermask.selection import (
+    EMBEDDING_DTYPES,
+    Needs,
+    Objective,
+    Room,
+    StoredEmbedding,
+    coordinates,
+    find_batch,
+    stored,
+)
+from skfishermask.selection import (
+    Batch as Chosen,
+)
 
 # The masks that are chosen without looking at the diagonal Fisher information.
 _BLIND_MASKS = ("random", "output_layer", "all")
@@ -170,7 +182,7 @@ class Query:
             self.mask = self._make_mask(output, sample, r)
         needs = self._needs(len(rows), r, len(self.mask))
         place = self._place(needs)
-        positions, gains = self._choose(rows, needs, place)
+        found = self._choose(rows, needs, place)
         self._seconds["total"] = time.perf_counter() - start
         self.info = {
             "seconds": self._seconds,
@@ -180,61 +192,96 @@ class Query:
             "mask_size": needs.k,
             "embedding_bytes": needs.embedding,
             "embedding_storage": place,
+            "dimensions": found.dimensions,
+            "objective": found.objective,
+            "candidates_read": found.n_read,
             **self._told(),
         }
-        return rows[positions.cpu().numpy()], gains.cpu().numpy()
+        return rows[found.positions.cpu().numpy()], found.gains.cpu().numpy()
 
     def _told(self) -> dict[str, Any]:
         """Give what there is to say of a query of this kind alone."""
         return {}
 
-    def _choose(self, rows: np.ndarray, needs: Needs, place: str) -> tuple[Tensor, Tensor]:
+    def _choose(self, rows: np.ndarray, needs: Needs, place: str) -> Chosen:
         """Embed the candidates, and choose among them."""
         with ExitStack() as cleanup:
-            return self._select(rows, self._room.make(place, needs, cleanup))
+            return self._select(rows, self._room.make(place, needs, cleanup), needs)
 
-    def _select(self, rows: np.ndarray, V: StoredEmbedding) -> tuple[Tensor, Tensor]:
+    def _select(self, rows: np.ndarray, V: StoredEmbedding, needs: Needs) -> Chosen:
         """Embed the candidates into V, and choose among them."""
+        few_rows = needs.dimensions < needs.k
         with self._step("embedding"):
-            self._embed_labeled(V.shape[1])
+            labeled = self._embed_labeled(needs.r, keep=few_rows)
             self._embed(rows, V)
-        with self._step("fisher"):
-            fisher = self._target(None if self._aims_at_identity else self._mean_fisher(V), len(V))
-        with self._step("selection"), self._picks_bar(len(rows)) as bar:
-            return select_batch(
-                V,
-                self._n_instances,
-                fisher,
-                preselected=self._by_entropy(rows),
-                on_pick=bar.update,
-                **self._objective(),
-            )
+        with self._bar(2 * len(V), "Preparing", "sample") as bar:
+            with self._step("fisher"):
+                if few_rows:
+                    # In no more dimensions than there are rows.
+                    mine, labeled = coordinates(V, labeled)
+                    V = stored(mine)
+                    self._fisher_labeled = None if labeled is None else fisher_matrix(labeled)
+                fisher = None
+                if not self._aims_at_identity:
+                    total = FisherSum(V.shape[2], V.device)
+                    for _, values in V.chunks():
+                        total.add(values)
+                        bar.update(len(values))
+                    fisher = total.mean()
+                fisher = self._target(fisher, len(V), V.shape[2])
+            with self._step("selection"):
+                return self._found(rows, V, self._objective(fisher), bar.update)
 
-    @staticmethod
-    def _mean_fisher(V: StoredEmbedding) -> Tensor:
-        total = FisherSum(V.shape[2], V.device)
-        for _, values in V.chunks():
-            total.add(values)
-        return total.mean()
+    def _found(
+        self,
+        rows: np.ndarray,
+        V: StoredEmbedding,
+        objective: Objective,
+        on_prepared: Callable[[int], object],
+    ) -> Chosen:
+        first = self._by_entropy(rows)
+        with self._picks_bar(len(rows)) as bar:
+            found = find_batch(
+                V,
+                objective,
+                lazy=self._p.lazy,
+                preselected=first,
+                on_pick=bar.update,
+                on_prepared=on_prepared,
+            )
+        return self._whole(found, V.shape[2])
+
+    def _whole(self, found: Chosen, k: int) -> Chosen:
+        """Count what of tr(M^-1) lies outside of the k coordinates, where M is a multiple of I."""
+        if not self._aims_at_identity:
+            return found
+        outside = (len(self.mask) - k) / self._p.regularization
+        before, after = found.objective
+        return replace(found, objective=(before + outside, after + outside))
 
     @property
     def _aims_at_identity(self) -> bool:
         aims: bool = self._p.target == "identity"
         return aims
 
-    def _objective(self) -> dict[str, Any]:
-        """Give the parameters of `select_batch` that say what to choose by."""
-        return {
-            "fisher_labeled": self._fisher_labeled if self._p.use_labeled else None,
-            "n_labeled": self._n_labeled if self._p.use_labeled else 0,
-            "regularization": self._p.regularization,
-            "oversample": self._p.oversample,
-        }
+    def _objective(self, fisher: Tensor) -> Objective:
+        """Say what to choose by."""
+        return Objective(
+            self._n_instances,
+            fisher,
+            fisher_labeled=self._fisher_labeled if self._p.use_labeled else None,
+            n_labeled=self._n_labeled if self._p.use_labeled else 0,
+            regularization=self._p.regularization,
+            oversample=self._p.oversample,
+        )
 
     def _picks_bar(self, n: int) -> Any:
         # With `oversample` more are taken than are kept.
         total = min(n, math.ceil(self._p.oversample * self._n_instances))
-        return tqdm(total=total, desc="Selection", unit="pick", disable=not self._p.verbose)
+        return self._bar(total, "Selection", "pick")
+
+    def _bar(self, total: int, text: str, unit: str) -> Any:
+        return tqdm(total=total, desc=text, unit=unit, disable=not self._p.verbose)
 
     def _first_of_pool(self) -> Batch:
         if isinstance(self._X_pool, DaskPool):
@@ -339,7 +386,7 @@ class Query:
         return mask_size(self._p.mask_fraction, sum(sizes.values()), n_output)
 
     def _needs(self, n: int, r: int, k: int) -> Needs:
-        return Needs(n, r, k, EMBEDDING_DTYPES[self._p.embedding_dtype])
+        return Needs(n, r, k, EMBEDDING_DTYPES[self._p.embedding_dtype], self._n_labeled)
 
     def _place(self, needs: Needs) -> str:
         """Say where the embedding goes; raise MemoryError where it cannot go anywhere."""
@@ -357,14 +404,18 @@ class Query:
                 to_logits=self._to_logits,
             )
 
-    def _embed_labeled(self, r: int) -> None:
-        """Find the mean Fisher matrix of the labelled samples, which are not kept embedded."""
+    def _embed_labeled(self, r: int, keep: bool = False) -> Tensor | None:
+        """Embed the labelled samples for their mean Fisher matrix, or to `keep` them embedded."""
         if self._n_labeled == 0:
-            return
+            return None
+        blocks = self._blocks(self._X_labeled, None, r, "Labelled")
+        if keep:
+            return torch.cat(list(blocks))
         total = FisherSum(len(self.mask), self._device)
-        for block in self._blocks(self._X_labeled, None, r, "Labelled"):
+        for block in blocks:
             total.add(block)
         self._fisher_labeled = total.mean()
+        return None
 
     def _embed(self, rows: np.ndarray, V: StoredEmbedding) -> None:
         every = None if len(rows) == self._n_pool else rows
@@ -373,10 +424,10 @@ class Query:
             V.write(start, block)
             start += len(block)
 
-    def _target(self, fisher: Tensor | None, n: int) -> Tensor:
+    def _target(self, fisher: Tensor | None, n: int, k: int) -> Tensor:
         """Give F of the n candidates' mean Fisher matrix; None stands for the identity."""
         if fisher is None:
-            return torch.eye(len(self.mask), dtype=torch.float64, device=self._device)
+            return torch.eye(k, dtype=torch.float64, device=self._device)
         if self._fisher_labeled is None:
             return fisher
         n_labeled = self._n_labeled

@@ -15,8 +15,8 @@ from skfishermask._dask import DaskPool, active_client, is_dask
 from skfishermask._rows import take_rows
 from skfishermask.classifier import NetClassifier
 from skfishermask.fisher import MASK_STRATEGIES, MaskStrategy, Weighting
-from skfishermask.placement import EMBEDDING_DTYPES
 from skfishermask.query import Query
+from skfishermask.selection import EMBEDDING_DTYPES
 from skfishermask.unwrap import unwrap
 
 
@@ -62,6 +62,9 @@ class FisherMaskSampler(NetClassifier):
     oversample : float, default=1.0
         Pick so many times `n_instances` forward, then drop the ones whose removal costs
         least. BAIT uses 2.
+    lazy : bool, default=False
+        Bring candidates up to date only when their last known gain would win: much less to read,
+        and nearly always the same batch. False proves every pick.
     entropy_share : float, default=0.0
         Share of the batch, in [0, 1], that is taken by largest predictive entropy first; the
         rest is picked greedily given these.
@@ -103,7 +106,10 @@ class FisherMaskSampler(NetClassifier):
         Of the last query: ``"seconds"`` (a dict by step), ``"n_candidates"`` (N),
         ``"n_labeled"``, ``"n_directions"`` (r), ``"mask_size"`` (k), ``"embedding_bytes"`` and
         ``"embedding_storage"``: ``"memory"`` (the card's, with CUDA), ``"host memory"``,
-        ``"scratch file"`` or ``"cluster"``. On a Dask cluster also ``"n_workers"``, ``"n_chunks"``,
+        ``"scratch file"`` or ``"cluster"``. ``"dimensions"`` are those that the choice was made in:
+        k, or the number of rows where these are fewer. ``"objective"`` has tr(M^-1 F) before the
+        batch and after it, and ``"candidates_read"`` counts how often a candidate's embedding was
+        read, beside the start. On a Dask cluster also ``"n_workers"``, ``"n_chunks"``,
         ``"round_trips"`` of the selection, and ``"bytes_moved"`` between this process and the
         workers (a dict by phase).
 
@@ -162,6 +168,7 @@ class FisherMaskSampler(NetClassifier):
         "use_labeled": ["boolean"],
         "regularization": [Interval(Real, 0, None, closed="neither")],
         "oversample": [Interval(Real, 1, None, closed="left")],
+        "lazy": ["boolean"],
         "entropy_share": [Interval(Real, 0, 1, closed="both")],
         "max_candidates": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
@@ -185,6 +192,7 @@ class FisherMaskSampler(NetClassifier):
         use_labeled: bool = True,
         regularization: float = 1.0,
         oversample: float = 1.0,
+        lazy: bool = False,
         entropy_share: float = 0.0,
         max_candidates: int | None = None,
         batch_size: int | None = None,
@@ -204,6 +212,7 @@ class FisherMaskSampler(NetClassifier):
         self.use_labeled = use_labeled
         self.regularization = regularization
         self.oversample = oversample
+        self.lazy = lazy
         self.entropy_share = entropy_share
         self.max_candidates = max_candidates
         self.batch_size = batch_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import pickle
 import signal
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, _worker, fisher_mask_sampling
-from skfishermask.candidates import Start
+from skfishermask.selection import Question
 from tests.nets import digits, fitted, logits_net, mlp, options
-from tests.test_selection import problem
+from tests.problems import problem
 
 distributed = pytest.importorskip("distributed")
 da = pytest.importorskip("dask.array")
@@ -345,19 +345,18 @@ def test_a_killed_worker_changes_nothing(
 
 def test_a_shard_that_travels_says_that_it_has_lost_its_state(threads: Any) -> None:
     embedding, target = problem(30, 2, 10)
-    start = Start(1.0, target)
+    start = _worker.Start(1.0, target, picks_a_round=1, lazy=False)
+    all_of_them = torch.tensor([-math.inf], dtype=torch.float64)
 
     def ask() -> list[Any]:
-        from tests.test_shortlist import QUESTION
-
         shard = _worker.Shard([_worker.Part(0, embedding)])
         shard.begin(start, [], 0)
-        question = replace(QUESTION, count=3)
+        question = Question(0, 0, [], [], [], [], all_of_them, count=3, n_picks=1)
         again = pickle.loads(pickle.dumps(shard))
         return [shard.ask(question), shard.ask(question), again.ask(question)]
 
     answered, asked_twice, travelled = threads.submit(ask).result()
-    assert len(answered.best.positions) == 3
+    assert len(answered.sent) == 3
     assert asked_twice is None
     assert travelled is None
 

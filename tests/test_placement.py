@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from skfishermask.placement import Needs, Room
-from skfishermask.storage import ScratchEmbedding, TensorEmbedding
+from skfishermask.selection.storage import Needs, Room, ScratchEmbedding, TensorEmbedding
 
 # 1,600 bytes of embeddings, 768 of matrices and 9,600 of states: see the first test.
 NEEDS = Needs(n=50, r=2, k=4, dtype=torch.float32)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
 from skfishermask.modal import ActiveLearner
-from skfishermask.storage import ScratchEmbedding
+from skfishermask.selection.storage import ScratchEmbedding
 
 X, Y = nets.digits()
 X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:260]
@@ -367,7 +367,7 @@ def test_too_large_for_memory_is_said_before_the_work(
     class Little:
         available = 10_000
 
-    monkeypatch.setattr("skfishermask.placement.psutil.virtual_memory", Little)
+    monkeypatch.setattr("skfishermask.selection.storage.psutil.virtual_memory", Little)
     for work in ("fisher_diagonal", "embedding_blocks"):
         monkeypatch.setattr(f"skfishermask.query.{work}", None)  # Not reached.
     with pytest.raises(MemoryError, match=r"200 candidates x 9 directions x 160 .* max_candidates"):
@@ -391,7 +391,7 @@ def test_scratch_file_gives_the_same_batch(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("where", ["embedding_blocks", "select_batch"])
+@pytest.mark.parametrize("where", ["embedding_blocks", "find_batch"])
 def test_scratch_file_is_gone_after_an_exception(
     net: Any, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,7 +405,7 @@ def test_scratch_file_is_gone_after_an_exception(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("skfishermask.placement.ScratchEmbedding", Recorded)
+    monkeypatch.setattr("skfishermask.selection.storage.ScratchEmbedding", Recorded)
     monkeypatch.setattr(f"skfishermask.query.{where}", interrupted)
     with pytest.raises(KeyboardInterrupt):
         FisherMaskSampler(**SCRATCH, scratch_folder=tmp_path)(net, X_POOL, 3)
@@ -419,7 +419,7 @@ def test_too_large_for_the_scratch_folder_is_said_before_the_work(
     class Full:
         free = 1_000_000
 
-    monkeypatch.setattr("skfishermask.placement.shutil.disk_usage", lambda folder: Full)
+    monkeypatch.setattr("skfishermask.selection.storage.shutil.disk_usage", lambda folder: Full)
     for work in ("fisher_diagonal", "embedding_blocks"):
         monkeypatch.setattr(f"skfishermask.query.{work}", None)  # Not reached.
     with pytest.raises(MemoryError, match=r"0.00 GB in .*scratch_folder"):

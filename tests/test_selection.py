@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -12,38 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skfishermask.candidates import Candidates, Start
-from skfishermask.embedded import EmbeddedBlock
-from skfishermask.gains import INVERTED, rounding, trace_gains
-from skfishermask.greedy import InformationInverse, greedy
 from skfishermask.selection import select_batch
-from skfishermask.storage import ScratchEmbedding
+from skfishermask.selection.storage import ScratchEmbedding
+from tests.problems import fisher, labeled, problem
 
 # (n, r, k, K): a batch of several times k rows, one row, more rows than columns, a few columns.
 SHAPES = [(210, 2, 12, 200), (150, 4, 30, 40), (80, 1, 25, 20), (40, 6, 4, 12), (30, 3, 1, 5)]
 # Objectives after float32 selection against the oracle's.
 TOLERANCE = 1e-4
-
-
-def problem(
-    n: int, r: int, k: int, *, decay: float = 1.0, scale: float = 1.0, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Embeddings of samples of various sizes, columns of falling ones, and their mean Fisher."""
-    generator = torch.Generator().manual_seed(seed)
-    size = 2 * torch.rand(n, 1, 1, generator=generator, dtype=torch.float64)
-    columns = torch.arange(1, k + 1, dtype=torch.float64) ** -decay
-    embedding = torch.randn(n, r, k, generator=generator, dtype=torch.float64)
-    embedding = scale * size * columns * embedding
-    return embedding, fisher(embedding)
-
-
-def fisher(embedding: Tensor) -> Tensor:
-    flat = embedding.double().flatten(0, 1)
-    return flat.T @ flat / len(embedding)
-
-
-def labeled(k: int) -> dict[str, Any]:
-    return {"fisher_labeled": problem(15, 2, k, seed=99)[1], "n_labeled": 15}
 
 
 def reached(embedding: Tensor, positions: Tensor, target: Tensor, **options: Any) -> float:
@@ -265,243 +240,12 @@ def test_progress_counts_the_samples_taken(fetched: bool) -> None:
     assert len(told) > 3
 
 
-# --- Blocks ---------------------------------------------------------------------------
-
-
-def positions_of(blocks: list[EmbeddedBlock], target: Tensor, n_picks: int, **options: Any) -> Any:
-    picks = greedy(blocks, InformationInverse(1.0), target, n_picks, **options)
-    return [pick.position for pick in picks]
-
-
-def cut(embedding: Tensor, first: Start, *cuts: int) -> list[EmbeddedBlock]:
-    bounds = itertools.pairwise([0, *cuts, len(embedding)])
-    return [EmbeddedBlock(embedding[a:b], first, a) for a, b in bounds]
-
-
-@pytest.mark.parametrize("speculative", [1, 5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_several_blocks_choose_as_one(dtype: torch.dtype, speculative: int, device: str) -> None:
-    embedding, target = problem(120, 3, 30)
-    # Equal candidates in different blocks.
-    embedding[90:95] = embedding[5:10]
-    embedding, target = embedding.to(device, dtype), target.to(device)
-    first = Start(1.0, target)
-    options = {"forced": [100, 3], "speculative": speculative}
-    expected = select_batch(embedding, 60, target, preselected=[100, 3])[0].tolist()
-    assert positions_of(cut(embedding, first), target, 60, **options) == expected
-    assert positions_of(cut(embedding, first, 7, 91), target, 60, **options) == expected
-    forced = {"forced": expected, "speculative": speculative}
-    assert positions_of(cut(embedding, first, 7, 91), target, 60, **forced) == expected
-
-
-class Counting(EmbeddedBlock):
-    """Counts how often the embedding is read, and the updates applied."""
-
-    reads = 0
-    steps = 0
-
-    def _replay(self, steps: Any, *others: Any) -> None:
-        self.reads += bool(steps)
-        super()._replay(steps, *others)
-
-    def advance(self, updates: Any) -> None:
-        super().advance(updates)
-        self.steps += len(updates)
-
-    def keep(self, count: int) -> None:
-        super().keep(count)
-        self.steps += count
-
-    def subset(self, positions: Any) -> EmbeddedBlock:
-        part = super().subset(positions)
-        part.__class__ = EmbeddedBlock
-        return part
-
-
-@pytest.mark.parametrize("decay", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("per_pick", [1, 4, 12])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_speculation_makes_the_greedy_choice(
-    dtype: torch.dtype, per_pick: int, decay: float, monkeypatch: pytest.MonkeyPatch, device: str
-) -> None:
-    monkeypatch.setattr("skfishermask.greedy.SHORTLIST", per_pick)
-    embedding, target = problem(400, 3, 60, decay=decay)
-    embedding, target = embedding.to(device, dtype), target.to(device)
-    expected = positions_of(cut(embedding, Start(1.0, target)), target, 41)
-    block = Counting(embedding, Start(1.0, target))
-    assert positions_of([block], target, 41, speculative=8) == expected
-    assert block.steps == 40
-    # A list this short is wrong so often that nothing is saved; a longer one saves most reads.
-    assert per_pick == 1 or block.reads < 25
-
-
-def test_speculation_is_given_up_for_a_while_where_it_fails(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # The two on the list are the same; the second is worth little once the first is taken.
-    monkeypatch.setattr("skfishermask.greedy.SHORTLIST", 1)
-    attempts = []
-
-    class Watched(Counting):
-        def attempt(self, *args: Any) -> Tensor:
-            attempts.append(len(args[0]))
-            return super().attempt(*args)
-
-    embedding, target = problem(200, 3, 60)
-    embedding = embedding.repeat_interleave(2, 0)
-    expected = positions_of(cut(embedding, Start(1.0, target)), target, 64)
-    block = Watched(embedding, Start(1.0, target))
-    assert positions_of([block], target, 64, speculative=2) == expected
-    assert 2 < len(attempts) < 10
-    # Nor is a read lost by a failure.
-    assert block.reads == 63
-
-
-@pytest.mark.parametrize(("spare", "most_reads"), [(0, 30), (-1, 20)])
-def test_large_embeddings_are_read_once_for_two_picks(
-    spare: int, most_reads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    embedding, target = problem(300, 3, 40)
-    expected = select_batch(embedding, 30, target)
-    made: list[Counting] = []
-
-    def block(*given: Any) -> Counting:
-        made.append(Counting(*given))
-        return made[-1]
-
-    monkeypatch.setattr("skfishermask.selection._CACHE_BYTES", embedding.nbytes + spare)
-    monkeypatch.setattr("skfishermask.selection.EmbeddedBlock", block)
-    found = select_batch(embedding, 30, target)
-    assert torch.equal(found[0], expected[0])
-    assert most_reads - 10 < made[0].reads <= most_reads
-
-
-def test_speculation_takes_wrong_picks_back() -> None:
-    # Two families: all on the shortlist are one sample's copies, worth little once one is taken.
-    embedding, target = problem(40, 2, 20)
-    embedding[:30] = 3 * embedding[0] / embedding[0].norm()
-    embedding[30:] *= 2 / embedding[30:].norm(dim=(1, 2), keepdim=True)
-    expected, _ = oracles.select_batch_oracle(embedding, 8, target)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("skfishermask.greedy.SHORTLIST", 2)
-        blocks = cut(embedding, Start(1.0, target), 35)
-        assert positions_of(blocks, target, 8, speculative=4) == expected
-    assert sum(position >= 30 for position in expected) > 4
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_block_made_again_from_the_history(dtype: torch.dtype) -> None:
-    class Recorder(EmbeddedBlock):
-        def advance(self, updates: Any) -> None:
-            history.extend(updates)
-            super().advance(updates)
-
-    history: list[Any] = []
-    embedding, target = problem(80, 3, 20)
-    embedding = embedding.to(dtype)
-    block = Recorder(embedding, Start(1.0, target))
-    greedy([block], InformationInverse(1.0), target, 12)
-    again = EmbeddedBlock(embedding, Start(1.0, target))
-    again.advance(history)
-    (one, one_off), (other, other_off) = (by_position(x.best(80)) for x in (block, again))
-    assert int(one.isfinite().sum()) == 80 - 11
-    off = (one - other).abs()
-    assert (off[one.isfinite()] <= (one_off + other_off)[one.isfinite()]).all()
-
-
-def by_position(found: Candidates) -> Tensor:
-    table = torch.full((2, 80), torch.nan, dtype=torch.float64)
-    table[:, found.positions] = torch.stack([found.gains, found.errors])
-    return table
-
-
-@pytest.mark.parametrize("decay", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize(("r", "k"), [(1, 100), (4, 60), (9, 200)])
-def test_error_bars_hold(r: int, k: int, decay: float, device: str) -> None:
-    embedding, target = problem(120, r, k, decay=decay, scale=10.0)
-    embedding, target = embedding.to(device).float(), target.to(device)
-    information = torch.eye(k, dtype=torch.float64, device=device)
-
-    class Judged(EmbeddedBlock):
-        def advance(self, updates: Any) -> None:
-            nonlocal information
-            super().advance(updates)
-            v = self.rows(updates[0].position)
-            information = information + v.T @ v
-            v = embedding.double()
-            inverse = torch.linalg.inv(information)
-            a, b = v @ inverse @ v.mT, v @ inverse @ target @ inverse @ v.mT
-            exact = torch.linalg.solve(torch.eye(r, device=device).double() + a, b)
-            exact = exact.diagonal(dim1=1, dim2=2).sum(1)
-            found = self.best(len(embedding))
-            off = (found.gains - exact[found.positions]).abs()
-            # The judge is no better than float64 either.
-            assert (off <= found.errors + 1e-9 * exact.max()).all()
-
-    greedy([Judged(embedding, Start(1.0, target))], InformationInverse(1.0), target, 30)
-
-
-@pytest.mark.parametrize("n", [20, 100])
-@pytest.mark.parametrize("r", [1, 9, 16, 17, 40])
-def test_trace_gains(r: int, n: int, device: str) -> None:
-    v = torch.randn(n, r, 2 * r, dtype=torch.float64, device=device)
-    a, b = v @ v.mT, v @ v.mT @ v @ v.mT
-    a[3] = a[7] = -2 * torch.eye(r)
-    b[5] = torch.nan
-    gains, size = trace_gains(a, b)
-    inverse = torch.linalg.inv(torch.eye(r, device=device) + a)
-    right = [i for i in range(n) if i not in (3, 5, 7)]
-    expected = (inverse @ b).diagonal(dim1=1, dim2=2).sum(1)
-    torch.testing.assert_close(gains[right], expected[right], rtol=1e-9, atol=0)
-    largest = inverse.diagonal(dim1=1, dim2=2).amax(1)
-    torch.testing.assert_close(size[right], largest[right], rtol=1e-6, atol=0)
-    assert not gains[[3, 5, 7]].any()
-    assert size[[3, 5, 7]].isinf().all()
-
-
-@pytest.mark.parametrize("decay", [0.0, 2.0, 4.0])
-@pytest.mark.parametrize("n", [20, 100])
-@pytest.mark.parametrize("r", [1, 9, 40])
-def test_float32_gains_are_off_as_if_a_were_by_a_few_roundings(
-    r: int, n: int, decay: float, device: str
-) -> None:
-    # From nearly nothing to much more than I, and from round to flat.
-    scale = torch.logspace(-3, 3, n, dtype=torch.float64)[:, None, None]
-    widths = torch.arange(1, r + 1).double() ** -decay
-    v, w = torch.randn(2, n, r, r, dtype=torch.float64)
-    a, b = ((x @ (widths[:, None] * x.mT)).to(device) for x in (scale * v, w))
-    b += 1e3 * (w - w.mT).to(device)
-    exact, _ = trace_gains(a, b)
-    gains, size = trace_gains(a, b, torch.float32)
-    assert gains.dtype == size.dtype == torch.float64
-    sure = size.isfinite()
-    assert (sure | (a.diagonal(dim1=1, dim2=2).sum(1) > 1e5)).all()
-    off = INVERTED * rounding(torch.float32) * (1 + a.diagonal(dim1=1, dim2=2).sum(1))
-    assert ((gains - exact).abs() <= off * exact * size)[sure].all()
-    assert not torch.equal(gains, exact)
-
-
-@pytest.mark.parametrize("first", [0.5, "matrix"])
-def test_information_inverse(first: Any) -> None:
-    k, r = 10, 3
-    start = first * torch.eye(k).double() if first == 0.5 else torch.linalg.inv(problem(9, 3, k)[1])
-    inverse = InformationInverse(0.5 if first == 0.5 else start)
-    expected = start
-    x = torch.randn(2, 4, k, dtype=torch.float64)
-    for _ in range(12):
-        u = 0.1 * torch.randn(r, k, dtype=torch.float64)
-        inverse.append(u)
-        expected = expected - u.T @ u
-        torch.testing.assert_close(inverse.apply(x), x @ expected)
-        torch.testing.assert_close(inverse.dense(k, x.device), expected)
-
-
 def test_long_pools_are_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, target = problem(100, 3, 20)
     whole = select_batch(embedding.half(), 30, target)
-    monkeypatch.setattr("skfishermask.storage._CHUNK_BYTES", 7 * 3 * 20 * 4)
-    monkeypatch.setattr("skfishermask.storage._CHUNK_VECTORS", 1)
-    monkeypatch.setattr("skfishermask.storage._LARGER_ON_CUDA", 1)
+    monkeypatch.setattr("skfishermask.selection.storage._CHUNK_BYTES", 7 * 3 * 20 * 4)
+    monkeypatch.setattr("skfishermask.selection.storage._CHUNK_VECTORS", 1)
+    monkeypatch.setattr("skfishermask.selection.storage._LARGER_ON_CUDA", 1)
     parts = select_batch(embedding.half(), 30, target)
     assert torch.equal(whole[0], parts[0])
     torch.testing.assert_close(whole[1], parts[1], rtol=1e-12, atol=0)

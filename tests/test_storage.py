@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from skfishermask.selection import select_batch
-from skfishermask.storage import ScratchEmbedding, StoredEmbedding, TensorEmbedding, stored
+from skfishermask.selection.storage import (
+    ScratchEmbedding,
+    StoredEmbedding,
+    TensorEmbedding,
+    stored,
+)
 
 SHAPE = (23, 3, 5)
 
@@ -41,8 +46,8 @@ KINDS = pytest.mark.parametrize("kind", ["memory", "host memory", "scratch file"
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skfishermask.storage._CHUNK_VECTORS", 1)
-    monkeypatch.setattr("skfishermask.storage._LARGER_ON_CUDA", 1)
+    monkeypatch.setattr("skfishermask.selection.storage._CHUNK_VECTORS", 1)
+    monkeypatch.setattr("skfishermask.selection.storage._LARGER_ON_CUDA", 1)
 
 
 @KINDS
@@ -58,7 +63,7 @@ def test_chunks_give_what_was_written(
 ) -> None:
     storage = filled(kind, dtype, device, tmp_path)
     monkeypatch.setattr(
-        "skfishermask.storage._CHUNK_BYTES", rows * 15 * storage.work_dtype.itemsize
+        "skfishermask.selection.storage._CHUNK_BYTES", rows * 15 * storage.work_dtype.itemsize
     )
     # What a chunk holds is overwritten by the next one.
     parts, values = zip(*((part, v.clone()) for part, v in storage.chunks()), strict=True)
@@ -78,7 +83,7 @@ def test_chunks_give_what_was_written(
 def test_chunks_of_one_size_large_enough_to_multiply(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("skfishermask.storage._CHUNK_VECTORS", 200)
+    monkeypatch.setattr("skfishermask.selection.storage._CHUNK_VECTORS", 200)
     storage = stored(torch.empty(shape, dtype=torch.float16, device="meta"))
     n, r, k = shape
     size = storage.chunk_rows
@@ -148,7 +153,7 @@ def test_leaving_chunks_early_leaves_no_thread(tmp_path: Path) -> None:
         pytest.MonkeyPatch.context() as patch,
         ScratchEmbedding(SHAPE, torch.float32, "cpu", tmp_path) as storage,
     ):
-        patch.setattr("skfishermask.storage._CHUNK_BYTES", 60)
+        patch.setattr("skfishermask.selection.storage._CHUNK_BYTES", 60)
         storage.write(0, embedding(torch.float32))
         before = threading.active_count()
         for part, _ in storage.chunks():
@@ -172,9 +177,9 @@ def test_selection_from_a_scratch_file(
     fisher = torch.eye(20, dtype=torch.float64, device=device)
     options = {"oversample": oversample, "fisher_labeled": fisher, "n_labeled": 5}
     expected = select_batch(V, 40, fisher, **options)
-    monkeypatch.setattr("skfishermask.storage._CHUNK_BYTES", 7 * 60 * 4)
-    monkeypatch.setattr("skfishermask.embedded._PRODUCT_BYTES", 1)
-    monkeypatch.setattr("skfishermask.selection._FETCHED", speculative)
+    monkeypatch.setattr("skfishermask.selection.storage._CHUNK_BYTES", 7 * 60 * 4)
+    monkeypatch.setattr("skfishermask.selection.candidates._PRODUCT_BYTES", 1)
+    monkeypatch.setattr("skfishermask.selection.batch._FAR", speculative)
     with ScratchEmbedding(V.shape, dtype, device, tmp_path) as storage:
         storage.write(0, V)
         positions, gains = select_batch(storage, 40, fisher, **options)

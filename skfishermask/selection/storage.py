@@ -1,23 +1,39 @@
 """Where embeddings lie: on the device that computes, in the host's memory, or in a scratch file.
 
-Whoever reads them sees chunks on the computing device, in the order of the samples.
+Whoever reads them sees chunks on the computing device, in the order of the samples. How much memory
+a query needs, and where its embeddings go, is here too.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
 import torch
 from torch import Tensor
 
+EMBEDDING_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+# Selection holds the Fisher matrices, their factors and products: so many k x k in float64.
+_N_MATRICES = 6
+# It also holds A, B and bounds of every candidate, before a step that it tries and after it. It
+# tries more at a time where there is room.
+_N_STATES = 2
 # Of one chunk of an embedding.
 _CHUNK_BYTES = 2**23
 # A GPU reads so many times that in the time that the calls for a chunk take.
@@ -136,12 +152,12 @@ class StoredEmbedding(ABC):
         """
 
     @abstractmethod
-    def take(self, rows: Sequence[int]) -> Tensor:
+    def take(self, rows: Tensor | Sequence[int]) -> Tensor:
         """Read the embeddings of some samples.
 
         Parameters
         ----------
-        rows : sequence of int
+        rows : Tensor of shape (m,), int64, or sequence of int
             Their numbers.
 
         Returns
@@ -178,9 +194,9 @@ class TensorEmbedding(StoredEmbedding):
     def write(self, start: int, values: Tensor) -> None:  # noqa: D102, see StoredEmbedding
         self._values[start : start + len(values)] = values
 
-    def take(self, rows: Sequence[int]) -> Tensor:  # noqa: D102, see StoredEmbedding
-        index = torch.tensor(rows, dtype=torch.int64, device=self._values.device)
-        return self._values[index].to(self.device)
+    def take(self, rows: Tensor | Sequence[int]) -> Tensor:  # noqa: D102, see StoredEmbedding
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self._values.device)
+        return self._values.index_select(0, index).to(self.device)
 
     def _read(self, parts: Sequence[slice]) -> Iterator[Tensor]:
         if not self.is_fetched or not parts:
@@ -247,8 +263,8 @@ class ScratchEmbedding(StoredEmbedding):
     def write(self, start: int, values: Tensor) -> None:  # noqa: D102, see StoredEmbedding
         self._transfer(self._file.write, start, values.to("cpu", self.dtype).contiguous())
 
-    def take(self, rows: Sequence[int]) -> Tensor:  # noqa: D102, see StoredEmbedding
-        found = [self._load(slice(row, row + 1)) for row in rows]
+    def take(self, rows: Tensor | Sequence[int]) -> Tensor:  # noqa: D102, see StoredEmbedding
+        found = [self._load(slice(row, row + 1)) for row in torch.as_tensor(rows).tolist()]
         empty = torch.empty(0, *self.shape[1:], dtype=self.dtype)
         return torch.cat([empty, *found]).to(self.device)
 
@@ -294,3 +310,205 @@ def stored(embedding: Tensor | StoredEmbedding) -> StoredEmbedding:
         The same embedding, not copied.
     """
     return TensorEmbedding(embedding) if isinstance(embedding, Tensor) else embedding
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Memory that a query needs beside the network.
+
+    Attributes
+    ----------
+    n, r, k : int
+        Candidates, directions and masked parameters.
+    dtype : torch.dtype
+        Of the embedding.
+    n_labeled : int, default=0
+        Labelled samples.
+    """
+
+    n: int
+    r: int
+    k: int
+    dtype: torch.dtype
+    n_labeled: int = 0
+
+    @property
+    def dimensions(self) -> int:
+        """In which the choice is made: the parameters, or the rows if these are fewer.
+
+        Returns
+        -------
+        int
+            At most k.
+        """
+        return min(self.k, (self.n + self.n_labeled) * self.r)
+
+    @property
+    def embedding(self) -> int:
+        """Of V.
+
+        Returns
+        -------
+        int
+            In bytes.
+        """
+        return self.n * self.r * self.k * self.dtype.itemsize
+
+    @property
+    def matrices(self) -> int:
+        """Of the matrices, which are as large as the dimensions worked in.
+
+        Returns
+        -------
+        int
+            In bytes.
+        """
+        return _N_MATRICES * 8 * self.dimensions**2
+
+    @property
+    def states(self) -> int:
+        """Of the candidates' state in the selection.
+
+        Returns
+        -------
+        int
+            In bytes.
+        """
+        return _N_STATES * state_bytes(self.n, self.r)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where there is memory for a query on one machine.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where the network is.
+    share : float
+        Share of the free memory that embeddings may take.
+    folder : str or None
+        For a scratch file. None: the system's temporary folder.
+    """
+
+    device: torch.device
+    share: float
+    folder: str | None
+
+    def place(self, needs: Needs) -> str:
+        """Say where the embedding goes.
+
+        Parameters
+        ----------
+        needs : Needs
+            What the query needs.
+
+        Returns
+        -------
+        {"memory", "host memory", "scratch file"}
+            The first of these that is large enough.
+
+        Raises
+        ------
+        MemoryError
+            If none is, or the rest of the selection is too large for the device.
+        """
+        host = psutil.virtual_memory().available
+        on_cuda, free = self.device.type == "cuda", free_bytes(self.device)
+        others = needs.matrices + needs.states
+        if needs.embedding <= self.share * free and needs.embedding + others <= free:
+            return "memory"
+        if on_cuda and needs.embedding <= self.share * host:
+            place, room = "host memory", host
+        else:
+            place, folder = "scratch file", self.folder or tempfile.gettempdir()
+            room = shutil.disk_usage(folder).free
+        if others > free or needs.embedding > room:
+            where = "" if place == "host memory" else f" and {gigabytes(room)} in {folder}"
+            raise MemoryError(
+                f"The Fisher embedding of {needs.n} candidates x {needs.r} directions x "
+                f"{needs.k} parameters needs {gigabytes(needs.embedding)}, the "
+                f"{needs.dimensions} x {needs.dimensions} Fisher matrices "
+                f"{gigabytes(needs.matrices)} and the candidates' gains "
+                f"{gigabytes(needs.states)}, but {gigabytes(free)} are free on "
+                f"{self.device}{where}. mask_fraction makes the first two smaller; max_candidates "
+                "and n_directions the first and the last; embedding_dtype the first. An embedding "
+                "larger than memory_share of the free memory goes to a file in scratch_folder."
+            )
+        return place
+
+    def make(self, place: str, needs: Needs, cleanup: ExitStack) -> StoredEmbedding:
+        """Make an embedding to be written.
+
+        Parameters
+        ----------
+        place : {"memory", "host memory", "scratch file"}
+            Where.
+        needs : Needs
+            Its sizes.
+        cleanup : ExitStack
+            Removes it, where that takes more than forgetting it.
+
+        Returns
+        -------
+        StoredEmbedding
+            With any values.
+        """
+        shape, dtype, device = (needs.n, needs.r, needs.k), needs.dtype, self.device
+        if place == "scratch file":
+            return cleanup.enter_context(ScratchEmbedding(shape, dtype, device, self.folder))
+        if place == "host memory":
+            return TensorEmbedding(torch.empty(shape, dtype=dtype, pin_memory=True), device)
+        return TensorEmbedding(torch.empty(shape, dtype=dtype, device=device))
+
+
+def gigabytes(n_bytes: float) -> str:
+    """Say how large something is.
+
+    Parameters
+    ----------
+    n_bytes : float
+        Its size in bytes.
+
+    Returns
+    -------
+    str
+        The same in GB.
+    """
+    return f"{n_bytes / 1e9:.2f} GB"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Say how much memory is free.
+
+    Parameters
+    ----------
+    device : torch.device
+        A CUDA device; of any other, the host's memory is meant.
+
+    Returns
+    -------
+    int
+        In bytes.
+    """
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    # PyTorch keeps what was freed for itself; the driver counts that as taken.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def state_bytes(n: int, r: int) -> int:
+    """Say how large a state of the candidates is.
+
+    Parameters
+    ----------
+    n, r : int
+        Candidates, and rows of an embedding.
+
+    Returns
+    -------
+    int
+        In bytes: A and B, bounds for their errors, the gain and a bound for its own.
+    """
+    return 8 * n * (2 * r * r + 4)

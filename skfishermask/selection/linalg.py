@@ -1,4 +1,4 @@
-"""Gains from small matrices, quadratic forms, and how far floating point may be off."""
+"""Small inverses, quadratic forms, and the coordinates in which a small pool is chosen from."""
 
 from __future__ import annotations
 
@@ -8,16 +8,30 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-# At least so many blocks of at most this size are inverted faster all at once than one at a time.
+# At least so many matrices of at most this size are inverted faster all at once than one at a
+# time, on a CPU; on other devices each call of the other way does it for all of them anyway.
 _MANY, _SMALL = 64, 16
 # Column blocks of a triangular matrix; above the diagonal ones nothing is multiplied.
 _N_BLOCKS = 8
-# Rounding by torch.get_float32_matmul_precision(): float32, TensorFloat32, bfloat16.
-_FLOAT32_ROUNDING = {"highest": 2.0**-23, "high": 2.0**-10, "medium": 2.0**-7}
 
-# tr((I + A)^-1 B) is off by less than this times the rounding, 1 + tr A, the size of the inverse
-# and itself: 2.1 at most in 384,000 random A of sizes 1 to 40, from round to flat.
-INVERTED = 3
+
+def symmetric(matrix: Tensor) -> Tensor:
+    """Give the symmetric part."""
+    return (matrix + matrix.mT) / 2
+
+
+def mean_size(matrix: Tensor | float) -> float:
+    """Give the root mean square of a symmetric matrix's eigenvalues; waits for the device."""
+    if not isinstance(matrix, Tensor):
+        return matrix
+    return float(torch.linalg.matrix_norm(matrix)) / math.sqrt(len(matrix))
+
+
+def shifted(matrix: Tensor, shift: float) -> Tensor:
+    """Give `matrix` + `shift` I."""
+    matrix = matrix.clone()
+    matrix.diagonal().add_(shift)
+    return matrix
 
 
 def trace_gains(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -30,10 +44,10 @@ def trace_gains(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tup
     candidate is computed afresh before anything is decided on it.
     """
     n, r, _ = a.shape
-    invert = _invert_together if n >= _MANY and r <= _SMALL else _invert_each
-    gains, size, valid = invert(a, b, dtype)
+    together = a.device.type == "cpu" and n >= _MANY and r <= _SMALL
+    gains, size, valid = (_invert_together if together else _invert_each)(a, b, dtype)
     invalid = ~(valid & torch.isfinite(gains))
-    return gains.masked_fill(invalid, 0), size.double().masked_fill_(invalid, math.inf)
+    return gains.double().masked_fill_(invalid, 0), size.double().masked_fill_(invalid, math.inf)
 
 
 def _invert_together(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,20 +112,43 @@ class QuadraticForm:
         return total + total.mT, 2 * squares.sqrt()
 
 
-def mean_size(matrix: Tensor | float) -> float:
-    """Give the root mean square of a symmetric matrix's eigenvalues."""
-    if not isinstance(matrix, Tensor):
-        return matrix
-    return float(torch.linalg.matrix_norm(matrix)) / math.sqrt(len(matrix))
+def fingerprints(v: Tensor) -> Tensor:
+    """Give every sample of v (n, r, k) a number that those with the same rows share, int64.
+
+    The sum of their bits, in integers, times fixed random ones: no order of summation and no
+    rounding can tell equal samples apart, and two others agree with a chance of about 2^-60.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n_entries = v[0].numel()
+    factors = torch.randint(-(2**62), 2**62, (n_entries,), generator=generator).to(v.device)
+    # A zero has two signs. The low bits of what was float32 are zeros, so the high ones go there.
+    bits = (v.double().flatten(1) + 0.0).view(torch.int64)
+    return ((bits ^ (bits >> 32)) * (2 * factors + 1)).sum(1)
 
 
-def symmetric(matrix: Tensor) -> Tensor:
-    """Give the symmetric part."""
-    return (matrix + matrix.mT) / 2
+def repeated(prints: Tensor) -> Tensor:
+    """Say which samples are the same as an earlier one, given their fingerprints."""
+    ordered, order = torch.sort(prints, stable=True)
+    again = torch.zeros_like(prints, dtype=torch.bool)
+    again[order[1:]] = ordered[1:] == ordered[:-1]
+    return again
 
 
-def rounding(dtype: torch.dtype) -> float:
-    """Give the relative error of a product in `dtype`, reduced-precision modes included."""
-    if dtype == torch.float64:
-        return 2.0**-50
-    return _FLOAT32_ROUNDING[torch.get_float32_matmul_precision()]
+def row_coordinates(rows: Tensor) -> Tensor:
+    """Give the coordinates of rows in an orthonormal basis of what they span.
+
+    That is the transposed triangle of a QR of their transpose. Householder's way leaves an error
+    relative to each row's own length, and a row that depends on others does no harm.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (m, k), m at most k
+        In float64 the result is as exact as that.
+
+    Returns
+    -------
+    Tensor of shape (m, m), float64
+        Rows whose inner products are those of `rows`.
+    """
+    triangle: Tensor = torch.linalg.qr(rows.double().T, mode="r").R
+    return triangle.T.contiguous()

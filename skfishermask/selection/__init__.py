@@ -1,0 +1,48 @@
+"""Fisher embeddings and F in, a batch out; it has never heard of networks."""
+
+from skfishermask.selection.batch import (
+    Batch,
+    Objective,
+    chosen_from,
+    coordinates,
+    find_batch,
+    gains_along,
+    select_batch,
+)
+from skfishermask.selection.candidates import CAREFUL, Candidates, Step
+from skfishermask.selection.pools import LazyPool, LocalPool
+from skfishermask.selection.remote import Answer, Block, Question, RemotePool, merged
+from skfishermask.selection.storage import (
+    EMBEDDING_DTYPES,
+    Needs,
+    Room,
+    StoredEmbedding,
+    gigabytes,
+    stored,
+)
+
+__all__ = [
+    "CAREFUL",
+    "EMBEDDING_DTYPES",
+    "Answer",
+    "Batch",
+    "Block",
+    "Candidates",
+    "LazyPool",
+    "LocalPool",
+    "Needs",
+    "Objective",
+    "Question",
+    "RemotePool",
+    "Room",
+    "Step",
+    "StoredEmbedding",
+    "chosen_from",
+    "coordinates",
+    "find_batch",
+    "gains_along",
+    "gigabytes",
+    "merged",
+    "select_batch",
+    "stored",
+]

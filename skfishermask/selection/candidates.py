@@ -1,0 +1,429 @@
+"""Candidates and what is known of their gains: A and B, and how far each may be off.
+
+:mod:`skfishermask.selection.rounds` has the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from skfishermask.selection import errors
+from skfishermask.selection.linalg import QuadraticForm, fingerprints, repeated, trace_gains
+from skfishermask.selection.storage import StoredEmbedding, stored
+
+# So many steps run in float64, and so does the start. As a rule gains fall by orders of magnitude
+# in the first steps, whose float32 errors would be large beside the gains that follow.
+CAREFUL = 6
+# Products of embeddings and updates are kept for so many candidates at once.
+_PRODUCT_BYTES = 2**23
+# Steps that many candidates catch up with at a time.
+_TOGETHER = 32
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pick, and what it changes for the others; the list of them is the whole history.
+
+    Attributes
+    ----------
+    position : Tensor of shape (), int64
+        Position in the pool.
+    gain : Tensor of shape (), float64
+        Decrease of tr(M^-1 F).
+    sure : Tensor of shape (), bool
+        Whether it is known to be the best on its shortlist.
+    factors : Tensor of shape (k, 2 r)
+        U and T side by side; float64, or float32 for what computes in that.
+    """
+
+    position: Tensor
+    gain: Tensor
+    sure: Tensor
+    factors: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Step:
+        """Give the step on another device, its factors in another precision."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return replace(self, **moved | {"factors": self.factors.to(device, dtype)})
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A few candidates computed afresh in float64, and what taking one of them needs too.
+
+    Attributes
+    ----------
+    x, fx : Tensor of shape (n, r, k)
+        V M^-1 and V M^-1 F.
+    a, b : Tensor of shape (n, r, r)
+        A and B.
+    off : Tensor of shape (n, 2)
+        How far A and B may be off, in the Frobenius norm.
+    gains, bars : Tensor of shape (n,)
+        Gains, and how far they may be off.
+    """
+
+    x: Tensor
+    fx: Tensor
+    a: Tensor
+    b: Tensor
+    off: Tensor
+    gains: Tensor
+    bars: Tensor
+
+    @staticmethod
+    def joined(several: Sequence[Fresh]) -> Fresh:
+        """Put several together."""
+        return Fresh(*(torch.cat([getattr(x, f.name) for x in several]) for f in fields(Fresh)))
+
+
+def check_finite(norms: Tensor, start: int) -> None:
+    """Raise ValueError if an embedding has no finite norm; `start` is the first one's position."""
+    bad = ~torch.isfinite(norms)
+    if bad.any():
+        row = start + int(bad.nonzero()[0])
+        raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
+
+
+class Candidates:
+    """Candidates, their embeddings and what is known of their gains, in several states.
+
+    Products with the embedding run in float32, but in float64 for the first steps and where the
+    embedding is float64. A and B are float64.
+
+    Parameters
+    ----------
+    embedding : StoredEmbedding
+        Fisher embeddings, never changed.
+    positions : Tensor of shape (n,), int64
+        Positions in the pool, ascending.
+    n_states : int
+        States that there is room for: one more than the steps that are attempted at a time.
+
+    Attributes
+    ----------
+    index : Tensor of shape (n,), int64
+        Where they are among those that they were taken from.
+    taken : Tensor of shape (n,), bool
+        Which are not candidates any more.
+    prints : Tensor of shape (n,), int64
+        What equal candidates share.
+    has_equals : bool
+        Whether any two are.
+    at : int
+        The present state.
+    """
+
+    def __init__(self, embedding: StoredEmbedding, positions: Tensor, n_states: int) -> None:
+        n, r, _ = embedding.shape
+        self.embedding, self.positions, self.index = embedding, positions, positions
+        self.taken = torch.zeros(n, dtype=torch.bool, device=embedding.device)
+        self.prints, self.has_equals = torch.zeros_like(positions), False
+        self.norms = torch.zeros(n, dtype=torch.float64, device=embedding.device)
+        # Rows of A and of half of B in turn; of B only the symmetric part counts and is right.
+        self._blocks = self.norms.new_zeros((n_states, n, 2 * r, r))
+        self._off = self.norms.new_zeros((n_states, n, 2))
+        self._gains = self.norms.new_zeros((n_states, n))
+        self._bars = self.norms.new_zeros((n_states, n))
+        self.at = 0
+        self._n_steps = 0
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def gains(self) -> Tensor:
+        """Gains as far as they are known, (n,); those taken have one too."""
+        return self._gains[self.at]
+
+    @property
+    def bars(self) -> Tensor:
+        """How far each gain may be off, (n,)."""
+        return self._bars[self.at]
+
+    def bounds(self, out: Tensor) -> Tensor:
+        """Give the largest gains there may be, (n,); minus infinity for those that are `out`."""
+        return (self.gains + self.bars).masked_fill_(out, -math.inf)
+
+    def out(self, n_picks: int) -> Tensor:
+        """Say who cannot be among the next picks: those taken, and equals of lower ones left."""
+        if not self.has_equals:
+            return self.taken
+        ordered, order = torch.sort(self.prints, stable=True)
+        left = (~self.taken)[order].cumsum(0)
+        # Left before the first one of each kind: the largest such sum so far, as sums only grow.
+        first = torch.ones_like(self.taken)
+        first[1:] = ordered[1:] != ordered[:-1]
+        before = (left - (~self.taken)[order].long()).masked_fill(~first, 0).cummax(0).values
+        rank = torch.empty_like(left)
+        rank[order] = left - before
+        return self.taken | (rank > n_picks)
+
+    def start(
+        self,
+        inverse: Tensor | float,
+        target: Tensor,
+        on_part: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        """Compute the first A and B.
+
+        Parameters
+        ----------
+        inverse : Tensor of shape (k, k), float64, or float
+            M_0^-1; a float stands for that multiple of the identity.
+        target : Tensor of shape (k, k), float64
+            M_0^-1 F M_0^-1.
+        on_part : callable, optional
+            Called with numbers of candidates that are done.
+
+        Raises
+        ------
+        ValueError
+            If the embedding holds NaN or infinity.
+        """
+        k = len(target)
+        first, second = QuadraticForm(inverse), QuadraticForm(target)
+        dtype = torch.float64
+        for part, v in self.embedding.chunks(dtype):
+            self.norms[part] = norms = torch.linalg.vector_norm(v.flatten(1), dim=1)
+            self.prints[part] = fingerprints(v)
+            a, size_a = first(v)
+            b, size_b = second(v)
+            self._blocks[0, part, ::2], self._blocks[0, part, 1::2] = a, b / 2
+            for i, (size, form) in enumerate(((size_a, first), (size_b, second))):
+                off = errors.of_product(form.size * norms, size, k, dtype)
+                self._off[0, part, i] = norms * off
+            self._evaluate(slice(0, 1), part, dtype)
+            on_part(part.stop - part.start)
+        check_finite(self.norms, int(self.positions[0]))
+        self.has_equals = bool(repeated(self.prints).any())
+
+    def fill(self, rows: Tensor, fresh: Fresh) -> None:
+        """Start from what was computed afresh for all of them, from their rows (n, r, k)."""
+        torch.linalg.vector_norm(rows.flatten(1), dim=1, out=self.norms)
+        self.correct(torch.arange(len(self), device=rows.device), fresh)
+
+    def correct(self, index: Tensor, fresh: Fresh) -> None:
+        """Put in what was computed afresh for some, (m,)."""
+        half = torch.stack([fresh.a, fresh.b / 2], 2).flatten(1, 2)
+        for mine, theirs in (
+            (self._blocks, half),
+            (self._off, fresh.off),
+            (self._gains, fresh.gains),
+            (self._bars, fresh.bars),
+        ):
+            mine[self.at].index_copy_(0, index, theirs)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Give the embeddings of some, (m, r, k), in float64."""
+        return self.embedding.take(index).double()
+
+    def subset(self, index: Tensor, n_states: int) -> Candidates:
+        """Give some of them as they stand, in memory.
+
+        Parameters
+        ----------
+        index : Tensor of shape (m,), int64
+            Which; ascending.
+        n_states : int
+            As for the class.
+
+        Returns
+        -------
+        Candidates
+            Independent of this one.
+        """
+        rows = self.embedding.take(index).to(self.embedding.work_dtype)
+        part = Candidates(stored(rows), self.positions.index_select(0, index), n_states)
+        part.index, part._n_steps = index, self._n_steps
+        part.taken, part.norms = (x.index_select(0, index) for x in (self.taken, self.norms))
+        part.prints, part.has_equals = self.prints.index_select(0, index), self.has_equals
+        for mine, theirs in zip(part._states(), self._states(), strict=True):
+            torch.index_select(theirs[self.at], 0, index, out=mine[0])
+        return part
+
+    @staticmethod
+    def joined(several: Sequence[Candidates], n_states: int) -> Candidates:
+        """Put candidates in memory together, as they stand, ordered by position.
+
+        Parameters
+        ----------
+        several : sequence of Candidates
+            At least one; no two have a position in common, and all have seen the same steps.
+        n_states : int
+            As for the class.
+
+        Returns
+        -------
+        Candidates
+            Independent of these.
+        """
+        positions, order = torch.sort(torch.cat([one.positions for one in several]))
+        rows = torch.cat([one.embedding.take(range(len(one))) for one in several])[order]
+        whole = Candidates(stored(rows), positions, n_states)
+        whole._n_steps = several[0]._n_steps
+        for name in ("taken", "norms", "prints"):
+            setattr(whole, name, torch.cat([getattr(one, name) for one in several])[order])
+        whole.has_equals = bool(repeated(whole.prints).any())
+        for mine, *theirs in zip(whole._states(), *(one._states() for one in several), strict=True):
+            parts = [x[one.at] for x, one in zip(theirs, several, strict=True)]
+            mine[0] = torch.cat(parts)[order]
+        return whole
+
+    def to(self, device: torch.device | str) -> Candidates:
+        """Give candidates in memory on another device."""
+        rows = self.embedding.take(range(len(self))).to(device)
+        there = Candidates(stored(rows), self.positions.to(device), len(self._gains))
+        there.has_equals, there.at, there._n_steps = self.has_equals, self.at, self._n_steps
+        for name in ("index", "taken", "norms", "prints", "_blocks", "_off", "_gains", "_bars"):
+            setattr(there, name, getattr(self, name).to(device))
+        return there
+
+    def all_bounds(self, n_states: int, out: Tensor) -> Tensor:
+        """Give `bounds` in the first states, (n_states, n)."""
+        bounds = self._gains[:n_states] + self._bars[:n_states]
+        return bounds.masked_fill_(out, -math.inf)
+
+    def put(self, part: Candidates, number: int) -> None:
+        """Take over what is known of some of them in that one's state of this number."""
+        for mine, theirs in zip(self._states(), part._states(), strict=True):
+            mine[self.at].index_copy_(0, part.index, theirs[number])
+
+    def attempt(self, steps: Sequence[Step], out: Tensor) -> Tensor:
+        """Find the states after the present one, as the steps make them.
+
+        Parameters
+        ----------
+        steps : sequence of Step
+            In their order.
+        out : Tensor of shape (n,), bool
+            Who does not count for the result.
+
+        Returns
+        -------
+        Tensor of shape (len(steps),), float64
+            The largest gain that there may be after each step; minus infinity where all are out.
+        """
+        largest = self.norms.new_full((len(steps),), -math.inf)
+        if not steps:
+            return largest
+        factors = torch.cat([step.factors for step in steps], 1)
+        careful = self._n_steps + self.at < CAREFUL
+        dtype = torch.float64 if careful else self.embedding.work_dtype
+        states = slice(self.at + 1, self.at + 1 + len(steps))
+        for group, products, norms in self._products(factors, dtype):
+            pair = products.permute(2, 0, 1, 3, 4).reshape(len(steps), len(products), -1, self.r)
+            change = pair @ pair[:, :, ::2].mT
+            grown = self._grown(group, products, norms)
+            for number, step in enumerate(range(states.start, states.stop)):
+                before = self._blocks[step - 1, group]
+                torch.sub(before, change[number], out=self._blocks[step, group])
+                torch.add(self._off[step - 1, group], grown[:, number], out=self._off[step, group])
+            self._evaluate(states, group, dtype)
+            bounds = self._gains[states, group] + self._bars[states, group]
+            bounds.masked_fill_(out[group], -math.inf)
+            torch.maximum(largest, bounds.amax(1), out=largest)
+        return largest
+
+    def catch_up(
+        self, steps: Sequence[Step], since: Tensor | None = None, first: int | None = None
+    ) -> None:
+        """Apply steps for good, many at a time.
+
+        Parameters
+        ----------
+        steps : sequence of Step
+            In their order, from the first that any of the candidates has not seen.
+        since : Tensor of shape (n,), int64, optional
+            How many of these each has seen. None: none of them.
+        first : int, optional
+            How many there were before these. None: as many as all have seen.
+        """
+        done = self._n_steps if first is None else first
+        careful = max(0, min(CAREFUL - done, len(steps)))
+        edges = [0, careful, *range(careful + _TOGETHER, len(steps), _TOGETHER), len(steps)]
+        for start, stop in zip(edges, edges[1:], strict=False):
+            if start == stop:
+                continue
+            some = steps[start:stop]
+            dtype = torch.float64 if start < careful else self.embedding.work_dtype
+            factors = torch.cat([step.factors for step in some], 1)
+            for group, products, norms in self._products(factors, dtype):
+                if since is not None:
+                    number = torch.arange(start, stop, device=since.device)
+                    seen = (number < since[group, None])[:, None, :, None, None]
+                    products = products.masked_fill(seen, 0)
+                # Rows of q and of t in turn, those of all steps side by side.
+                pair = products.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+                self._blocks[self.at, group] -= pair @ pair[:, ::2].mT
+                self._off[self.at, group] += self._grown(group, products, norms).sum(1)
+                self._evaluate(slice(self.at, self.at + 1), group, dtype)
+        self._n_steps = done + len(steps)
+
+    def keep(self, count: int) -> None:
+        """Make the state after the first `count` attempted steps the present one, for good."""
+        if count:
+            for state in self._states():
+                state[0].copy_(state[count])
+        self.at = 0
+        self._n_steps += count
+
+    @property
+    def r(self) -> int:
+        """Rows of a candidate's embedding."""
+        return self.embedding.shape[1]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the embedding and of one state, in bytes."""
+        return self.embedding.n_bytes + sum(state[0].nbytes for state in self._states())
+
+    def _states(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self._blocks, self._off, self._gains, self._bars
+
+    def _products(
+        self, factors: Tensor, dtype: torch.dtype
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Multiply all embeddings with steps' factors, and give the results for parts of them.
+
+        Candidate by candidate the steps are small, so many chunks go through them at once: group,
+        products of shape (m, r, steps, 2, r), and the norms of the factors, (steps, 2).
+        """
+        (n, r, k), width = self.embedding.shape, factors.shape[1]
+        norms = torch.linalg.vector_norm(factors.view(k, -1, 2, r), dim=(0, 3)).double()
+        factors = factors.to(dtype)
+        size = self.embedding.chunk_rows
+        rows = min(n, size * max(1, _PRODUCT_BYTES // (size * r * width * dtype.itemsize)))
+        products, start = factors.new_empty((rows, r, width)), 0
+        for part, v in self.embedding.chunks(dtype):
+            into = products[part.start - start : part.stop - start]
+            torch.mm(v.reshape(-1, k), factors, out=into.view(-1, width))
+            if part.stop - start == rows or part.stop == n:
+                found = products[: part.stop - start].view(-1, r, width // (2 * r), 2, r)
+                yield slice(start, part.stop), found, norms
+                start = part.stop
+
+    def _grown(self, group: slice, products: Tensor, norms: Tensor) -> Tensor:
+        """Bound what each step adds to the errors of A and B, (m, steps, 2)."""
+        sizes = torch.linalg.vector_norm(products, dim=(1, 4)).double()
+        factors = self.norms[group, None, None] * norms
+        k = self.embedding.shape[2]
+        return errors.of_step(factors, sizes, k, self.r, products.dtype)
+
+    def _evaluate(self, states: slice, part: slice, dtype: torch.dtype) -> None:
+        """Bring gains and their bars up to date with A and B, computing in `dtype`."""
+        blocks = self._blocks[states, part].flatten(0, 1)
+        a = blocks[:, ::2]
+        half, inverse_size = trace_gains(a, blocks[:, 1::2], dtype)
+        gains = 2 * half
+        trace = a.diagonal(dim1=1, dim2=2).sum(1)
+        off = self._off[states, part].flatten(0, 1)
+        bars = errors.of_gain(gains, off, inverse_size, trace, dtype)
+        shape = self._gains[states, part].shape
+        self._gains[states, part] = gains.view(shape)
+        self._bars[states, part] = bars.view(shape)

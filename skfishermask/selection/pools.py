@@ -1,0 +1,182 @@
+"""The candidates of this process: one that proves every pick, and a lazy one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from skfishermask.selection.candidates import Candidates, Step
+from skfishermask.selection.storage import StoredEmbedding
+
+
+class LocalPool:
+    """Candidates whose embeddings this process can read.
+
+    For the methods see :class:`skfishermask.selection.rounds.Pool`.
+
+    Parameters
+    ----------
+    embedding : StoredEmbedding
+        Fisher embeddings, read in chunks and never changed.
+    picks_a_round : int
+        Steps that are attempted at a time, at most.
+    start : int, optional
+        Position of the first, where there are others beside these. None: there are none.
+
+    Attributes
+    ----------
+    candidates : Candidates
+        All of them.
+    n_read : int
+        Candidates whose embeddings were read since the start.
+    """
+
+    is_lazy = False
+
+    def __init__(
+        self, embedding: StoredEmbedding, picks_a_round: int, start: int | None = None
+    ) -> None:
+        self._shared, self._start = start is not None, start or 0
+        positions = torch.arange(len(embedding), device=embedding.device) + self._start
+        self.candidates = Candidates(embedding, positions, self._n_states(picks_a_round))
+        self.n_read = 0
+        self.out = self.candidates.taken
+        self._n_attempted = 0
+
+    @staticmethod
+    def _n_states(picks_a_round: int) -> int:
+        return picks_a_round + 1
+
+    def shortlist(  # noqa: D102, see Pool
+        self, count: int, n_picks: int
+    ) -> tuple[Candidates, Tensor]:
+        index, rest = self.likely(count, n_picks)
+        return self.candidates.subset(index, n_picks + 1), rest
+
+    def likely(
+        self, count: int, n_picks: int, known: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find those with the largest gains they may have.
+
+        Parameters
+        ----------
+        count : int
+            How many.
+        n_picks : int
+            Picks to come before the next time.
+        known : Tensor of shape (m,), int64, optional
+            Where those are that do not count.
+
+        Returns
+        -------
+        index : Tensor of shape (count,), int64
+            Where they are; ascending.
+        rest : Tensor of shape ()
+            What the others do not exceed.
+        """
+        everyone = self.candidates
+        self.out = everyone.out(n_picks)
+        if known is not None:
+            self.out = self.out.index_fill(0, known, True)
+        bounds = everyone.bounds(self.out)
+        index = torch.topk(bounds, min(count, len(bounds)), sorted=False).indices.sort().values
+        return index, bounds.index_fill_(0, index, -math.inf).amax()
+
+    def attempt(  # noqa: D102, see Pool
+        self, steps: Sequence[Step], short: Candidates, rest: Tensor
+    ) -> Tensor:
+        self._n_attempted = len(steps)
+        if not steps:
+            return rest[None]
+        out = self.out.index_fill(0, short.index, True)
+        self.n_read += len(self.candidates)
+        return torch.cat([rest[None], self.candidates.attempt(steps, out)])
+
+    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see Pool
+        self.candidates.keep(min(len(taken), self._n_attempted))
+        if len(taken) <= self._n_attempted:
+            # The shortlist knows better what was settled in float64.
+            self.candidates.put(short, len(taken))
+        self._take_out(taken)
+
+    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see Pool
+        self.candidates.catch_up(steps)
+        self.n_read += len(self.candidates)
+        self._take_out(steps)
+
+    def confirm(self, steps: Sequence[Step]) -> None:
+        """Take the samples of the first steps that `candidates` attempted."""
+        self.candidates.keep(len(steps))
+        self._take_out(steps)
+
+    def _take_out(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            where = step.position.view(1) - self._start
+            inside = where[(where >= 0) & (where < len(self.candidates))] if self._shared else where
+            self.candidates.taken.index_fill_(0, inside, True)
+
+    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see Pool
+        return self.candidates.rows(self.where(positions))
+
+    def where(self, positions: Sequence[int]) -> Tensor:
+        """Give the places of those positions that are the pool's own, int64."""
+        start, stop = self._start, self._start + len(self.candidates)
+        own = [position - start for position in positions if start <= position < stop]
+        return torch.tensor(own, dtype=torch.int64, device=self.candidates.taken.device)
+
+
+class LazyPool(LocalPool):
+    """The same, brought up to date only where the last known gain would win.
+
+    Gains fall as a rule, but not always, so that now and then a better candidate may be missed.
+    """
+
+    is_lazy = True
+
+    def __init__(
+        self, embedding: StoredEmbedding, picks_a_round: int, start: int | None = None
+    ) -> None:
+        super().__init__(embedding, picks_a_round, start)
+        self._history: list[Step] = []
+        # How much of it each candidate has seen.
+        self._since = torch.zeros_like(self.candidates.positions)
+
+    @staticmethod
+    def _n_states(picks_a_round: int) -> int:
+        return 1
+
+    def shortlist(  # noqa: D102, see Pool
+        self, count: int, n_picks: int
+    ) -> tuple[Candidates, Tensor]:
+        index, rest = self.likely(count, n_picks)
+        return self.refreshed(index, n_picks + 1), rest
+
+    def refreshed(self, index: Tensor, n_states: int) -> Candidates:
+        """Give some as `Candidates.subset` does, but up to date."""
+        short, since = self.candidates.subset(index, n_states), self._since[index]
+        if len(index):
+            first = int(since.min())
+            short.catch_up(self._history[first:], since - first, first)
+            self.n_read += len(index)
+        return short
+
+    def attempt(  # noqa: D102, see Pool
+        self, steps: Sequence[Step], short: Candidates, rest: Tensor
+    ) -> Tensor:
+        return rest.expand(len(steps) + 1)
+
+    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see Pool
+        self.candidates.put(short, len(taken))
+        self.advance(taken)
+        self._since.index_fill_(0, short.index, len(self._history))
+
+    def confirm(self, steps: Sequence[Step]) -> None:  # noqa: D102, see LocalPool
+        # Whoever asks a lazy pool tells it the steps that were right, and no others.
+        pass
+
+    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see Pool
+        self._history += steps
+        self._take_out(steps)

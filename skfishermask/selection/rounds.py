@@ -1,0 +1,402 @@
+"""The greedy loop, round after round; method and formulas in :doc:`/user_guide/selection`.
+
+M is the Fisher information of the labelled samples and the batch, F the one that the pool calls
+for. For a candidate with Fisher embedding V (r, k), two small matrices say all that a step needs:
+A = V M^-1 V^T and B = V M^-1 F M^-1 V^T, both (r, r), and
+
+    gain = tr(M^-1 F) - tr((M + V^T V)^-1 F) = tr((I + A)^-1 B)         (Woodbury).
+
+When a sample V* is taken, I + A* = L L^T, U = M^-1 V*^T L^-T, G = U^T F U, then
+
+    M^-1 <- M^-1 - U U^T,
+    A    <- A - q q^T                with q = V U,
+    B    <- B - q t^T - t q^T        with t = V T,  T = M^-1 F U - U G / 2,
+
+exactly, so that a step costs one product of the stacked embeddings with a (k, 2 r) matrix
+instead of one with M^-1. Dropping a sample is the same with M^-1 negative: for N = -M^-1 the
+matrices A and B, I + A and the update keep their form, and the gain is minus the cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from skfishermask.selection import errors
+from skfishermask.selection.candidates import Candidates, Fresh, Step
+from skfishermask.selection.linalg import mean_size, symmetric, trace_gains
+
+# Candidates on the shortlist for each pick hoped for.
+SHORTLIST = 24
+# Near-ties that are computed afresh in float64 together, and picks that are given.
+_GROUP = 8
+# Float64 gains that differ by less than this, relatively, are taken for equal.
+_TIE = 1e-12
+
+
+class Pool(Protocol):
+    """The candidates, wherever their embeddings lie: all that the loop asks for.
+
+    Picks change it by `keep` and `advance` alone.
+
+    Attributes
+    ----------
+    is_lazy : bool
+        Whether candidates off the shortlist stay as they were last known.
+    """
+
+    is_lazy: bool
+
+    def shortlist(self, count: int, n_picks: int) -> tuple[Candidates, Tensor]:
+        """Give the likely candidates, up to date, and the largest gain that another may have.
+
+        Parameters
+        ----------
+        count : int
+            How many, about; never none if there is a candidate left.
+        n_picks : int
+            Picks to come before the next time.
+
+        Returns
+        -------
+        short : Candidates
+            In memory.
+        rest : Tensor of shape ()
+            What the others' gains do not exceed; minus infinity where there are none.
+        """
+
+    def attempt(self, steps: Sequence[Step], short: Candidates, rest: Tensor) -> Tensor:
+        """Bring the others up to date, until `keep` says how many of the steps were right.
+
+        Parameters
+        ----------
+        steps : sequence of Step
+            In their order.
+        short, rest
+            What `shortlist` gave.
+
+        Returns
+        -------
+        Tensor of shape (len(steps) + 1,), float64
+            The largest gain that one of the others may have before the first step, and after each.
+        """
+
+    def keep(self, taken: Sequence[Step], short: Candidates) -> None:
+        """Take the samples of the steps that were right; what was attempted beyond is undone.
+
+        Parameters
+        ----------
+        taken : sequence of Step
+            The steps; the last one need not have been attempted if it is the last of all.
+        short : Candidates
+            What `shortlist` gave, with all steps applied.
+        """
+
+    def advance(self, steps: Sequence[Step]) -> None:
+        """Apply steps for good; their samples are out from then on.
+
+        Parameters
+        ----------
+        steps : sequence of Step
+            In their order.
+        """
+
+    def rows(self, positions: Sequence[int]) -> Tensor:
+        """Give the embeddings of some samples, those taken among them.
+
+        Parameters
+        ----------
+        positions : sequence of int
+            Positions in the pool.
+
+        Returns
+        -------
+        Tensor of shape (n, r, k), float64
+        """
+
+
+@dataclass
+class Picks:
+    """What was taken, in order.
+
+    Attributes
+    ----------
+    positions : list of Tensor of shape ()
+        Positions in the pool.
+    gains : list of Tensor of shape ()
+        Decrease of tr(M^-1 F) by each.
+    """
+
+    positions: list[Tensor]
+    gains: list[Tensor]
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Note what was taken.
+
+        Parameters
+        ----------
+        steps : sequence of Step
+            In their order.
+        """
+        self.positions += [step.position for step in steps]
+        self.gains += [step.gain for step in steps]
+
+    def told(self) -> tuple[list[int], Tensor]:
+        """Give both on the host, the gains in float64; waits for the device."""
+        return torch.stack(self.positions).tolist(), torch.stack(self.gains).cpu()
+
+
+class Information:
+    """M^-1 as it stands, and F: the first M^-1, less the products U U^T of the steps since.
+
+    Parameters
+    ----------
+    first : Tensor of shape (k, k), float64, or float
+        M_0^-1; a float stands for that multiple of the identity.
+    fisher : Tensor of shape (k, k), float64
+        F, symmetric.
+    sign : {1, -1}, default=1
+        -1 where samples are dropped: `first` is then -M^-1, and a gain minus a cost.
+    """
+
+    def __init__(self, first: Tensor | float, fisher: Tensor, sign: int = 1) -> None:
+        self.fisher = fisher
+        self._first = first
+        self._sign = sign
+        self._used = 0
+        self._factors = fisher.new_empty(0, len(fisher))
+        rounding = errors.rounding(torch.float64)
+        self._error, self._error_fisher = (rounding * mean_size(x) for x in (first, fisher))
+
+    def times(self, x: Tensor) -> Tensor:
+        """Multiply rows, (..., k), by M^-1."""
+        # Along the rows, as they lie in memory: twice as fast as columns, and M is symmetric.
+        y = x @ self._first if isinstance(self._first, Tensor) else self._first * x
+        if self._used:
+            factors = self._factors[: self._used]
+            y -= (x @ factors.T) @ factors
+        return y
+
+    def reserve(self, n_steps: int, r: int) -> int:
+        """Make sure that so many steps can be undone; give how many can."""
+        k = len(self.fisher)
+        n_steps = max(1, min(n_steps, k // r))
+        columns = n_steps * r
+        if self._used + columns > k:
+            # More columns than k: the dense matrix is now smaller and quicker to apply.
+            self._first, self._used = self.dense(), 0
+        if self._used + columns > len(self._factors):
+            larger = self._factors.new_empty(max(self._used + columns, min(2 * self._used, k)), k)
+            larger[: self._used] = self._factors[: self._used]
+            self._factors = larger
+        return n_steps
+
+    def undo(self, n_steps: int, r: int) -> None:
+        """Take the latest steps back."""
+        self._used -= n_steps * r
+
+    def dense(self) -> Tensor:
+        """Give M^-1 as a matrix."""
+        first = self._first
+        if not isinstance(first, Tensor):
+            first = torch.diag(self.fisher.new_full((len(self.fisher),), first))
+        factors = self._factors[: self._used]
+        return torch.addmm(first, factors.T, factors, alpha=-1)
+
+    def fresh(self, v: Tensor) -> Fresh:
+        """Compute candidates' A, B and gains from their embeddings, (n, r, k), in float64."""
+        x = self.times(v)
+        fx = x @ self.fisher
+        a = symmetric(v @ x.mT)
+        b = self._sign * symmetric(x @ fx.mT)
+        gains, inverse_size = trace_gains(a, b)
+        size_v, size_x, size_fx = (torch.linalg.vector_norm(y, dim=(1, 2)) for y in (v, x, fx))
+        error_x = self._error * size_v
+        off_b = 2 * error_x * size_fx + self._error_fisher * size_x**2
+        off = torch.stack([error_x * size_v, off_b], 1)
+        bars = inverse_size * (off[:, 1] + off[:, 0] * gains.abs())
+        return Fresh(x, fx, a, b, off, gains, bars)
+
+    def take(self, position: Tensor, fresh: Fresh, slot: Tensor, sure: Tensor) -> Step:
+        """Move a sample into M (or out of it); give what that changes for the others."""
+        x, fx, a, gain = (
+            y.index_select(0, slot.view(1))[0] for y in (fresh.x, fresh.fx, fresh.a, fresh.gains)
+        )
+        r = len(a)
+        # Never singular, so there is nothing to look at, which would wait for the device.
+        factor, _ = torch.linalg.cholesky_ex(a + torch.eye(r, dtype=a.dtype, device=a.device))
+        # U^T, U^T F and T^T.
+        both = torch.linalg.solve_triangular(factor, torch.cat([x, fx], 1), upper=False)
+        u, fu = both.chunk(2, 1)
+        t = self._sign * (self.times(fu) - (fu @ u.T) @ u / 2)
+        self._factors[self._used : self._used + r] = u
+        self._used += r
+        return Step(position, gain, sure, torch.cat([u, t]).T)
+
+
+def choose(
+    pool: Pool,
+    information: Information,
+    n_picks: int,
+    r: int,
+    *,
+    picks_a_round: int = 1,
+    forced: Sequence[int] = (),
+    on_pick: Callable[[int], object] = lambda count: None,
+) -> Picks:
+    """Take samples one by one, each the one with the largest gain given those before it.
+
+    Parameters
+    ----------
+    pool : Pool
+        The candidates, in the state that `information` describes; at least `n_picks`.
+    information : Information
+        M^-1 and F; brought up to date with every pick.
+    n_picks : int
+        How many samples to take.
+    r : int
+        Rows of a sample's embedding.
+    picks_a_round : int, default=1
+        Picks that share one read of the pool. They are the same for every number.
+    forced : sequence of int, default=()
+        Positions to take before any choice is made, in this order.
+    on_pick : callable, optional
+        Called with the number of picks that are new since the last call.
+
+    Returns
+    -------
+    Picks
+        In the order taken.
+    """
+    picks, widened, hoped = Picks([], []), 1, picks_a_round
+    on_host = information.fisher.device.type == "cpu"
+    for start in range(0, len(forced), _GROUP):
+        given = give(pool, information, forced[start : start + _GROUP])
+        picks.add(given)
+        on_pick(len(given))
+        if len(picks.gains) < n_picks:
+            pool.advance(given)
+    while (left := n_picks - len(picks.gains)) > 0:
+        count = information.reserve(min(hoped, left), r)
+        # 1. The shortlist: candidates with the largest possible gains, their rows at hand.
+        short, rest = pool.shortlist(SHORTLIST * picks_a_round * widened, count)
+        # 2. Picks from the shortlist alone. A device is not waited for, unless that has failed.
+        wait = on_host or widened > 1
+        steps = _picked(short, information, count, rest if wait else None, pool.is_lazy)
+        # 3. The others catch up with all of these; after the last pick of all nobody has to.
+        rivals = pool.attempt(steps[: len(steps) - (len(steps) == left)], short, rest)
+        # 4. One number is read: the picks before the first step at which another may have won.
+        n_right = _n_right(steps, rivals)
+        information.undo(len(steps) - n_right, r)
+        pool.keep(steps[:n_right], short)
+        picks.add(steps[:n_right])
+        on_pick(n_right)
+        # Where none was right, those that may have won join the shortlist. Products for picks that
+        # are undone are lost, so do not hope for many more the next time.
+        widened = 1 if n_right else 2 * widened
+        hoped = min(picks_a_round, max(2, 3 * n_right // 2))
+    return picks
+
+
+def give(pool: Pool, information: Information, positions: Sequence[int]) -> list[Step]:
+    """Take some samples whatever their gains."""
+    steps, rows = [], pool.rows(positions)
+    first, yes = rows.new_zeros((), dtype=torch.int64), rows.new_ones((), dtype=torch.bool)
+    for position, v in zip(positions, rows, strict=True):
+        information.reserve(1, len(v))
+        fresh = information.fresh(v[None])
+        steps.append(information.take(torch.full_like(first, position), fresh, first, yes))
+    return steps
+
+
+def _picked(
+    short: Candidates, information: Information, count: int, rest: Tensor | None, lazy: bool
+) -> list[Step]:
+    """Pick from a shortlist; with `rest`, only if no other is known to gain as much.
+
+    That is known of the first pick; of later ones too, if others are what they were: `lazy`.
+    """
+    steps: list[Step] = []
+    while len(steps) < count:
+        index, fresh, slot, sure = best_of(short, information, wait=rest is not None)
+        if rest is not None and (lazy or not steps) and not bool(rest < _tie(fresh.gains[slot])):
+            break
+        position = short.positions.index_select(0, index.view(1))[0]
+        steps.append(information.take(position, fresh, slot, sure))
+        short.taken.index_fill_(0, index, True)
+        short.attempt(steps[-1:], short.taken)
+        short.at += 1
+    return steps
+
+
+def _n_right(steps: Sequence[Step], rivals: Tensor) -> int:
+    if not steps:
+        return 0
+    gains, sure = (torch.stack([getattr(s, name) for s in steps]) for name in ("gain", "sure"))
+    right = sure & (rivals[: len(steps)] < _tie(gains))
+    return int(right.cumprod(0).sum())
+
+
+def best_of(
+    short: Candidates, information: Information, wait: bool
+) -> tuple[Tensor, Fresh, Tensor, Tensor]:
+    """Find the best candidate on a shortlist, the lowest position among equals.
+
+    Those that may have the largest gain are computed afresh in float64, until none is left that
+    could beat the best so far: mostly that is the first one. What was computed goes back to the
+    shortlist, so a near-tie is paid for once. Without `wait` that happens to a fixed few instead.
+
+    Returns
+    -------
+    index : Tensor of shape ()
+        Where the best is on the shortlist.
+    fresh : Fresh
+        Those computed afresh.
+    slot : Tensor of shape ()
+        Where the best is among these.
+    sure : Tensor of shape ()
+        Whether no other on the shortlist could beat it.
+    """
+    out = short.out(1)
+    tried, group = out, _GROUP
+    # Gains are off by much less than their bounds say: that finds most rivals in one go.
+    limit = short.gains.masked_fill(out, -math.inf).amax()
+    found: list[Fresh] = []
+    where: list[Tensor] = []
+    while True:
+        bounds = short.bounds(tried)
+        if wait:
+            rivals = torch.nonzero(bounds >= limit).squeeze(1)
+            if len(rivals) > group:
+                rivals = rivals[torch.topk(bounds[rivals], group).indices]
+                group *= 2
+            elif not len(rivals):
+                break
+        else:
+            rivals = torch.topk(bounds, min(group, len(bounds))).indices
+        found.append(information.fresh(short.rows(rivals)))
+        where.append(rivals)
+        short.correct(rivals, found[-1])
+        tried = tried.index_fill(0, rivals, True)
+        gains = torch.cat([one.gains for one in found]).masked_fill_(
+            out.index_select(0, torch.cat(where)), -math.inf
+        )
+        limit = _tie(gains.amax())
+        if not wait:
+            break
+    fresh = found[0] if len(found) == 1 else Fresh.joined(found)
+    index = torch.cat(where)
+    last = torch.iinfo(torch.int64).max
+    slot = short.positions.index_select(0, index).masked_fill_(gains < limit, last).argmin()
+    sure = torch.ones_like(out[0]) if wait else ~(short.bounds(tried) >= limit).any()
+    return index.index_select(0, slot.view(1))[0], fresh, slot, sure
+
+
+def _tie(gain: Tensor) -> Tensor:
+    """Give the least gain that counts as equal to this one."""
+    return gain - _TIE * gain.abs()
