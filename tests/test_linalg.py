@@ -11,7 +11,7 @@ from skfishermask.selection.linalg import (
     row_coordinates,
     trace_gains,
 )
-from skfishermask.selection.rounds import Information
+from skfishermask.selection.rounds import Best, Information
 from tests.problems import problem
 
 
@@ -61,11 +61,11 @@ def test_information(first: float | str) -> None:
     start = first * torch.eye(k).double() if first == 0.5 else torch.linalg.inv(problem(9, 3, k)[1])
     information = Information(0.5 if first == 0.5 else start, problem(9, 3, k)[1])
     expected, x = start, torch.randn(2, 4, k, dtype=torch.float64)
-    zero, yes = torch.tensor(0), torch.tensor(True)
+    zero = torch.zeros(1, dtype=torch.int64)
     for _ in range(12):
         v = torch.randn(1, r, k, dtype=torch.float64)
         assert information.reserve(1, r) == 1
-        information.take(zero, information.fresh(v), zero, yes)
+        information.take(Best(zero, zero, information.fresh(v), zero, zero[0] == 0))
         expected = torch.linalg.inv(torch.linalg.inv(expected) + v[0].T @ v[0])
         torch.testing.assert_close(information.times(x), x @ expected)
         torch.testing.assert_close(information.dense(), expected)
@@ -74,16 +74,16 @@ def test_information(first: float | str) -> None:
 def test_undone_steps_leave_no_trace() -> None:
     k, r = 20, 3
     information = Information(1.0, problem(9, 3, k)[1])
-    zero, yes = torch.tensor(0), torch.tensor(True)
+    zero = torch.zeros(1, dtype=torch.int64)
     for _ in range(5):
         assert information.reserve(4, r) == 4
         before = information.dense()
         for _ in range(4):
             v = torch.randn(1, r, k, dtype=torch.float64)
-            information.take(zero, information.fresh(v), zero, yes)
+            information.take(Best(zero, zero, information.fresh(v), zero, zero[0] == 0))
         information.undo(4, r)
         assert torch.equal(information.dense(), before)
-        information.take(zero, information.fresh(v), zero, yes)
+        information.take(Best(zero, zero, information.fresh(v), zero, zero[0] == 0))
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])

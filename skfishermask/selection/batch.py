@@ -499,7 +499,8 @@ def equal_stay_equal(coordinates: Tensor, v: Tensor) -> Tensor:
     first = torch.full_like(kinds, len(v)).scatter_reduce(
         0, kinds, torch.arange(len(v), device=v.device), "amin"
     )
-    return coordinates.index_select(0, first[kinds])
+    same: Tensor = coordinates[first[kinds]]
+    return same
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -58,8 +59,8 @@ class Fresh:
 
     Attributes
     ----------
-    x, fx : Tensor of shape (n, r, k)
-        V M^-1 and V M^-1 F.
+    both : Tensor of shape (n, r, 2 k)
+        V M^-1 and V M^-1 F side by side.
     a, b : Tensor of shape (n, r, r)
         A and B.
     off : Tensor of shape (n, 2)
@@ -68,8 +69,7 @@ class Fresh:
         Gains, and how far they may be off.
     """
 
-    x: Tensor
-    fx: Tensor
+    both: Tensor
     a: Tensor
     b: Tensor
     off: Tensor
@@ -79,6 +79,8 @@ class Fresh:
     @staticmethod
     def joined(several: Sequence[Fresh]) -> Fresh:
         """Put several together."""
+        if len(several) == 1:
+            return several[0]
         return Fresh(*(torch.cat([getattr(x, f.name) for x in several]) for f in fields(Fresh)))
 
 
@@ -88,6 +90,12 @@ def check_finite(norms: Tensor, start: int) -> None:
     if bad.any():
         row = start + int(bad.nonzero()[0])
         raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
+
+
+def _either(pairs: Tensor) -> Tensor:
+    """Say who is in a marked pair of neighbours, of one more than there are pairs."""
+    no = pairs.new_zeros(1)
+    return torch.cat([pairs, no]) | torch.cat([no, pairs])
 
 
 class Candidates:
@@ -127,9 +135,13 @@ class Candidates:
         self.norms = torch.zeros(n, dtype=torch.float64, device=embedding.device)
         # Rows of A and of half of B in turn; of B only the symmetric part counts and is right.
         self._blocks = self.norms.new_zeros((n_states, n, 2 * r, r))
-        self._off = self.norms.new_zeros((n_states, n, 2))
-        self._gains = self.norms.new_zeros((n_states, n))
-        self._bars = self.norms.new_zeros((n_states, n))
+        # How far A and B may be off, the gain, and how far that may be.
+        self._known = self.norms.new_zeros((n_states, n, 4))
+        self._off, self._gains, self._bars = (
+            self._known[..., :2],
+            self._known[..., 2],
+            self._known[..., 3],
+        )
         self.at = 0
         self._n_steps = 0
 
@@ -191,7 +203,6 @@ class Candidates:
         dtype = torch.float64
         for part, v in self.embedding.chunks(dtype):
             self.norms[part] = norms = torch.linalg.vector_norm(v.flatten(1), dim=1)
-            self.prints[part] = fingerprints(v)
             a, size_a = first(v)
             b, size_b = second(v)
             self._blocks[0, part, ::2], self._blocks[0, part, 1::2] = a, b / 2
@@ -201,6 +212,16 @@ class Candidates:
             self._evaluate(slice(0, 1), part, dtype)
             on_part(part.stop - part.start)
         check_finite(self.norms, int(self.positions[0]))
+        self._find_equals()
+
+    def _find_equals(self) -> None:
+        """Look for equal candidates, among those whose norms differ by rounding at most."""
+        self.prints = -1 - self.positions
+        ordered, order = torch.sort(self.norms)
+        near = ordered[1:] - ordered[:-1] <= 1e-12 * ordered[1:]
+        suspects = order[torch.nonzero(_either(near)).squeeze(1)]
+        for some in suspects.split(self.embedding.chunk_rows) if len(suspects) else ():
+            self.prints[some] = fingerprints(self.embedding.take(some))
         self.has_equals = bool(repeated(self.prints).any())
 
     def fill(self, rows: Tensor, fresh: Fresh) -> None:
@@ -211,19 +232,15 @@ class Candidates:
     def correct(self, index: Tensor, fresh: Fresh) -> None:
         """Put in what was computed afresh for some, (m,)."""
         half = torch.stack([fresh.a, fresh.b / 2], 2).flatten(1, 2)
-        for mine, theirs in (
-            (self._blocks, half),
-            (self._off, fresh.off),
-            (self._gains, fresh.gains),
-            (self._bars, fresh.bars),
-        ):
-            mine[self.at].index_copy_(0, index, theirs)
+        known = torch.cat([fresh.off, fresh.gains[:, None], fresh.bars[:, None]], 1)
+        self._blocks[self.at].index_copy_(0, index, half)
+        self._known[self.at].index_copy_(0, index, known)
 
     def rows(self, index: Tensor) -> Tensor:
         """Give the embeddings of some, (m, r, k), in float64."""
         return self.embedding.take(index).double()
 
-    def subset(self, index: Tensor, n_states: int) -> Candidates:
+    def subset(self, index: Tensor, n_states: int, dtype: torch.dtype | None = None) -> Candidates:
         """Give some of them as they stand, in memory.
 
         Parameters
@@ -232,13 +249,15 @@ class Candidates:
             Which; ascending.
         n_states : int
             As for the class.
+        dtype : torch.dtype, optional
+            In which they go on. None: as these do.
 
         Returns
         -------
         Candidates
             Independent of this one.
         """
-        rows = self.embedding.take(index).to(self.embedding.work_dtype)
+        rows = self.embedding.take(index).to(dtype or self.embedding.work_dtype)
         part = Candidates(stored(rows), self.positions.index_select(0, index), n_states)
         part.index, part._n_steps = index, self._n_steps
         part.taken, part.norms = (x.index_select(0, index) for x in (self.taken, self.norms))
@@ -269,7 +288,7 @@ class Candidates:
         whole._n_steps = several[0]._n_steps
         for name in ("taken", "norms", "prints"):
             setattr(whole, name, torch.cat([getattr(one, name) for one in several])[order])
-        whole.has_equals = bool(repeated(whole.prints).any())
+        whole.has_equals = any(one.has_equals for one in several)
         for mine, *theirs in zip(whole._states(), *(one._states() for one in several), strict=True):
             parts = [x[one.at] for x, one in zip(theirs, several, strict=True)]
             mine[0] = torch.cat(parts)[order]
@@ -280,8 +299,10 @@ class Candidates:
         rows = self.embedding.take(range(len(self))).to(device)
         there = Candidates(stored(rows), self.positions.to(device), len(self._gains))
         there.has_equals, there.at, there._n_steps = self.has_equals, self.at, self._n_steps
-        for name in ("index", "taken", "norms", "prints", "_blocks", "_off", "_gains", "_bars"):
+        for name in ("index", "taken", "norms", "prints"):
             setattr(there, name, getattr(self, name).to(device))
+        for mine, theirs in zip(there._states(), self._states(), strict=True):
+            mine.copy_(theirs)
         return there
 
     def all_bounds(self, n_states: int, out: Tensor) -> Tensor:
@@ -294,25 +315,31 @@ class Candidates:
         for mine, theirs in zip(self._states(), part._states(), strict=True):
             mine[self.at].index_copy_(0, part.index, theirs[number])
 
-    def attempt(self, steps: Sequence[Step], out: Tensor) -> Tensor:
+    def attempt(self, steps: Sequence[Step], out: Tensor | None = None) -> Tensor:
         """Find the states after the present one, as the steps make them.
 
         Parameters
         ----------
         steps : sequence of Step
             In their order.
-        out : Tensor of shape (n,), bool
-            Who does not count for the result.
+        out : Tensor of shape (n,), bool, optional
+            Who does not count for the result. None: nobody does.
 
         Returns
         -------
         Tensor of shape (len(steps),), float64
             The largest gain that there may be after each step; minus infinity where all are out.
         """
-        largest = self.norms.new_full((len(steps),), -math.inf)
+        largest = (
+            self.norms.new_empty(len(steps))
+            if out is None
+            else self.norms.new_full((len(steps),), -math.inf)
+        )
         if not steps:
             return largest
-        factors = torch.cat([step.factors for step in steps], 1)
+        factors = steps[0].factors
+        if len(steps) > 1:
+            factors = torch.cat([step.factors for step in steps], 1)
         careful = self._n_steps + self.at < CAREFUL
         dtype = torch.float64 if careful else self.embedding.work_dtype
         states = slice(self.at + 1, self.at + 1 + len(steps))
@@ -325,9 +352,10 @@ class Candidates:
                 torch.sub(before, change[number], out=self._blocks[step, group])
                 torch.add(self._off[step - 1, group], grown[:, number], out=self._off[step, group])
             self._evaluate(states, group, dtype)
-            bounds = self._gains[states, group] + self._bars[states, group]
-            bounds.masked_fill_(out[group], -math.inf)
-            torch.maximum(largest, bounds.amax(1), out=largest)
+            if out is not None:
+                bounds = self._gains[states, group] + self._bars[states, group]
+                bounds.masked_fill_(out[group], -math.inf)
+                torch.maximum(largest, bounds.amax(1), out=largest)
         return largest
 
     def catch_up(
@@ -347,7 +375,7 @@ class Candidates:
         done = self._n_steps if first is None else first
         careful = max(0, min(CAREFUL - done, len(steps)))
         edges = [0, careful, *range(careful + _TOGETHER, len(steps), _TOGETHER), len(steps)]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             if start == stop:
                 continue
             some = steps[start:stop]
@@ -383,8 +411,8 @@ class Candidates:
         """Size of the embedding and of one state, in bytes."""
         return self.embedding.n_bytes + sum(state[0].nbytes for state in self._states())
 
-    def _states(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self._blocks, self._off, self._gains, self._bars
+    def _states(self) -> tuple[Tensor, Tensor]:
+        return self._blocks, self._known
 
     def _products(
         self, factors: Tensor, dtype: torch.dtype
@@ -420,7 +448,7 @@ class Candidates:
         blocks = self._blocks[states, part].flatten(0, 1)
         a = blocks[:, ::2]
         half, inverse_size = trace_gains(a, blocks[:, 1::2], dtype)
-        gains = 2 * half
+        gains = half.mul_(2)
         trace = a.diagonal(dim1=1, dim2=2).sum(1)
         off = self._off[states, part].flatten(0, 1)
         bars = errors.of_gain(gains, off, inverse_size, trace, dtype)

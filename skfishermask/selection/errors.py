@@ -47,7 +47,7 @@ def of_product(factors: Tensor, product: Tensor, k: int, dtype: torch.dtype, r: 
     is room for the rounding of a product of the result with itself, over r terms.
     """
     terms = math.sqrt(min(k, _SUMMED_TERMS)) + (1 + math.sqrt(r) if r else 0)
-    return rounding(dtype) * (factors + terms / 2 * product)
+    return torch.add(factors, product, alpha=terms / 2).mul_(rounding(dtype))
 
 
 def of_step(factors: Tensor, sizes: Tensor, k: int, r: int, dtype: torch.dtype) -> Tensor:
@@ -69,15 +69,16 @@ def of_step(factors: Tensor, sizes: Tensor, k: int, r: int, dtype: torch.dtype) 
     -------
     Tensor of the same shape, float64
     """
-    off = of_product(factors, sizes, k, dtype, r)
+    off = of_product(factors, sizes, k, dtype, r).mul_(2)
     crossed = sizes[..., :1] * off
-    crossed[..., 1] += sizes[..., 1] * off[..., 0]
-    return 2 * crossed
+    crossed[..., 1].addcmul_(sizes[..., 1], off[..., 0])
+    return crossed
 
 
 def of_gain(
     gains: Tensor, off: Tensor, inverse_size: Tensor, trace_a: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Bound the error of gains, given those of A and B, (..., 2), and (I + A)^-1 in `dtype`."""
-    inverted = INVERTED * rounding(dtype) * (1 + trace_a)
-    return inverse_size * (off[..., 1] + (off[..., 0] + inverted) * gains.abs())
+    once = INVERTED * rounding(dtype)
+    off_a = torch.add(off[..., 0] + once, trace_a, alpha=once)
+    return torch.addcmul(off[..., 1], off_a, gains.abs()).mul_(inverse_size)

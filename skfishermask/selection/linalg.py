@@ -45,8 +45,9 @@ def trace_gains(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tup
     """
     n, r, _ = a.shape
     together = a.device.type == "cpu" and n >= _MANY and r <= _SMALL
-    gains, size, valid = (_invert_together if together else _invert_each)(a, b, dtype)
-    invalid = ~(valid & torch.isfinite(gains))
+    gains, size, invalid = (_invert_together if together else _invert_each)(a, b, dtype)
+    # What is not a number is not equal to itself.
+    invalid = invalid | (gains != gains)
     return gains.double().masked_fill_(invalid, 0), size.double().masked_fill_(invalid, math.inf)
 
 
@@ -70,7 +71,7 @@ def _invert_together(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, 
         down.copy_(scaled)
     # Rounding has left it not quite symmetric, and B may be far from that.
     gains = -(b.permute(1, 2, 0) * (s + s.transpose(0, 1))).sum((0, 1)) / 2
-    return gains, -s.diagonal().amin(1), pivots.amin(0) > 0
+    return gains, -s.diagonal().amin(1), ~(pivots.amin(0) > 0)
 
 
 def _invert_each(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,8 +79,8 @@ def _invert_each(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     s = a.to(dtype, copy=True)
     s.diagonal(dim1=1, dim2=2).add_(1)
     factor, failed = torch.linalg.cholesky_ex(s)
-    inverse = symmetric(torch.cholesky_inverse(factor))
-    return (inverse * b).sum((1, 2)), inverse.diagonal(dim1=1, dim2=2).amax(1), failed == 0
+    inverse = torch.cholesky_inverse(factor)
+    return (inverse * b).sum((1, 2)), inverse.diagonal(dim1=1, dim2=2).amax(1), failed != 0
 
 
 class QuadraticForm:

@@ -54,7 +54,8 @@ class LocalPool:
         self, count: int, n_picks: int
     ) -> tuple[Candidates, Tensor]:
         index, rest = self.likely(count, n_picks)
-        return self.candidates.subset(index, n_picks + 1), rest
+        # In float64: there are few, and near-ties are settled in it.
+        return self.candidates.subset(index, n_picks + 1, torch.float64), rest
 
     def likely(
         self, count: int, n_picks: int, known: Tensor | None = None

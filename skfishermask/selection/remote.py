@@ -194,7 +194,7 @@ class Block:
             largest = torch.cat([bounds, rest[None]]).amax()
             sent = everyone.subset(index, 1) if len(index) else None
             return Answer(largest[None], left[None], sent)
-        everyone.attempt(question.steps, everyone.taken)
+        everyone.attempt(question.steps)
         out = everyone.out(question.n_picks).index_fill(0, known, True)
         bounds = everyone.all_bounds(len(question.steps) + 1, out)
         largest = bounds.amax(1)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from skfishermask.selection import errors
 from skfishermask.selection.candidates import Candidates, Fresh, Step
-from skfishermask.selection.linalg import mean_size, symmetric, trace_gains
+from skfishermask.selection.linalg import mean_size, trace_gains
 
 # Candidates on the shortlist for each pick hoped for.
 SHORTLIST = 24
@@ -151,6 +151,29 @@ class Picks:
         return torch.stack(self.positions).tolist(), torch.stack(self.gains).cpu()
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best candidate on a shortlist.
+
+    Attributes
+    ----------
+    index, position : Tensor of shape (1,), int64
+        Where it is on the shortlist, and in the pool.
+    fresh : Fresh
+        Those computed afresh.
+    slot : Tensor of shape (1,), int64
+        Where it is among these.
+    sure : Tensor of shape ()
+        Whether no other on the shortlist could beat it.
+    """
+
+    index: Tensor
+    position: Tensor
+    fresh: Fresh
+    slot: Tensor
+    sure: Tensor
+
+
 class Information:
     """M^-1 as it stands, and F: the first M^-1, less the products U U^T of the steps since.
 
@@ -179,7 +202,8 @@ class Information:
         y = x @ self._first if isinstance(self._first, Tensor) else self._first * x
         if self._used:
             factors = self._factors[: self._used]
-            y -= (x @ factors.T) @ factors
+            rest = x.reshape(-1, x.shape[-1]) @ factors.T
+            y.view(-1, y.shape[-1]).addmm_(rest, factors, alpha=-1)
         return y
 
     def reserve(self, n_steps: int, r: int) -> int:
@@ -212,31 +236,31 @@ class Information:
         """Compute candidates' A, B and gains from their embeddings, (n, r, k), in float64."""
         x = self.times(v)
         fx = x @ self.fisher
-        a = symmetric(v @ x.mT)
-        b = self._sign * symmetric(x @ fx.mT)
+        # Symmetric but for rounding, which counts nowhere.
+        a, b = v @ x.mT, x @ (fx if self._sign > 0 else -fx).mT
         gains, inverse_size = trace_gains(a, b)
-        size_v, size_x, size_fx = (torch.linalg.vector_norm(y, dim=(1, 2)) for y in (v, x, fx))
-        error_x = self._error * size_v
-        off_b = 2 * error_x * size_fx + self._error_fisher * size_x**2
-        off = torch.stack([error_x * size_v, off_b], 1)
-        bars = inverse_size * (off[:, 1] + off[:, 0] * gains.abs())
-        return Fresh(x, fx, a, b, off, gains, bars)
+        both = torch.cat([x, fx], 2)
+        size_v = torch.linalg.vector_norm(v, dim=(1, 2))
+        size_x, size_fx = torch.linalg.vector_norm(both.unflatten(2, (2, -1)), dim=(1, 3)).T
+        off = torch.stack([size_v, 2 * size_fx], 1) * (self._error * size_v)[:, None]
+        off[:, 1].addcmul_(size_x, size_x, value=self._error_fisher)
+        bars = torch.addcmul(off[:, 1], off[:, 0], gains.abs()).mul_(inverse_size)
+        return Fresh(both, a, b, off, gains, bars)
 
-    def take(self, position: Tensor, fresh: Fresh, slot: Tensor, sure: Tensor) -> Step:
+    def take(self, best: Best) -> Step:
         """Move a sample into M (or out of it); give what that changes for the others."""
-        x, fx, a, gain = (
-            y.index_select(0, slot.view(1))[0] for y in (fresh.x, fresh.fx, fresh.a, fresh.gains)
-        )
-        r = len(a)
+        fresh = best.fresh
+        both, a, gain = (y.index_select(0, best.slot) for y in (fresh.both, fresh.a, fresh.gains))
+        a[0].diagonal().add_(1)
         # Never singular, so there is nothing to look at, which would wait for the device.
-        factor, _ = torch.linalg.cholesky_ex(a + torch.eye(r, dtype=a.dtype, device=a.device))
+        factor, _ = torch.linalg.cholesky_ex(a[0])
         # U^T, U^T F and T^T.
-        both = torch.linalg.solve_triangular(factor, torch.cat([x, fx], 1), upper=False)
-        u, fu = both.chunk(2, 1)
-        t = self._sign * (self.times(fu) - (fu @ u.T) @ u / 2)
-        self._factors[self._used : self._used + r] = u
-        self._used += r
-        return Step(position, gain, sure, torch.cat([u, t]).T)
+        u, fu = torch.linalg.solve_triangular(factor, both[0], upper=False).chunk(2, 1)
+        t = torch.addmm(self.times(fu), fu @ u.T, u, alpha=-0.5)
+        self._factors[self._used : self._used + len(u)] = u
+        self._used += len(u)
+        factors = torch.cat([u, t if self._sign > 0 else -t]).T
+        return Step(best.position[0], gain[0], best.sure, factors)
 
 
 def choose(
@@ -306,11 +330,12 @@ def choose(
 def give(pool: Pool, information: Information, positions: Sequence[int]) -> list[Step]:
     """Take some samples whatever their gains."""
     steps, rows = [], pool.rows(positions)
-    first, yes = rows.new_zeros((), dtype=torch.int64), rows.new_ones((), dtype=torch.bool)
+    first = torch.zeros(1, dtype=torch.int64, device=rows.device)
     for position, v in zip(positions, rows, strict=True):
         information.reserve(1, len(v))
         fresh = information.fresh(v[None])
-        steps.append(information.take(torch.full_like(first, position), fresh, first, yes))
+        where = torch.full_like(first, position)
+        steps.append(information.take(Best(first, where, fresh, first, first[0] == 0)))
     return steps
 
 
@@ -323,13 +348,14 @@ def _picked(
     """
     steps: list[Step] = []
     while len(steps) < count:
-        index, fresh, slot, sure = best_of(short, information, wait=rest is not None)
-        if rest is not None and (lazy or not steps) and not bool(rest < _tie(fresh.gains[slot])):
-            break
-        position = short.positions.index_select(0, index.view(1))[0]
-        steps.append(information.take(position, fresh, slot, sure))
-        short.taken.index_fill_(0, index, True)
-        short.attempt(steps[-1:], short.taken)
+        best = best_of(short, information, wait=rest is not None)
+        if rest is not None and (lazy or not steps):
+            gain = best.fresh.gains[best.slot]
+            if not bool(rest < _tie(gain)):
+                break
+        steps.append(information.take(best))
+        short.taken.index_fill_(0, best.index, True)
+        short.attempt(steps[-1:])
         short.at += 1
     return steps
 
@@ -342,61 +368,55 @@ def _n_right(steps: Sequence[Step], rivals: Tensor) -> int:
     return int(right.cumprod(0).sum())
 
 
-def best_of(
-    short: Candidates, information: Information, wait: bool
-) -> tuple[Tensor, Fresh, Tensor, Tensor]:
+def best_of(short: Candidates, information: Information, wait: bool) -> Best:
     """Find the best candidate on a shortlist, the lowest position among equals.
 
     Those that may have the largest gain are computed afresh in float64, until none is left that
     could beat the best so far: mostly that is the first one. What was computed goes back to the
     shortlist, so a near-tie is paid for once. Without `wait` that happens to a fixed few instead.
-
-    Returns
-    -------
-    index : Tensor of shape ()
-        Where the best is on the shortlist.
-    fresh : Fresh
-        Those computed afresh.
-    slot : Tensor of shape ()
-        Where the best is among these.
-    sure : Tensor of shape ()
-        Whether no other on the shortlist could beat it.
     """
     out = short.out(1)
-    tried, group = out, _GROUP
+    if not wait:
+        ranked = torch.topk(short.bounds(out), min(_GROUP + 1, len(short)))
+        few, others = ranked.indices[:_GROUP], ranked.values[_GROUP:]
+        fresh = information.fresh(short.rows(few))
+        short.correct(few, fresh)
+        gains = fresh.gains.masked_fill(ranked.values[:_GROUP] == -math.inf, -math.inf)
+        limit = _tie(gains.amax())
+        sure = others[0] < limit if len(others) else limit == limit
+        return _lowest(short, few, fresh, gains, limit, sure)
     # Gains are off by much less than their bounds say: that finds most rivals in one go.
     limit = short.gains.masked_fill(out, -math.inf).amax()
     found: list[Fresh] = []
     where: list[Tensor] = []
+    group = _GROUP
     while True:
-        bounds = short.bounds(tried)
-        if wait:
-            rivals = torch.nonzero(bounds >= limit).squeeze(1)
-            if len(rivals) > group:
-                rivals = rivals[torch.topk(bounds[rivals], group).indices]
-                group *= 2
-            elif not len(rivals):
-                break
-        else:
-            rivals = torch.topk(bounds, min(group, len(bounds))).indices
+        bounds = short.bounds(out)
+        rivals = torch.nonzero(bounds >= limit).squeeze(1)
+        if not len(rivals):
+            break
+        if len(rivals) > group:
+            rivals = rivals[torch.topk(bounds[rivals], group).indices]
+            group *= 2
         found.append(information.fresh(short.rows(rivals)))
         where.append(rivals)
         short.correct(rivals, found[-1])
-        tried = tried.index_fill(0, rivals, True)
-        gains = torch.cat([one.gains for one in found]).masked_fill_(
-            out.index_select(0, torch.cat(where)), -math.inf
-        )
-        limit = _tie(gains.amax())
-        if not wait:
-            break
-    fresh = found[0] if len(found) == 1 else Fresh.joined(found)
-    index = torch.cat(where)
+        out = out.index_fill(0, rivals, True)
+        limit = _tie(torch.stack([fresh.gains.amax() for fresh in found]).amax())
+    fresh, index = Fresh.joined(found), torch.cat(where)
+    return _lowest(short, index, fresh, fresh.gains, limit, limit == limit)
+
+
+def _lowest(
+    short: Candidates, index: Tensor, fresh: Fresh, gains: Tensor, limit: Tensor, sure: Tensor
+) -> Best:
+    """Give the lowest position of those whose gain reaches a limit."""
+    positions = short.positions.index_select(0, index)
     last = torch.iinfo(torch.int64).max
-    slot = short.positions.index_select(0, index).masked_fill_(gains < limit, last).argmin()
-    sure = torch.ones_like(out[0]) if wait else ~(short.bounds(tried) >= limit).any()
-    return index.index_select(0, slot.view(1))[0], fresh, slot, sure
+    slot = positions.masked_fill(gains < limit, last).argmin().view(1)
+    return Best(index.index_select(0, slot), positions.index_select(0, slot), fresh, slot, sure)
 
 
 def _tie(gain: Tensor) -> Tensor:
     """Give the least gain that counts as equal to this one."""
-    return gain - _TIE * gain.abs()
+    return torch.sub(gain, gain.abs(), alpha=_TIE)
