@@ -228,40 +228,9 @@ def test_one_sample_at_a_time_and_input_of_another_dtype(cases: dict) -> None:
     assert error(alone, together.double()) < 2 * TOLERANCE[torch.float32]
 
 
-def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, cases: dict) -> None:
-    module, x, *_ = cases["mlp"]
-    mask = random_mask(module, 30)
-    expected = fisher_embedding(module, [x], mask)
-    sizes = []
-
-    class Small(nn.Module):
-        limit = 2
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = copy.deepcopy(module)
-
-        def forward(self, x: Tensor) -> Tensor:
-            sizes.append(len(x))
-            if len(x) > self.limit:
-                raise torch.OutOfMemoryError("no room")
-            return self.net(x)
-
-    small = Small()
-    renamed = ParameterMask(
-        {f"net.{k}": v for k, v in mask.indices.items()},
-        {f"net.{k}": v for k, v in mask.shapes.items()},
-    )
-    torch.testing.assert_close(fisher_embedding(small, [x], renamed), expected)
-    assert sizes == [5, 3, 2, 1, 2]
-    small.limit = 0
-    with pytest.raises(torch.OutOfMemoryError, match=r"single sample.*mask_fraction.*no room"):
-        fisher_embedding(small, [x], renamed)
-
-
-def test_fisher_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skfishermask.fisher.information._SUMMED_ROWS", 8)
-    V = torch.randn(23, 3, 5)
+@pytest.mark.parametrize("n", [23, 9_001])  # The second is summed in several parts.
+def test_fisher_matrix(n: int) -> None:
+    V = torch.randn(n, 3, 5)
     expected = (V.double().mT @ V.double()).mean(0)
     for dtype, tolerance in [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]:
         found = fisher_matrix(V.to(dtype))
