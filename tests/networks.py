@@ -171,7 +171,7 @@ class Net(nn.Module):
 
 
 def weight(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(*shape) / 2)
+    return nn.Parameter(torch.randn(shape) / 2)
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -510,6 +510,16 @@ def reshaped_by_values() -> nn.Module:
     return Net(run, hidden=nn.Linear(5, 5), **parts, output=nn.Linear(5, 3))
 
 
+def branching() -> nn.Module:
+    """What is done to a sample depends on its values, so nothing can be traced or vectorised."""
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        h = torch.stack([s * net.factor if s[0] > 0 else s - net.factor for s in x])
+        return net.output(torch.tanh(h))
+
+    return Net(run, factor=weight(5), output=nn.Linear(5, 3))
+
+
 def frozen_and_unused() -> nn.Module:
     def run(net: Net, x: Tensor) -> Tensor:
         net.idle(x)
@@ -670,6 +680,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Batch]]] = {
     "routed_tokens": (lambda: routed(lambda x: x.flatten(0, 1)), sequences),
     "gated": (gated, vectors),
     "sometimes_twice": (sometimes_twice, vectors),
+    "branching": (branching, vectors),
     # Parameters past any layer
     "sequence_first": (
         lambda: Net(

@@ -232,7 +232,7 @@ def test_one_sample_at_a_time_and_input_of_another_dtype(cases: dict) -> None:
 def test_fisher_matrix(n: int) -> None:
     V = torch.randn(n, 3, 5)
     expected = (V.double().mT @ V.double()).mean(0)
-    for dtype, tolerance in [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]:
+    for dtype, tolerance in [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]:
         found = fisher_matrix(V.to(dtype))
         assert found.dtype == torch.float64
         assert torch.equal(found, found.T)

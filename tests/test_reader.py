@@ -50,6 +50,7 @@ def read(module: nn.Module, batches: list[networks.Batch]) -> tuple[Tensor, Tens
 N = 9
 POOLED = [
     "mlp",
+    "branching",
     "conv_norm",
     "encoder_sequence_first",
     "gru_packed",
