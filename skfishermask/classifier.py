@@ -104,9 +104,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             if isinstance(X, torch.utils.data.Dataset) and y is not None:
                 X, y = Relabeled(X, y), None
             if self.random_state is not None:
-                device = torch.device(getattr(net, "device", None) or "cpu")
                 seed = check_random_state(self.random_state).randint(2**31 - 1)
-                stack.enter_context(seeded(seed, [device] if device.type == "cuda" else []))
+                stack.enter_context(seeded(seed))
             self.estimator_ = estimator.fit(X, y, **fit_params)
         return self
 
@@ -220,7 +219,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             if not isinstance(module, torch.nn.Module):
                 net = clone(net) if net is not None else default_net(np.shape(X), 2)
                 # Its initial weights are not wanted: only its dtype.
-                with seeded(0, []):
+                with seeded(0):
                     module = net.initialize().module_
         dtype: torch.dtype = next(module.parameters()).dtype
         return dtype
