@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from sklearn.utils import check_consistent_length
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 # Numbers that are looked at in one go.
 _CHUNK = 1 << 22
@@ -29,12 +29,22 @@ def parts_of(data: Any) -> list[Any]:
     return list(data.values())
 
 
+def check_no_loader(data: Any, name: str) -> None:
+    """Raise TypeError at a DataLoader: it decides itself which rows come when."""
+    if isinstance(data, DataLoader):
+        raise TypeError(
+            f"Expected {name} to be an array, DataFrame, sparse matrix, tensor, dict of arrays or "
+            f"Dataset, found {type(data).__name__}: give its dataset. Batches are the net's affair."
+        )
+
+
 def as_rows(data: Any, name: str) -> Any:
     """Turn what a network cannot take row by row into what it can, or say why not.
 
     A list of rows becomes an array (or a tensor), a sparse matrix one of the CSR format; other
     containers stay as they are. Raises TypeError or ValueError for what holds no samples.
     """
+    check_no_loader(data, name)
     if isinstance(data, list | tuple | range):
         tensors = any(isinstance(row, torch.Tensor) for row in data)
         try:

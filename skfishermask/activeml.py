@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skfishermask.candidates import Start
 from skfishermask.embedded import EmbeddedBlock
-from skfishermask.fisher import MaskStrategy, Weighting
+from skfishermask.fisher import MaskStrategy, ToLogits, Weighting
 from skfishermask.gains import symmetric
 from skfishermask.greedy import GreedyState, InformationInverse
 from skfishermask.query import Query
@@ -84,6 +84,9 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
     net_batch_size : int or None, default=None
         Samples per pass through the network; None: the net's own. It is the sampler's
         `batch_size`, which in scikit-activeml is the number of samples to query.
+    to_logits : callable or None, default=None
+        Maps what the net's ``infer`` gives to logits (n, C). None: by the net's criterion, or by
+        `forward_outputs` of a ``SkorchClassifier``.
     embedding_dtype : {"float32", "float16", "bfloat16", "float64"}, default="float32"
         Storage of the embedding.
     memory_share : float, default=0.5
@@ -160,6 +163,7 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         entropy_share: float = 0.0,
         max_candidates: int | None = None,
         net_batch_size: int | None = None,
+        to_logits: ToLogits | None = None,
         embedding_dtype: str = "float32",
         memory_share: float = 0.5,
         scratch_folder: str | os.PathLike[str] | None = None,
@@ -178,6 +182,7 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         self.entropy_share = entropy_share
         self.max_candidates = max_candidates
         self.net_batch_size = net_batch_size
+        self.to_logits = to_logits
         self.embedding_dtype = embedding_dtype
         self.memory_share = memory_share
         self.scratch_folder = scratch_folder

@@ -20,8 +20,16 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skfishermask._rows import Relabeled, as_rows, check_finite, is_mapping, n_rows, parts_of
-from skfishermask._skorch import is_binary
+from skfishermask._rows import (
+    Relabeled,
+    as_rows,
+    check_finite,
+    check_no_loader,
+    is_mapping,
+    n_rows,
+    parts_of,
+)
+from skfishermask._skorch import NetModule, is_binary
 from skfishermask.default import default_net
 from skfishermask.fisher import seeded
 from skfishermask.unwrap import innermost, unwrap
@@ -142,6 +150,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
 
         A query does without the cast: it casts batch by batch, and so a memory map stays one.
         """
+        check_no_loader(X, "X")
         if reset:
             self._forget_shapes()
         if is_mapping(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
@@ -212,7 +221,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
     def _input_dtype(self, X: Any, *, reset: bool) -> torch.dtype:
         """Find the floating-point dtype that the network takes."""
         if not reset:
-            module = unwrap(self.estimator_).net.module_
+            module: Any = NetModule(unwrap(self.estimator_).net)
         else:
             net = innermost(self.estimator)
             module = getattr(net, "module", None)
@@ -220,7 +229,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
                 net = clone(net) if net is not None else default_net(np.shape(X), 2)
                 # Its initial weights are not wanted: only its dtype.
                 with seeded(0):
-                    module = net.initialize().module_
+                    module = NetModule(net.initialize())
         dtype: torch.dtype = next(module.parameters()).dtype
         return dtype
 
