@@ -159,6 +159,36 @@ class MaskedText(nn.Module):
         return self.output(torch.tanh(self.pooler(h[:, 0])))
 
 
+class SequenceEncoder(nn.Module):
+    """PyTorch's own encoder; it takes samples first and may see positions first inside."""
+
+    def __init__(self, width: int, n_layers: int, n_classes: int, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False)
+        self.output = nn.Linear(width, n_classes)
+
+    def forward(self, X: Tensor) -> Tensor:
+        if self.batch_first:
+            return self.output(self.encoder(X).mean(1))
+        return self.output(self.encoder(X.transpose(0, 1)).mean(0))
+
+
+class Recurrent(nn.Module):
+    """Tokens, one recurrent layer ("GRU" or "LSTM"), and its last state classified."""
+
+    def __init__(self, kind: str, n_tokens: int, width: int, n_classes: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(n_tokens, width)
+        self.cells = getattr(nn, kind)(width, width, batch_first=True)
+        self.output = nn.Linear(width, n_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        states, _ = self.cells(self.tokens(tokens))
+        return self.output(states[:, -1])
+
+
 NETWORKS = {"mlp": MLP, "cnn": CNN, "resnet18": ResNet18}
 
 
