@@ -25,7 +25,8 @@ from skfishermask._rows import (
     as_rows,
     check_finite,
     check_no_loader,
-    is_mapping,
+    is_several,
+    map_inputs,
     n_rows,
     parts_of,
 )
@@ -45,6 +46,12 @@ def _explained(what: str) -> Iterator[None]:
     except (RuntimeError, IndexError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{what}: {error}") from error
+
+
+def _is_text(X: Any) -> bool:
+    """Tell whether the samples are strings, one after the other."""
+    is_list = isinstance(X, list | tuple) or getattr(X, "ndim", 0) == 1
+    return is_list and len(X) > 0 and all(isinstance(text, str) for text in X)
 
 
 class NetClassifier(ClassifierMixin, BaseEstimator):
@@ -153,7 +160,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         check_no_loader(X, "X")
         if reset:
             self._forget_shapes()
-        if is_mapping(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
+        if is_several(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
             X = as_rows(X, "X")
             if n_rows(X) == 0:
                 raise ValueError("Found 0 samples in X, expected at least one.")
@@ -163,6 +170,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
                 if reset and X.dim() > 1:
                     self.n_features_in_ = X.shape[1]
             return self._cast(X, reset=reset, casts=casts)
+        if isinstance(self.estimator, Pipeline) and _is_text(X):
+            return X
         if isinstance(self.estimator, Pipeline) and hasattr(X, "dtypes"):
             # The transformers know what to do with columns of any type.
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -204,8 +213,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
 
     def _cast(self, X: Any, *, reset: bool, casts: bool) -> Any:
         """Cast floating-point numbers to the dtype of the network, all to that of the default."""
-        if is_mapping(X):
-            return {k: self._cast(part, reset=reset, casts=casts) for k, part in X.items()}
+        if is_several(X):
+            return map_inputs(X, lambda _, part: self._cast(part, reset=reset, casts=casts))
         if not isinstance(X, np.ndarray | torch.Tensor):
             return X
         is_float = X.dtype.kind == "f" if isinstance(X, np.ndarray) else X.is_floating_point()

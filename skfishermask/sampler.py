@@ -235,12 +235,12 @@ class FisherMaskSampler(NetClassifier):
         classifier : estimator
             A fitted skorch classifier, or a modAL learner, Pipeline or search object that
             holds one. A pipeline's transformers are applied to the pool first.
-        X_pool : array-like, dict of arrays, Dataset or dask.array of length N
+        X_pool : array-like, dict or tuple of arrays, Dataset or dask.array of length N
             The unlabelled samples: whatever the classifier's ``predict`` takes. A Dask array is
             embedded where its chunks are, on the cluster of the active client if there is one.
         n_instances : int, default=1
             Number of samples to choose.
-        X_labeled : array-like, dict of arrays or Dataset, optional
+        X_labeled : array-like, dict or tuple of arrays or Dataset, optional
             The labelled samples. None: the learner's ``X_training`` where it keeps one, else
             there are none.
 

@@ -165,10 +165,12 @@ TABLE = {
         TypeError,
         r"Sequential, a torch module: wrap it",
     ),
+    "NaN in a tuple": (ask((X_POOL, bad(NAN, 9))), ValueError, r"X_pool\[1\] .* row 9"),
+    "uneven inputs": (ask((X_POOL, X_POOL[:9])), ValueError, r"numbers of samples: \[40, 9\]"),
     "a loader": (ask(LOADER), TypeError, r"X_pool.*found DataLoader.*its dataset"),
     "a sampler's loader": (query(LOADER), TypeError, r"X_pool.*found DataLoader.*its dataset"),
     "a labelled loader": (query(X_labeled=LOADER), TypeError, r"X_labeled.*found DataLoader"),
-    "a loader to fit": (fit(LOADER, Y_LABELED), TypeError, r"X .*found DataLoader.*its dataset"),
+    "a loader to fit": (fit(LOADER, Y_LABELED), TypeError, r"X, found DataLoader.*its dataset"),
     "no such parameter": (
         lambda: fisher_mask_sampling(NET, X_POOL, 3, masks="global"),
         TypeError,
