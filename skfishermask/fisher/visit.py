@@ -40,22 +40,32 @@ def _join(stack: ExitStack, thing: Hashable, restore: Restore) -> bool:
     """Join a line until `stack` closes. True if nobody else is in it."""
     place = _Place(restore)
     line = _lines.setdefault(thing, [])
-    line.append(place)
     stack.callback(_leave, thing, place)
+    line.append(place)
     return len(line) == 1
 
 
 def _leave(thing: Hashable, place: _Place) -> None:
+    try:
+        _put_back(thing, place)
+    except BaseException:
+        # An impatient second Ctrl-C must not leave it half done.
+        _put_back(thing, place)
+        raise
+
+
+def _put_back(thing: Hashable, place: _Place) -> None:
     with _lock:
-        line = _lines[thing]
-        position = line.index(place)
-        del line[position]
+        line = _lines.get(thing, [])
+        if place not in line:
+            return
+        if place is line[-1]:
+            place.restore()
+        else:
+            line[line.index(place) + 1].restore = place.restore
+        line.remove(place)
         if not line:
             del _lines[thing]
-        if position < len(line):
-            line[position].restore = place.restore
-        else:
-            place.restore()
 
 
 def _nothing() -> None:
@@ -238,7 +248,7 @@ def _precision(
         old = get_old()
     except RuntimeError:  # They disagree as it is: the user has set the new one alone.
         old = None
-    own = _own_precisions(operations)
+    own: list[str] = [op.fp32_precision for op in operations]
 
     def restore() -> None:
         if old is not None:
@@ -247,6 +257,8 @@ def _precision(
             op.fp32_precision = precision
 
     _join(stack, thing, restore)
+    if operations:
+        own[:] = _own_precisions(operations)
     if old is not None:
         set_old(exact)
     for op in operations:
@@ -254,20 +266,21 @@ def _precision(
 
 
 def _own_precisions(operations: Sequence[Any]) -> list[str]:
-    """Take away the precision that was set for each operation itself; "none": it inherits."""
-    if not operations:
-        return []
+    """Find the precision that was set for each operation itself; "none": it inherits."""
     # What an operation shows may be inherited from these, unless they have none.
     wholes: list[Any] = [torch.backends, torch.backends.cudnn]
-    own = []
-    for holder in (*wholes, *operations):
-        shown: str = holder.fp32_precision
-        holder.fp32_precision = "none"
-        # oneDNN's as a whole cannot be set, so from there it may inherit still.
-        own.append("none" if holder.fp32_precision == shown else shown)
-    for whole, precision in zip(wholes, own[:2], strict=True):
-        whole.fp32_precision = precision
-    return own[2:]
+    own: list[str] = []
+    try:
+        for holder in (*wholes, *operations):
+            own.append(holder.fp32_precision)
+            holder.fp32_precision = "none"
+            # oneDNN's as a whole cannot be set, so it may be inherited still.
+            if holder.fp32_precision == own[-1]:
+                own[-1] = "none"
+    finally:
+        for whole, precision in zip(wholes, own, strict=False):
+            whole.fp32_precision = precision
+    return own[len(wholes) :]
 
 
 @contextmanager
