@@ -232,12 +232,12 @@ def test_one_sample_at_a_time_and_input_of_another_dtype(cases: dict) -> None:
 def test_fisher_matrix(n: int) -> None:
     V = torch.randn(n, 3, 5)
     expected = (V.double().mT @ V.double()).mean(0)
-    for dtype, tolerance in [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]:
+    for dtype, tolerance in [(torch.float64, 1e-13), (torch.float32, 5e-6), (torch.bfloat16, 2e-2)]:
         found = fisher_matrix(V.to(dtype))
         assert found.dtype == torch.float64
         assert torch.equal(found, found.T)
         assert error(found, expected) < tolerance
-        assert error(found, (V.to(dtype).double().mT @ V.to(dtype).double()).mean(0)) < 1e-6
+        assert error(found, (V.to(dtype).double().mT @ V.to(dtype).double()).mean(0)) < 2e-5
 
 
 class _Mixing(nn.Module):
