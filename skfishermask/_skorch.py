@@ -101,21 +101,9 @@ class NetModule(nn.Module):
         self._net, self.criteria = net, tuple(criteria)
         modules = {name: getattr(net, name) for name in [*_modules_of(net), *criteria]}
         if len(modules) == 1:
-            (module,) = modules.values()
             # An empty name adds nothing to those of parameters and modules inside.
-            modules = {"": module}
-            # Where torch.func.functional_call looks for the module's own.
-            self._parameters = module._parameters
+            modules = {"": next(iter(modules.values()))}
         self._modules.update(modules)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            # The way to a module inside begins here, under the empty name.
-            if only := vars(self).get("_modules", {}).get(""):
-                return getattr(only, name)
-            raise
 
     def forward(self, x: Any = None, /, **inputs: Any) -> Any:
         """Give what the net infers from a batch: from a dict, if there are keywords."""

@@ -155,7 +155,6 @@ class Autocast(NeuralNetClassifier):
             return super().infer(x, **fit_params).float()
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="rules multiply float32 by bfloat16")
 def test_autocast_inside_infer() -> None:
     chosen, gains, _ = picks(net_of(whole(), Autocast))
     expected = picks(net_of(whole()))
@@ -357,11 +356,6 @@ NETS: dict[str, Callable[[], NeuralNetClassifier]] = {
 }
 
 
-def has_two_names(net: Any) -> bool:
-    names = [name for name, _ in net.module_.named_modules(remove_duplicate=False)]
-    return len(names) > len(list(net.module_.modules()))
-
-
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 def test_names_are_those_of_the_module(make: Any) -> None:
     net = make()
@@ -378,10 +372,6 @@ def test_names_are_those_of_the_module(make: Any) -> None:
     assert torch.equal(module(x), net.module_(x))
     module.eval()
     assert not net.module_.training
-    values = {name: torch.zeros_like(p) for name, p in expected.items()}
-    if not has_two_names(net):  # PyTorch does not put back modules that have two names
-        assert not torch.func.functional_call(module, values, (x,)).any()
-    assert all(p is expected[name] for name, p in net.module_.named_parameters())
     assert set(vars(net)) == before
 
 
