@@ -3,28 +3,48 @@
 Run from the root of the repository::
 
     python -m benchmarks.bench_embedding
+    python -m benchmarks.bench_embedding --only networks    # one table, a few minutes
 """
 
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from tqdm.auto import tqdm
 
 from benchmarks import harness
 from benchmarks.harness import BATCH_SIZE
+from benchmarks.networks import CifarResNet18, MaskedText, Recurrent, SequenceEncoder
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
+from skfishermask.fisher import output_layer
 from skfishermask.fisher.directions import directions
 
 OUTPUT = ["linear.weight", "linear.bias"]
 # Samples in a batch of the authors' loader, for CIFAR-10.
 AUTHORS_BATCH = 100
+# Numbers in the whole Jacobians of a batch that vmap(jacrev) is given: 512 MB.
+JACOBIAN_NUMBERS = 1 << 27
+
+# What a module's forward takes: a tensor or keyword arguments.
+Batch = Tensor | dict[str, Tensor]
+
+
+def called(module: nn.Module, batch: Batch) -> Tensor:
+    return module(batch) if isinstance(batch, Tensor) else module(**batch)
+
+
+def first_samples(batch: Batch, n: int) -> Batch:
+    if isinstance(batch, Tensor):
+        return batch[:n]
+    return {name: values[:n] for name, values in batch.items()}
 
 
 def looped_gradients(
@@ -78,27 +98,32 @@ def kept_entries(module: nn.Module, mask: ParameterMask) -> list[np.ndarray]:
     return kept
 
 
-def jacobian_embedding(module: nn.Module, batch: Tensor, mask: ParameterMask) -> Tensor:
+def jacobian_embedding(module: nn.Module, batch: Batch, mask: ParameterMask) -> Tensor:
     """Embedding from the whole Jacobian of every sample, by torch.func, then gathered."""
     parameters = {name: p.detach() for name, p in module.named_parameters()}
 
-    def logits(given: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(module, given, (x[None],))[0]
+    def logits(given: dict[str, Tensor], sample: Batch) -> Tensor:
+        if isinstance(sample, Tensor):
+            return functional_call(module, given, (sample[None],))[0]
+        alone = {name: values[None] for name, values in sample.items()}
+        return functional_call(module, given, (), alone)[0]
 
     whole = vmap(jacrev(logits), (None, 0))(parameters, batch)
     gathered = [
-        whole[name].flatten(2)[:, :, index.to(batch.device)] for name, index in mask.indices.items()
+        whole[name].flatten(2)[:, :, index.to(whole[name].device)]
+        for name, index in mask.indices.items()
     ]
+    joined = torch.cat(gathered, 2)
     with torch.no_grad():
-        rows = directions(module(batch).double().softmax(1)).to(batch.dtype)
-    return rows @ torch.cat(gathered, 2)
+        rows = directions(called(module, batch).double().softmax(1)).to(joined.dtype)
+    return rows @ joined
 
 
-def ordinary_passes(module: nn.Module, batches: Sequence[Tensor]) -> None:
+def ordinary_passes(module: nn.Module, batches: Sequence[Batch]) -> None:
     """C backward passes of each summed batch: a gradient for each class, none for a sample."""
     parameters = list(module.parameters())
     for batch in batches:
-        logits = module(batch)
+        logits = called(module, batch)
         for c in range(logits.shape[1]):
             torch.autograd.grad(logits[:, c].sum(), parameters, retain_graph=True)
 
@@ -211,7 +236,118 @@ def over_classes(given: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def network_cases(quick: bool) -> dict[str, tuple[nn.Module, Batch, float]]:
+    """Untrained networks of the field, a batch, and how many C ordinary passes are wanted."""
+    n, n_classes, width, length = (2, 3, 16, 5) if quick else (32, 10, 64, 20)
+    small, large = (8, 32) if quick else (32, 64)
+    torch.manual_seed(0)
+    tokens = torch.randint(1, 1000, (n, length))
+    mask = torch.arange(length) < torch.randint(length // 2, length + 1, (n, 1))
+    sequences = torch.randn(n, length, width)
+    vision = torchvision.models.VisionTransformer(
+        32, 4, 4, 4, width, 2 * width, num_classes=n_classes
+    )
+    # It starts at zero, which leaves nothing to read below.
+    nn.init.normal_(vision.heads.head.weight, std=0.1)
+
+    def encoder(batch_first: bool) -> nn.Module:
+        return SequenceEncoder(width, 4, n_classes, batch_first)
+
+    return {
+        "ResNet-18 for CIFAR": (
+            CifarResNet18(n_classes=n_classes),
+            torch.randn(n, 3, small, small),
+            0.6,
+        ),
+        "torchvision's ResNet-18, 64 pixels": (
+            torchvision.models.resnet18(num_classes=n_classes),
+            torch.randn(n, 3, large, large),
+            0.6,
+        ),
+        "vision transformer": (vision, torch.randn(n, 3, 32, 32), 1.4),
+        "encoder, samples first": (encoder(True), sequences, 1.4),
+        "encoder, positions first": (encoder(False), sequences, 1.4),
+        "text with padding, as BERT": (
+            MaskedText(1000, length, width, 4, 4, n_classes),
+            {"tokens": tokens * mask, "mask": mask},
+            1.4,
+        ),
+        "GRU": (Recurrent("GRU", 1000, width, n_classes), tokens, 2),
+        "LSTM": (Recurrent("LSTM", 1000, width, n_classes), tokens, 2),
+    }
+
+
+def vectorises(module: nn.Module, batch: Batch, mask: ParameterMask) -> bool:
+    """Whether vmap(jacrev) knows every operation of a network."""
+    try:
+        jacobian_embedding(module, first_samples(batch, 1), mask)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def over_networks(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ratios to C ordinary backward passes for networks of the field, and their targets."""
+    found, targets = {}, []
+    for name, (module, batch, limit) in network_cases(given.quick).items():
+        module = module.to(given.device).eval()
+        batch = (
+            batch.to(given.device)
+            if isinstance(batch, Tensor)
+            else {key: values.to(given.device) for key, values in batch.items()}
+        )
+        n, n_classes = called(module, batch).shape
+        n_parameters = sum(p.numel() for p in module.parameters())
+        mask = ParameterMask.from_diagonal(
+            fisher_diagonal(module, [batch], n_directions=1),
+            "global",
+            200 if given.quick else 2000,
+            output_layer=output_layer(module, first_samples(batch, 1)),
+        )
+        works: dict[str, harness.Work] = {
+            "embedding": lambda m=module, x=batch, k=mask: fisher_embedding(m, [x], k),
+            "diagonal": lambda m=module, x=batch: fisher_diagonal(m, [x]),
+            "ordinary passes": lambda m=module, x=batch: ordinary_passes(m, [x]),
+        }
+        n_vmap = min(n, max(1, JACOBIAN_NUMBERS // (n_classes * n_parameters)))
+        with warnings.catch_warnings():
+            # vmap says so where it loops over the samples: it is measured all the same.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            if vectorises(module, batch, mask):
+                part = first_samples(batch, n_vmap)
+                works["vmap(jacrev)"] = lambda m=module, x=part, k=mask: jacobian_embedding(m, x, k)
+            times = harness.alternate(works, given.repeats, given.device, name)
+        if "vmap(jacrev)" in times:
+            times["vmap(jacrev)"] = harness.scaled(times["vmap(jacrev)"], n / n_vmap)
+        ratios = {
+            way: harness.ratio(values, times["ordinary passes"]) for way, values in times.items()
+        }
+        found[name] = {
+            "sizes": {"n_parameters": n_parameters, "C": n_classes, "batch": n, "k": len(mask)},
+            "seconds a batch": {way: harness.spread(values) for way, values in times.items()},
+            "ratio to C ordinary passes": ratios,
+        }
+        targets.append(
+            harness.at_most(
+                f"{name}: embedding over C ordinary backward passes", ratios["embedding"], limit
+            )
+        )
+        if "ResNet" in name:
+            beside, of, most = ratios["diagonal"], "C ordinary backward passes", 1.5
+        else:
+            beside, of, most = harness.ratio(times["diagonal"], times["embedding"]), "embedding", 2
+        targets.append(harness.at_most(f"{name}: diagonal over {of}", beside, most))
+    return found, targets
+
+
 def measure(given: argparse.Namespace) -> dict[str, Any]:
+    networks, network_targets = over_networks(given)
+    if given.only == "networks":
+        return {
+            **harness.surroundings(given),
+            "networks": networks,
+            "targets": network_targets,
+        }
     n = 16 if given.quick else 512
     case = harness.ImageCase.make(given, n, 10)
     module, pool = case.net.module_, torch.as_tensor(case.pool, device=given.device)
@@ -222,7 +358,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         **harness.surroundings(given),
         "sizes": case.facts | {"k": len(mask), "batch": BATCH_SIZE},
         "peers": beside,
-        "targets": targets,
+        "networks": networks,
+        "targets": targets + network_targets,
         "sweeps": [
             over_samples(given, module, pool, mask),
             over_mask(given, module, pool, diagonal),
@@ -232,8 +369,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = harness.options(__doc__ or "", "embedding", repeats=5).parse_args(arguments)
-    harness.write(given.out, "embedding", measure(given))
+    parser = harness.options(__doc__ or "", "embedding", repeats=5)
+    parser.add_argument(
+        "--only",
+        choices=["networks"],
+        help="measure this part alone (into embedding-networks.json)",
+    )
+    given = parser.parse_args(arguments)
+    name = f"embedding-{given.only}" if given.only else "embedding"
+    harness.write(given.out, name, measure(given))
 
 
 if __name__ == "__main__":

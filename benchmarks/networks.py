@@ -1,8 +1,9 @@
-"""The networks of the label-efficiency study, and how they are trained."""
+"""The networks that are measured, and how those of the label-efficiency study are trained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import Tensor, nn
-
-from tests.networks import CifarResNet18
+from torch.nn import functional as F
 
 
 class MLP(nn.Module):
@@ -58,6 +58,45 @@ class CNN(nn.Module):
         return self.output(self.features(X))
 
 
+class _Block(nn.Module):
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(n_out)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or n_in != n_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
+
+
+class CifarResNet18(nn.Module):
+    """ResNet-18 for 32 x 32 images; width 16 is about the size of the authors' one."""
+
+    def __init__(self, width: int = 16, n_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(_Block(a, b, 1 if i == 0 else 2), _Block(b, b, 1))
+                for i, (a, b) in enumerate(pairwise(widths))
+            )
+        )
+        self.linear = nn.Linear(8 * width, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layers(F.relu(self.bn1(self.conv1(x))))
+        return self.linear(h.mean((2, 3)))
+
+
 class ResNet18(CifarResNet18):
     """The CIFAR-style ResNet-18 of the FisherMask authors, for any number of channels."""
 
@@ -67,6 +106,87 @@ class ResNet18(CifarResNet18):
 
     def forward(self, X: Tensor) -> Tensor:
         return super().forward(X.repeat(1, self.n_missing, 1, 1))
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, width: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.output = nn.Linear(width, width)
+
+    def forward(self, h: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = (
+            layer(h).unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.output(h.transpose(1, 2).flatten(2))
+
+
+class _TextBlock(nn.Module):
+    def __init__(self, width: int, n_heads: int) -> None:
+        super().__init__()
+        self.attention = _SelfAttention(width, n_heads)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, h: Tensor, bias: Tensor) -> Tensor:
+        h = self.norm1(h + self.attention(h, bias))
+        return self.norm2(h + self.down(F.gelu(self.up(h))))
+
+
+class MaskedText(nn.Module):
+    """A text network in the manner of BERT: padding is masked, the first token is classified."""
+
+    def __init__(
+        self, n_tokens: int, length: int, width: int, n_heads: int, n_layers: int, n_classes: int
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(n_tokens, width, padding_idx=0)
+        self.positions = nn.Embedding(length, width)
+        self.norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(_TextBlock(width, n_heads) for _ in range(n_layers))
+        self.pooler = nn.Linear(width, width)
+        self.output = nn.Linear(width, n_classes)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        h = self.norm(self.tokens(tokens) + self.positions(steps))
+        bias = (1 - mask[:, None, None].to(h.dtype)) * torch.finfo(h.dtype).min
+        for layer in self.layers:
+            h = layer(h, bias)
+        return self.output(torch.tanh(self.pooler(h[:, 0])))
+
+
+class SequenceEncoder(nn.Module):
+    """PyTorch's own encoder; it takes samples first and may see positions first inside."""
+
+    def __init__(self, width: int, n_layers: int, n_classes: int, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False)
+        self.output = nn.Linear(width, n_classes)
+
+    def forward(self, X: Tensor) -> Tensor:
+        if self.batch_first:
+            return self.output(self.encoder(X).mean(1))
+        return self.output(self.encoder(X.transpose(0, 1)).mean(0))
+
+
+class Recurrent(nn.Module):
+    """Tokens, one recurrent layer ("GRU" or "LSTM"), and its last state classified."""
+
+    def __init__(self, kind: str, n_tokens: int, width: int, n_classes: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(n_tokens, width)
+        self.cells = getattr(nn, kind)(width, width, batch_first=True)
+        self.output = nn.Linear(width, n_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        states, _ = self.cells(self.tokens(tokens))
+        return self.output(states[:, -1])
 
 
 NETWORKS = {"mlp": MLP, "cnn": CNN, "resnet18": ResNet18}

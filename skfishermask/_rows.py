@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from sklearn.utils import check_consistent_length
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 # Numbers that are looked at in one go.
 _CHUNK = 1 << 22
@@ -20,13 +20,41 @@ def is_mapping(data: Any) -> bool:
     return isinstance(data, Mapping) and not sp.issparse(data)
 
 
+def is_several(data: Any) -> bool:
+    """Tell whether these are several inputs: a dict of them, or a tuple of arrays, as in skorch."""
+    return is_mapping(data) or (
+        isinstance(data, tuple) and len(data) > 0 and all(len(_shape(part)) > 0 for part in data)
+    )
+
+
+def _shape(data: Any) -> tuple[int, ...]:
+    # A tuple of numbers, or of lists of them, holds the rows of one input.
+    return data.shape if isinstance(data, np.ndarray | torch.Tensor) or sp.issparse(data) else ()
+
+
+def map_inputs(data: Any, function: Callable[[Any, Any], Any]) -> Any:
+    """Apply a function to the key of each of several inputs and to it; keep their container."""
+    if is_mapping(data):
+        return {key: function(key, part) for key, part in data.items()}
+    return tuple(function(i, part) for i, part in enumerate(data))
+
+
 def parts_of(data: Any) -> list[Any]:
-    """List the inputs of a dict of inputs, or the one there is."""
-    if not is_mapping(data):
+    """List the inputs, where there are several, or the one there is."""
+    if not is_several(data):
         return [data]
     if not data:
         raise ValueError("Expected a dict of arrays, found an empty one.")
-    return list(data.values())
+    return list(data.values()) if is_mapping(data) else list(data)
+
+
+def check_no_loader(data: Any, name: str) -> None:
+    """Raise TypeError at a DataLoader: it decides itself which rows come when."""
+    if isinstance(data, DataLoader):
+        raise TypeError(
+            f"Expected samples in {name}, found {type(data).__name__}: give its dataset instead. "
+            "What makes batches of it is the net."
+        )
 
 
 def as_rows(data: Any, name: str) -> Any:
@@ -35,7 +63,8 @@ def as_rows(data: Any, name: str) -> Any:
     A list of rows becomes an array (or a tensor), a sparse matrix one of the CSR format; other
     containers stay as they are. Raises TypeError or ValueError for what holds no samples.
     """
-    if isinstance(data, list | tuple | range):
+    check_no_loader(data, name)
+    if not is_several(data) and isinstance(data, list | tuple | range):
         tensors = any(isinstance(row, torch.Tensor) for row in data)
         try:
             data = torch.stack([*data]) if tensors else np.asarray(data)
@@ -52,12 +81,11 @@ def as_rows(data: Any, name: str) -> Any:
     has_rows = hasattr(data, "__getitem__") and (hasattr(data, "__len__") or hasattr(data, "shape"))
     if isinstance(data, str | bytes) or not has_rows:
         raise TypeError(
-            f"Expected {name} to be an array, DataFrame, sparse matrix, tensor, dict of arrays or "
-            f"Dataset, found {type(data).__name__}."
+            f"Expected {name} to be an array, DataFrame, sparse matrix, tensor, dict or tuple of "
+            f"arrays or Dataset, found {type(data).__name__}."
         )
-    if is_mapping(data):
-        for key, part in data.items():
-            as_rows(part, f"{name}[{key!r}]")
+    if is_several(data):
+        map_inputs(data, lambda key, part: as_rows(part, f"{name}[{key!r}]"))
         check_consistent_length(*parts_of(data))
     for part in parts_of(data):
         if getattr(part, "shape", None) == ():
@@ -81,9 +109,8 @@ def check_finite(data: Any, name: str, start: int = 0) -> None:
     A memory map is read in chunks. What cannot be checked without loading it sample by sample, a
     Dataset for example, is let through. Rows are counted from `start`.
     """
-    if is_mapping(data):
-        for key, part in data.items():
-            check_finite(part, f"{name}[{key!r}]", start)
+    if is_several(data):
+        map_inputs(data, lambda key, part: check_finite(part, f"{name}[{key!r}]", start))
     elif isinstance(data, torch.Tensor):
         bad = (~torch.isfinite(data)).nonzero()
         if len(bad):
@@ -134,8 +161,8 @@ def _refuse(name: str, row: int) -> NoReturn:
 
 def take_rows(data: Any, indices: Any) -> Any:
     """Take samples, in the container they came in."""
-    if is_mapping(data):
-        return {key: take_rows(part, indices) for key, part in data.items()}
+    if is_several(data):
+        return map_inputs(data, lambda _, part: take_rows(part, indices))
     if hasattr(data, "iloc"):  # data[indices] of a DataFrame means columns, of a Series labels
         return data.iloc[indices]
     if sp.issparse(data):  # not every sparse format can be indexed
@@ -181,8 +208,8 @@ def stack_rows(old: Any, new: Any) -> Any:
             raise ValueError(
                 f"The new samples have {found}; expected {list(old.keys())} like the training data."
             )
-    if is_mapping(old):
-        return {key: stack_rows(part, new[key]) for key, part in old.items()}
+    if is_several(old):
+        return map_inputs(old, lambda key, part: stack_rows(part, new[key]))
     if hasattr(old, "iloc") and hasattr(new, "iloc"):
         import pandas as pd  # nothing new is loaded: these are pandas objects
 

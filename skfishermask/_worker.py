@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from skfishermask._dask import chunk_batches
-from skfishermask._skorch import naming_rows, to_logits_of, unpacked
+from skfishermask._skorch import NetModule, naming_rows, to_logits_of, unpacked
 from skfishermask.fisher import (
     ParameterMask,
     embedding_blocks,
@@ -57,15 +57,16 @@ class Chunk:
 
     @contextmanager
     def read(self, packed: bytes, chunk: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """Give the module, the batches of inputs and what makes logits of outputs."""
+        """Give the network, the batches of inputs and what makes logits of outputs."""
         import cloudpickle
 
         # Anew in each task, because the tasks of a worker share its memory.
-        kind, parts, transform = cloudpickle.loads(packed)
+        kind, parts, criteria, to_logits, transform = cloudpickle.loads(packed)
         net = unpacked(kind, parts, "cuda" if torch.cuda.is_available() else "cpu")
         batches = chunk_batches(net, chunk, self.rows, self.start, transform, self.batch_size)
-        with naming_rows([batches]):
-            yield net.module_, batches, to_logits_of(net)
+        to_logits = to_logits_of(net, to_logits)
+        with naming_rows([batches], to_logits):
+            yield NetModule(net, criteria), batches, to_logits
 
 
 def diagonal_of(packed: bytes, chunk: Any, which: Chunk, r: int) -> Sums:

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from skfishermask.fisher import MaskStrategy, Weighting
+from skfishermask.fisher import MaskStrategy, ToLogits, Weighting
 from skfishermask.query import Query
 from skfishermask.sampler import FisherMaskSampler
 from skfishermask.selection import Batch, Objective, StoredEmbedding, gains_along
@@ -84,6 +84,9 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
     net_batch_size : int or None, default=None
         Samples per pass through the network; None: the net's own. It is the sampler's
         `batch_size`, which in scikit-activeml is the number of samples to query.
+    to_logits : callable or None, default=None
+        Maps what the net's ``infer`` gives to logits (n, C). None: by the net's criterion, or by
+        `forward_outputs` of a ``SkorchClassifier``.
     embedding_dtype : {"float32", "float16", "bfloat16", "float64"}, default="float32"
         Storage of the embedding.
     memory_share : float, default=0.5
@@ -161,6 +164,7 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         entropy_share: float = 0.0,
         max_candidates: int | None = None,
         net_batch_size: int | None = None,
+        to_logits: ToLogits | None = None,
         embedding_dtype: str = "float32",
         memory_share: float = 0.5,
         scratch_folder: str | os.PathLike[str] | None = None,
@@ -180,6 +184,7 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         self.entropy_share = entropy_share
         self.max_candidates = max_candidates
         self.net_batch_size = net_batch_size
+        self.to_logits = to_logits
         self.embedding_dtype = embedding_dtype
         self.memory_share = memory_share
         self.scratch_folder = scratch_folder

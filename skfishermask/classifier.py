@@ -20,8 +20,17 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skfishermask._rows import Relabeled, as_rows, check_finite, is_mapping, n_rows, parts_of
-from skfishermask._skorch import is_binary
+from skfishermask._rows import (
+    Relabeled,
+    as_rows,
+    check_finite,
+    check_no_loader,
+    is_several,
+    map_inputs,
+    n_rows,
+    parts_of,
+)
+from skfishermask._skorch import NetModule, is_binary
 from skfishermask.default import default_net
 from skfishermask.fisher import seeded
 from skfishermask.unwrap import innermost, unwrap
@@ -37,6 +46,12 @@ def _explained(what: str) -> Iterator[None]:
     except (RuntimeError, IndexError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{what}: {error}") from error
+
+
+def _is_text(X: Any) -> bool:
+    """Tell whether the samples are strings, one after the other."""
+    is_list = isinstance(X, list | tuple) or getattr(X, "ndim", 0) == 1
+    return is_list and len(X) > 0 and all(isinstance(text, str) for text in X)
 
 
 class NetClassifier(ClassifierMixin, BaseEstimator):
@@ -104,9 +119,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             if isinstance(X, torch.utils.data.Dataset) and y is not None:
                 X, y = Relabeled(X, y), None
             if self.random_state is not None:
-                device = torch.device(getattr(net, "device", None) or "cpu")
                 seed = check_random_state(self.random_state).randint(2**31 - 1)
-                stack.enter_context(seeded(seed, [device] if device.type == "cuda" else []))
+                stack.enter_context(seeded(seed))
             self.estimator_ = estimator.fit(X, y, **fit_params)
         return self
 
@@ -143,9 +157,10 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
 
         A query does without the cast: it casts batch by batch, and so a memory map stays one.
         """
+        check_no_loader(X, "X")
         if reset:
             self._forget_shapes()
-        if is_mapping(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
+        if is_several(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
             X = as_rows(X, "X")
             if n_rows(X) == 0:
                 raise ValueError("Found 0 samples in X, expected at least one.")
@@ -155,6 +170,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
                 if reset and X.dim() > 1:
                     self.n_features_in_ = X.shape[1]
             return self._cast(X, reset=reset, casts=casts)
+        if isinstance(self.estimator, Pipeline) and _is_text(X):
+            return X
         if isinstance(self.estimator, Pipeline) and hasattr(X, "dtypes"):
             # The transformers know what to do with columns of any type.
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -196,8 +213,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
 
     def _cast(self, X: Any, *, reset: bool, casts: bool) -> Any:
         """Cast floating-point numbers to the dtype of the network, all to that of the default."""
-        if is_mapping(X):
-            return {k: self._cast(part, reset=reset, casts=casts) for k, part in X.items()}
+        if is_several(X):
+            return map_inputs(X, lambda _, part: self._cast(part, reset=reset, casts=casts))
         if not isinstance(X, np.ndarray | torch.Tensor):
             return X
         is_float = X.dtype.kind == "f" if isinstance(X, np.ndarray) else X.is_floating_point()
@@ -213,15 +230,15 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
     def _input_dtype(self, X: Any, *, reset: bool) -> torch.dtype:
         """Find the floating-point dtype that the network takes."""
         if not reset:
-            module = unwrap(self.estimator_).net.module_
+            module: Any = NetModule(unwrap(self.estimator_).net)
         else:
             net = innermost(self.estimator)
             module = getattr(net, "module", None)
             if not isinstance(module, torch.nn.Module):
                 net = clone(net) if net is not None else default_net(np.shape(X), 2)
                 # Its initial weights are not wanted: only its dtype.
-                with seeded(0, []):
-                    module = net.initialize().module_
+                with seeded(0):
+                    module = NetModule(net.initialize())
         dtype: torch.dtype = next(module.parameters()).dtype
         return dtype
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -231,14 +232,19 @@ class ClusterQuery(Query):
         gains : ndarray of shape (n_instances,), float64
             Decrease of the objective when each was chosen.
         """
+        with self._cluster:
+            return super().run()
+
+    @cached_property
+    def _packed(self) -> Any:
+        """The network on its way to the workers, sent where it is first asked for."""
         import cloudpickle
 
-        with self._cluster as cluster:
-            packed = cloudpickle.dumps((*luggage(self._net), self._pool.transform))
-            # A task's argument, not its result alone: so it outlives the worker that has it.
-            self._packed = cluster.submit(_worker.same, packed)
-            cluster.count("network", len(packed) * self._n_workers)
-            return super().run()
+        how = self._module.criteria, self._p.to_logits, self._pool.transform
+        packed = cloudpickle.dumps((*luggage(self._net), *how))
+        self._cluster.count("network", len(packed) * self._n_workers)
+        # A task's argument, not its result alone: so it outlives the worker that has it.
+        return self._cluster.submit(_worker.same, packed)
 
     def _told(self) -> dict[str, Any]:
         return {

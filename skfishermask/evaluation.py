@@ -25,7 +25,6 @@ from skfishermask._checkpoint import Checkpoint, describe, fingerprint
 from skfishermask._initial import check_counts, initial_samples
 from skfishermask._rows import as_rows, n_rows, parts_of, take_rows
 from skfishermask.fisher import seeded
-from skfishermask.unwrap import innermost
 
 # What a seed is for: draws for one purpose must not depend on those for another.
 _INITIAL, _FIT, _QUERY = range(3)
@@ -330,10 +329,8 @@ class _Run:
         X_test: Any,
         y_test: np.ndarray,
     ) -> dict[str, Any]:
-        device = torch.device(getattr(innermost(self.estimator), "device", None) or "cpu")
-        devices = [device] if device.type == "cuda" else []
         X_labeled, y_labeled = take_rows(X, labeled), y[labeled]
-        with seeded(_seed_of(self.seed, number, step, _FIT), devices):
+        with seeded(_seed_of(self.seed, number, step, _FIT)):
             began = time.perf_counter()
             fitted = clone(self.estimator).fit(X_labeled, y_labeled)
             fit_time = time.perf_counter() - began
@@ -354,7 +351,7 @@ class _Run:
                 strategy = clone(strategy)
             learner = _Learner(fitted, strategy, X_labeled, y_labeled)
             X_pool = take_rows(X, pool)
-            with seeded(_seed_of(self.seed, number, step, _QUERY), devices):
+            with seeded(_seed_of(self.seed, number, step, _QUERY)):
                 began = time.perf_counter()
                 chosen = strategy(learner, X_pool, n_instances=self.n_instances)
                 record["query_time"] = time.perf_counter() - began

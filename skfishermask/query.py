@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,19 @@ from tqdm.auto import tqdm
 
 from skfishermask._dask import ChunkBatches, DaskPool
 from skfishermask._rows import as_rows, check_finite
-from skfishermask._skorch import NetBatches, n_samples, naming_rows, to_logits_of
+from skfishermask._skorch import (
+    NetBatches,
+    NetModule,
+    n_samples,
+    naming_rows,
+    net_module,
+    not_finite,
+    to_logits_of,
+)
 from skfishermask.fisher import (
     Batch,
     FisherSum,
+    NonFiniteOutputError,
     ParameterMask,
     embedding_blocks,
     fisher_diagonal,
@@ -121,7 +130,7 @@ class Query:
     ) -> None:
         self._p = parameters
         self._net = net
-        self._module = net.module_
+        self._module = NetModule(net)
         # The chunks of a DaskPool are checked when they are computed.
         in_chunks = isinstance(X_pool, DaskPool)
         self._X_pool = X_pool if in_chunks else as_rows(X_pool, "X_pool")
@@ -145,7 +154,7 @@ class Query:
             raise ValueError(f"scratch_folder must be an existing folder, got {folder!r}.")
         self._device = next(self._module.parameters()).device
         self._room = Room(self._device, parameters.memory_share, folder)
-        self._to_logits = to_logits_of(net)
+        self._to_logits = to_logits_of(net, parameters.to_logits)
         self._rng = check_random_state(parameters.random_state)
         self._seconds: dict[str, float] = {}
         self.mask: ParameterMask
@@ -165,10 +174,11 @@ class Query:
         """
         start = time.perf_counter()
         first = self._first_of_pool()
-        n_classes = self._n_classes(first, "pool")
+        n_classes = self._n_classes(first, "pool", "X_pool")
+        self._module = net_module(self._net, first, self._to_logits)
         if self._n_labeled:
             labeled = self._batches(self._X_labeled, np.arange(1))
-            self._n_classes(next(iter(labeled)), "labelled data")
+            self._n_classes(next(iter(labeled)), "labelled data", "X_labeled")
         rows = self._candidates()
         sample = self._mask_sample()
         r = self._n_directions(n_classes, sample)
@@ -288,15 +298,17 @@ class Query:
             return next(iter(self._X_pool.first(self._net)))
         return next(iter(self._batches(self._X_pool, np.arange(1))))
 
-    def _n_classes(self, first: Batch, name: str) -> int:
+    def _n_classes(self, first: Batch, what: str, name: str) -> int:
         """Try the network on one sample, before any long work."""
         try:
             p = predicted_probabilities(self._module, [first], to_logits=self._to_logits)
         except torch.OutOfMemoryError:
             raise
+        except NonFiniteOutputError as error:
+            raise not_finite(0, name, self._to_logits) from error
         except (RuntimeError, IndexError, TypeError) as error:
             raise ValueError(
-                f"The network cannot read the {name}. The first sample is {_describe(first)}, and "
+                f"The network cannot read the {what}. The first sample is {_describe(first)}, and "
                 f"PyTorch says: {error}"
             ) from error
         return p.shape[1]
@@ -345,13 +357,13 @@ class Query:
     def _n_directions(self, n_classes: int, sample: tuple[np.ndarray, np.ndarray]) -> int:
         most = n_rows(n_classes, self._p.weighting)
         wanted = self._p.n_directions
-        if isinstance(wanted, float):
-            wanted = n_rows_for_share(self._sample_probabilities(sample), wanted)
+        if isinstance(wanted, Real) and not isinstance(wanted, Integral):
+            wanted = n_rows_for_share(self._sample_probabilities(sample), float(wanted))
         return most if wanted is None else min(int(wanted), most)
 
     def _sample_probabilities(self, sample: tuple[np.ndarray, np.ndarray]) -> Tensor:
         parts = self._sample_batches(sample)
-        with naming_rows(parts):
+        with naming_rows(parts, self._to_logits):
             return predicted_probabilities(
                 self._module, chain.from_iterable(parts), to_logits=self._to_logits
             )
@@ -360,7 +372,7 @@ class Query:
         parts = self._sample_batches(sample)
         total = sum(map(len, parts))
         batches = self._progress(chain.from_iterable(parts), total, "Fisher diagonal")
-        with naming_rows(parts):
+        with naming_rows(parts, self._to_logits):
             return fisher_diagonal(self._module, batches, n_directions=r, to_logits=self._to_logits)
 
     def _make_mask(
@@ -394,7 +406,7 @@ class Query:
 
     def _blocks(self, X: Any, rows: np.ndarray | None, r: int, text: str) -> Iterator[Tensor]:
         batches = self._batches(X, rows)
-        with naming_rows([batches]):
+        with naming_rows([batches], self._to_logits):
             yield from embedding_blocks(
                 self._module,
                 self._progress(batches, len(batches), text),

@@ -12,9 +12,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skfishermask._dask import DaskPool, active_client, is_dask
-from skfishermask._rows import take_rows
+from skfishermask._rows import check_no_loader, take_rows
+from skfishermask._skorch import check_no_module
 from skfishermask.classifier import NetClassifier
-from skfishermask.fisher import MASK_STRATEGIES, MaskStrategy, Weighting
+from skfishermask.fisher import MASK_STRATEGIES, MaskStrategy, ToLogits, Weighting
 from skfishermask.query import Query
 from skfishermask.selection import EMBEDDING_DTYPES
 from skfishermask.unwrap import unwrap
@@ -72,6 +73,10 @@ class FisherMaskSampler(NetClassifier):
         Embed at most so many pool samples, drawn at random.
     batch_size : int or None, default=None
         Samples per pass through the network; None: the net's own.
+    to_logits : callable or None, default=None
+        Maps what the net's ``infer`` gives to logits (n, C), such as ``lambda out: out["scores"]``.
+        None: by the net's criterion and ``predict_nonlinearity``, of a tuple the first element, of
+        an output with ``logits`` (Hugging Face) these.
     embedding_dtype : {"float32", "float16", "bfloat16", "float64"}, default="float32"
         Storage of V; computation is in float32 at least.
     memory_share : float, default=0.5
@@ -172,6 +177,7 @@ class FisherMaskSampler(NetClassifier):
         "entropy_share": [Interval(Real, 0, 1, closed="both")],
         "max_candidates": [Interval(Integral, 1, None, closed="left"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "to_logits": [callable, None],
         "embedding_dtype": [StrOptions(set(EMBEDDING_DTYPES))],
         "memory_share": [Interval(Real, 0, 1, closed="right")],
         "scratch_folder": [str, os.PathLike, None],
@@ -196,6 +202,7 @@ class FisherMaskSampler(NetClassifier):
         entropy_share: float = 0.0,
         max_candidates: int | None = None,
         batch_size: int | None = None,
+        to_logits: ToLogits | None = None,
         embedding_dtype: str = "float32",
         memory_share: float = 0.5,
         scratch_folder: str | os.PathLike[str] | None = None,
@@ -216,11 +223,16 @@ class FisherMaskSampler(NetClassifier):
         self.entropy_share = entropy_share
         self.max_candidates = max_candidates
         self.batch_size = batch_size
+        self.to_logits = to_logits
         self.embedding_dtype = embedding_dtype
         self.memory_share = memory_share
         self.scratch_folder = scratch_folder
         self.random_state = random_state
         self.verbose = verbose
+
+    def _validate_params(self) -> None:
+        check_no_module(self.estimator)
+        super()._validate_params()
 
     def __call__(
         self, classifier: Any, X_pool: Any, n_instances: int = 1, *, X_labeled: Any = None
@@ -232,12 +244,12 @@ class FisherMaskSampler(NetClassifier):
         classifier : estimator
             A fitted skorch classifier, or a modAL learner, Pipeline or search object that
             holds one. A pipeline's transformers are applied to the pool first.
-        X_pool : array-like, dict of arrays, Dataset or dask.array of length N
+        X_pool : array-like, dict or tuple of arrays, Dataset or dask.array of length N
             The unlabelled samples: whatever the classifier's ``predict`` takes. A Dask array is
             embedded where its chunks are, on the cluster of the active client if there is one.
         n_instances : int, default=1
             Number of samples to choose.
-        X_labeled : array-like, dict of arrays or Dataset, optional
+        X_labeled : array-like, dict or tuple of arrays or Dataset, optional
             The labelled samples. None: the learner's ``X_training`` where it keeps one, else
             there are none.
 
@@ -264,6 +276,8 @@ class FisherMaskSampler(NetClassifier):
             If the Dask cluster that holds the pool is gone.
         """
         self._validate_params()
+        for X, name in ((X_pool, "X_pool"), (X_labeled, "X_labeled")):
+            check_no_loader(X, name)
         unwrapped = unwrap(classifier)
         if X_labeled is None:
             X_labeled = unwrapped.X_training

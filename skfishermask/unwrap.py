@@ -104,6 +104,7 @@ def unwrap(classifier: Any) -> Unwrapped:
                 transformers.append(partial(inner._check_input, casts=False))
             inner = inner.estimator_
         else:
+            _skorch.check_no_module(inner)
             found = type(inner).__name__
             if inner is not classifier:
                 found = f"{found} inside {type(classifier).__name__}"

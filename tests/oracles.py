@@ -102,8 +102,29 @@ def first_near(values: Tensor, best: Tensor, scale: float = 0.0) -> int:
 # --------------------------------------------------------------------------------------
 
 
+Batch = Tensor | dict[str, Tensor]
+
+
+def rows(batch: Batch, index: slice | Tensor) -> Batch:
+    """Take some samples of a tensor, or of a dict of keyword arguments."""
+    if isinstance(batch, Tensor):
+        return batch[index]
+    return {name: values[index] for name, values in batch.items()}
+
+
+def n_samples(batch: Batch) -> int:
+    return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
+
+
+def cast(batch: Batch, *, device: str = "cpu", dtype: torch.dtype = torch.float64) -> Batch:
+    """Move a batch; floating-point numbers to a dtype."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype if batch.is_floating_point() else None)
+    return {name: cast(values, device=device, dtype=dtype) for name, values in batch.items()}
+
+
 def scores(
-    module: nn.Module, x: Tensor, to_logits: Callable[[Any], Tensor] | None = None
+    module: nn.Module, x: Batch, to_logits: Callable[[Any], Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """g_c(x) of every parameter, (n, C, P), and p_c(x), (n, C): sample by sample, class by class.
 
@@ -113,8 +134,9 @@ def scores(
     parameters = [p for _, p in module.named_parameters()]
     g, p = [], []
     with sdpa_kernel(SDPBackend.MATH):
-        for sample in x.double() if x.is_floating_point() else x:
-            output = module(sample[None])
+        for i in range(n_samples(x)):
+            sample = cast(rows(x, slice(i, i + 1)))
+            output = module(sample) if isinstance(sample, Tensor) else module(**sample)
             output = output[0] if isinstance(output, tuple) else output
             logits = to_logits(output) if to_logits else output
             log_p = logits.log_softmax(1)[0]
@@ -126,7 +148,7 @@ def scores(
                 ]
                 g.append(torch.cat(flat))
             p.append(log_p.detach().exp())
-    return torch.stack(g).unflatten(0, (len(x), -1)), torch.stack(p)
+    return torch.stack(g).unflatten(0, (n_samples(x), -1)), torch.stack(p)
 
 
 def diagonal(g: Tensor, p: Tensor) -> Tensor:

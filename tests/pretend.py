@@ -1,9 +1,10 @@
 """A second device made of host memory: device code runs where there is no GPU.
 
 A tensor that says it is on the device ``pretend:0`` holds its numbers on the CPU. As on a GPU, an
-operation that mixes devices raises, and what would make the host wait for the device is counted, with
-the line of the package that asked for it; so are operations, views left out, as they launch nothing.
-PyTorch's hook for backends written in Python is experimental. Neither time nor memory is modelled.
+operation that mixes devices raises, and what would make the host wait for the device is counted,
+with the line of the package that asked for it; so are operations, but for views, which launch
+nothing. PyTorch's hook for backends written in Python is experimental. Neither time nor memory is
+modelled.
 
     with pretending() as counts:
         select_batch(Pretended(V), 10, Pretended(fisher))

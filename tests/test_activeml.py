@@ -82,6 +82,25 @@ def strategy(**more: Any) -> FisherMask:
     return FisherMask(**SMALL | {"missing_label": -1} | more)
 
 
+class Scores(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nets.mlp()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"scores": self.mlp(x)}
+
+
+def test_to_logits(net: Any) -> None:
+    other = NeuralNetClassifier(Scores, criterion=nn.CrossEntropyLoss, **nets.options())
+    other.initialize().module_.mlp.load_state_dict(net.module_.state_dict())
+    ours = strategy(to_logits=lambda output: output["scores"])
+    found = ours.query(X, labels(), other, batch_size=3)
+    assert found.tolist() == strategy().query(X, labels(), net, batch_size=3).tolist()
+    with pytest.raises(InvalidParameterError, match="'to_logits'"):
+        strategy(to_logits=3).query(X, labels(), net)
+
+
 OPTIONS = [
     {},
     {"use_labeled": False},

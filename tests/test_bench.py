@@ -25,10 +25,11 @@ from benchmarks import (
     bench_selection,
     harness,
 )
+from benchmarks.networks import CifarResNet18, MaskedText
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask.fisher import fisher_matrix
 from skfishermask.selection import select_batch
-from tests.networks import CifarResNet18, images
+from tests.networks import images, masked_tokens
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"embedding": bench_embedding, "selection": bench_selection, "query": bench_query}
@@ -103,6 +104,16 @@ def test_naive_embeddings_are_ours(network: Any) -> None:
     assert torch.allclose(information(rows), information(V), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_whole_jacobians_of_keyword_inputs_are_ours() -> None:
+    module, x = MaskedText(9, 5, 4, 2, 1, 3).double().eval(), masked_tokens(4)
+    mask = ParameterMask.from_diagonal(
+        fisher_diagonal(module, [x]), "global", 50, output_layer=["output.weight", "output.bias"]
+    )
+    V = fisher_embedding(module, [x], mask, dtype=torch.float64)
+    assert torch.allclose(bench_embedding.jacobian_embedding(module, x, mask), V)
+
+
 def test_naive_diagonal_is_ours(network: Any) -> None:
     module, x, _ = network
     ours = fisher_diagonal(module, [x])
@@ -163,6 +174,19 @@ def test_results_say_where_and_how_much(results: Path, name: str) -> None:
             assert all(0 < s["min"] <= s["median"] <= s["max"] for s in line["seconds"])
     for target in result["targets"]:
         assert set(target) == {"what", "found", "wanted", "met"}
+
+
+def test_networks_of_the_field_beside_ordinary_passes(results: Path) -> None:
+    result = load(results, "embedding")
+    judged = " ".join(target["what"] for target in result["targets"])
+    for name, found in result["networks"].items():
+        assert found["sizes"]["k"] == 200
+        ratios = found["ratio to C ordinary passes"]
+        assert {"embedding", "diagonal", "ordinary passes"} <= ratios.keys()
+        assert ratios.keys() == found["seconds a batch"].keys()
+        assert ratios["ordinary passes"] == {"median": 1, "min": 1, "max": 1}
+        assert f"{name}: embedding" in judged
+        assert f"{name}: diagonal" in judged
 
 
 def test_the_query_is_the_authors_query(results: Path) -> None:

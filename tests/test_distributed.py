@@ -203,6 +203,54 @@ def test_transformers_run_where_the_chunks_are(threads: Any, pool: np.ndarray) -
     assert_same(there(pipeline, da.from_array(single, UNEVEN), 10), expected, 1e-4)
 
 
+class Halved(DoubleNet):
+    """An encoder and a head of its own; halves the digits."""
+
+    def initialize_module(self) -> Halved:
+        super().initialize_module()
+        self.head_ = nn.Linear(12, 10).double()
+        # Tied to a part of the encoder, which it must remain on the workers.
+        self.head_.bias = self.module_[2].bias
+        return self
+
+    def infer(self, x: Any, **fit_params: Any) -> Any:
+        return self.head_(super().infer(x / 2, **fit_params))
+
+
+class Scores(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = mlp()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"scores": self.mlp(x)}
+
+
+@pytest.mark.parametrize(
+    ("net", "more"),
+    [
+        (
+            Halved(nn.Sequential(*mlp(), nn.Linear(10, 12)), criterion=nn.CrossEntropyLoss),
+            {"n_directions": 0.8},
+        ),
+        (DoubleNet(Scores, criterion=nn.CrossEntropyLoss), {"to_logits": lambda z: z["scores"]}),
+        (
+            DoubleNet(mlp(), criterion=nn.CrossEntropyLoss, compile=True, compile__backend="eager"),
+            {},
+        ),
+    ],
+    ids=["infer", "to_logits", "compiled"],
+)
+def test_what_the_net_infers_is_read_on_the_workers(
+    processes: Any, net: Any, more: dict[str, Any], pool: np.ndarray, labeled: np.ndarray
+) -> None:
+    net = net.set_params(verbose=0).initialize()
+    here, there = sampler(**more), sampler(**more)
+    expected = chosen_by(here, net, pool, labeled, 10)
+    assert_same(chosen_by(there, net, da.from_array(pool, UNEVEN), labeled, 10), expected)
+    assert list(there.mask_.indices) == list(here.mask_.indices)
+
+
 def test_a_scheduler_that_was_asked_for_is_used(threads: Any, net: Any, pool: np.ndarray) -> None:
     import dask
 

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import InvalidParameterError
 from skorch import NeuralNetClassifier, NeuralNetRegressor
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
 
@@ -77,6 +77,7 @@ def fit(X: Any, y: Any, estimator: Any = None) -> Any:
 
 
 NAN, INF = float("nan"), float("inf")
+LOADER = DataLoader(TensorDataset(torch.tensor(X_POOL)), batch_size=8)
 NOT_FITTED = "not (fitted|initialized)"
 
 # What is called, the error, and the words in it that help.
@@ -87,7 +88,11 @@ TABLE = {
     "query not fitted": (lambda: FisherMaskSampler().query(X_POOL), NotFittedError, NOT_FITTED),
     "predict not fitted": (lambda: FisherMaskSampler().predict(X_POOL), NotFittedError, NOT_FITTED),
     "no net": (ask(classifier=RandomForestClassifier()), TypeError, "RandomForestClassifier"),
-    "a module": (ask(classifier=nets.mlp()), TypeError, "Sequential"),
+    "a module": (
+        ask(classifier=nets.mlp()),
+        TypeError,
+        r"Sequential, a torch module: wrap it",
+    ),
     "no classifier": (ask(classifier=None), TypeError, "NoneType"),
     "a regressor": (
         ask(classifier=NeuralNetRegressor(nets.mlp(1)).initialize()),
@@ -150,10 +155,22 @@ TABLE = {
     "entropy_share": (ask(entropy_share=1.1), InvalidParameterError, "'entropy_share'"),
     "max_candidates": (ask(max_candidates=0), InvalidParameterError, "'max_candidates'"),
     "batch_size": (ask(batch_size=0), InvalidParameterError, "'batch_size'"),
+    "to_logits": (ask(to_logits="logits"), InvalidParameterError, "'to_logits'"),
     "embedding_dtype": (ask(embedding_dtype="int8"), InvalidParameterError, "'embedding_dty"),
     "random_state": (ask(random_state=-1), InvalidParameterError, "'random_state'"),
     "verbose": (ask(verbose="loud"), InvalidParameterError, "'verbose'"),
-    "estimator": (fit(X_LABELED, Y_LABELED, nets.mlp()), InvalidParameterError, "'estimator'"),
+    "estimator": (fit(X_LABELED, Y_LABELED, "net"), InvalidParameterError, "'estimator'"),
+    "a module to fit": (
+        fit(X_LABELED, Y_LABELED, nets.mlp()),
+        TypeError,
+        r"Sequential, a torch module: wrap it",
+    ),
+    "NaN in a tuple": (ask((X_POOL, bad(NAN, 9))), ValueError, r"X_pool\[1\] .* row 9"),
+    "uneven inputs": (ask((X_POOL, X_POOL[:9])), ValueError, r"numbers of samples: \[40, 9\]"),
+    "a loader": (ask(LOADER), TypeError, r"X_pool.*found DataLoader.*its dataset"),
+    "a sampler's loader": (query(LOADER), TypeError, r"X_pool.*found DataLoader.*its dataset"),
+    "a labelled loader": (query(X_labeled=LOADER), TypeError, r"X_labeled.*found DataLoader"),
+    "a loader to fit": (fit(LOADER, Y_LABELED), TypeError, r"X, found DataLoader.*its dataset"),
     "no such parameter": (
         lambda: fisher_mask_sampling(NET, X_POOL, 3, masks="global"),
         TypeError,

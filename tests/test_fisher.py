@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import networks
 import oracles
@@ -14,6 +18,12 @@ from skfishermask.fisher.directions import directions
 
 # Relative errors against the float64 oracle.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+# A network that computes in bfloat16 has three digits; one in float64 is left alone by autocast.
+BFLOAT16 = ["autocast"]
+
+
+def tolerance(name: str, dtype: torch.dtype) -> float:
+    return 3e-2 if name in BFLOAT16 and dtype == torch.float32 else TOLERANCE[dtype]
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -27,13 +37,33 @@ def random_mask(module: nn.Module, size: int) -> ParameterMask:
     return ParameterMask.from_diagonal(zeros, "random", k, output_layer=[], random_state=0)
 
 
+def masked(mask: ParameterMask) -> list[str]:
+    return [name for name, index in mask.indices.items() if len(index)]
+
+
+def flattened(diagonal: dict[str, Tensor]) -> Tensor:
+    return torch.cat([d.flatten() for d in diagonal.values()])
+
+
+@contextmanager
+def slow_parameters(expected: Collection[str], module: nn.Module) -> Iterator[None]:
+    """See one warning name these parameters and no others; none where there are none."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    texts = [str(w.message) for w in caught if str(w.message).startswith("Reading")]
+    assert len(texts) == bool(expected), texts
+    words = {word.strip(".") for text in texts for word in re.findall(r"[\w.]+", text)}
+    assert words & {name for name, _ in module.named_parameters()} == set(expected)
+
+
 @pytest.fixture(scope="module")
-def cases() -> dict[str, tuple[nn.Module, Tensor, Tensor, Tensor]]:
+def cases() -> dict[str, tuple[nn.Module, networks.Batch, Tensor, Tensor]]:
     """Networks with their input and the oracle's scores, computed once each, when asked for."""
-    made: dict[str, tuple[nn.Module, Tensor, Tensor, Tensor]] = {}
+    made: dict[str, tuple[nn.Module, networks.Batch, Tensor, Tensor]] = {}
 
     class Cases(dict):
-        def __missing__(self, name: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+        def __missing__(self, name: str) -> tuple[nn.Module, networks.Batch, Tensor, Tensor]:
             make, sample = networks.NETWORKS[name]
             torch.manual_seed(1)
             module, x = make(), sample(5)
@@ -50,35 +80,50 @@ def test_diagonal_and_embedding_against_the_oracle(
 ) -> None:
     module, x, g, p = cases[name]
     module = copy.deepcopy(module).to(device, dtype)
-    x = x.to(device, dtype if x.is_floating_point() else None)
-    batches = [x[:3], x[3:]]
+    x = oracles.cast(x, device=device, dtype=dtype)
+    batches = [oracles.rows(x, slice(3)), oracles.rows(x, slice(3, None))]
+    slow, enough = networks.SLOW.get(name, []), tolerance(name, dtype)
 
-    diagonal = fisher_diagonal(module, batches)
+    with slow_parameters(slow, module):
+        diagonal = fisher_diagonal(module, batches)
     assert [*diagonal] == [name for name, _ in module.named_parameters()]
     for key, parameter in module.named_parameters():
         assert diagonal[key].shape == parameter.shape
         assert diagonal[key].device == parameter.device
-    flat = torch.cat([d.flatten() for d in diagonal.values()])
-    assert error(flat, oracles.diagonal(g, p)) < TOLERANCE[dtype]
+    assert error(flattened(diagonal), oracles.diagonal(g, p)) < 2 * enough  # Squares.
 
     mask = random_mask(module, 400)
-    V = fisher_embedding(module, batches, mask, dtype=dtype)
+    with slow_parameters({*slow} & {*masked(mask)}, module):
+        V = fisher_embedding(module, batches, mask, dtype=dtype)
     scores = g[:, :, oracles.columns(module, mask.indices)]
     assert V.shape == (5, p.shape[1] - 1, len(mask))
     assert V.dtype == dtype
-    assert error(V, directions(p) @ scores) < TOLERANCE[dtype]
+    assert error(V, directions(p) @ scores) < enough
     # The same without trusting the directions; a product has twice the relative error.
-    assert error(V.double().mT @ V.double(), oracles.information(scores, p)) < 2 * TOLERANCE[dtype]
+    assert error(V.double().mT @ V.double(), oracles.information(scores, p)) < 2 * enough
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv_norm", "text_gru", "tied", "windows"])
-def test_the_mask_of_everything(name: str, cases: dict) -> None:
+def is_small(make: Callable[[], nn.Module]) -> bool:
+    return sum(p.numel() for p in make().parameters()) < 1000
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+@pytest.mark.parametrize(
+    "name", [k for k, (make, _) in networks.NETWORKS.items() if is_small(make)]
+)
+def test_a_small_share_of_the_mask_and_the_mask_of_everything(
+    name: str, share: float, cases: dict
+) -> None:
     module, x, g, p = cases[name]
     module = copy.deepcopy(module).double()
-    mask = random_mask(module, 10**9)
-    V = fisher_embedding(module, [x], mask, dtype=torch.float64)
-    assert len(mask) == g.shape[2]
-    assert error(V.mT @ V, oracles.information(g, p)) < TOLERANCE[torch.float64]
+    mask = random_mask(module, max(1, int(share * g.shape[2])))
+    slow = {*networks.SLOW.get(name, [])} & {*masked(mask)}
+    with slow_parameters(slow, module):
+        V = fisher_embedding(module, [x], mask, dtype=torch.float64)
+    assert len(mask) == max(1, int(share * g.shape[2]))
+    scores = g[:, :, oracles.columns(module, mask.indices)]
+    assert error(V, directions(p) @ scores) < TOLERANCE[torch.float64]
+    assert error(V.mT @ V, oracles.information(scores, p)) < 2 * TOLERANCE[torch.float64]
 
 
 @pytest.mark.parametrize("n_directions", [None, 1, 2])
@@ -183,47 +228,16 @@ def test_one_sample_at_a_time_and_input_of_another_dtype(cases: dict) -> None:
     assert error(alone, together.double()) < 2 * TOLERANCE[torch.float32]
 
 
-def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, cases: dict) -> None:
-    module, x, *_ = cases["mlp"]
-    mask = random_mask(module, 30)
-    expected = fisher_embedding(module, [x], mask)
-    sizes = []
-
-    class Small(nn.Module):
-        limit = 2
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = copy.deepcopy(module)
-
-        def forward(self, x: Tensor) -> Tensor:
-            sizes.append(len(x))
-            if len(x) > self.limit:
-                raise torch.OutOfMemoryError("no room")
-            return self.net(x)
-
-    small = Small()
-    renamed = ParameterMask(
-        {f"net.{k}": v for k, v in mask.indices.items()},
-        {f"net.{k}": v for k, v in mask.shapes.items()},
-    )
-    torch.testing.assert_close(fisher_embedding(small, [x], renamed), expected)
-    assert sizes == [5, 3, 2, 1, 2]
-    small.limit = 0
-    with pytest.raises(torch.OutOfMemoryError, match=r"single sample.*mask_fraction.*no room"):
-        fisher_embedding(small, [x], renamed)
-
-
-def test_fisher_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skfishermask.fisher.information._SUMMED_ROWS", 8)
-    V = torch.randn(23, 3, 5)
+@pytest.mark.parametrize("n", [23, 9_001])  # The second is summed in several parts.
+def test_fisher_matrix(n: int) -> None:
+    V = torch.randn(n, 3, 5)
     expected = (V.double().mT @ V.double()).mean(0)
-    for dtype, tolerance in [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)]:
+    for dtype, tolerance in [(torch.float64, 1e-13), (torch.float32, 5e-6), (torch.bfloat16, 2e-2)]:
         found = fisher_matrix(V.to(dtype))
         assert found.dtype == torch.float64
         assert torch.equal(found, found.T)
         assert error(found, expected) < tolerance
-        assert error(found, (V.to(dtype).double().mT @ V.to(dtype).double()).mean(0)) < 1e-6
+        assert error(found, (V.to(dtype).double().mT @ V.to(dtype).double()).mean(0)) < 2e-5
 
 
 class _Mixing(nn.Module):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from skorch import NeuralNetClassifier
@@ -41,6 +43,13 @@ class TwoInputs(nn.Module):
         return self.mlp(torch.cat([left, right], dim=1))
 
 
+class Pair(TwoInputs):
+    """The same for two inputs in a list, which is what skorch makes of a tuple."""
+
+    def forward(self, X: list[Tensor]) -> Tensor:
+        return super().forward(*X)
+
+
 class AnyRank(nn.Module):
     """The MLP of `nets`, for samples of any rank."""
 
@@ -62,8 +71,9 @@ def net(module: type[nn.Module] = AnyRank, **more: Any) -> NeuralNetClassifier:
 
 
 def to_dense(data: Any) -> np.ndarray:
-    if isinstance(data, dict):
-        return np.hstack([to_dense(part) for part in data.values()])
+    if isinstance(data, dict | tuple):
+        parts = data.values() if isinstance(data, dict) else data
+        return np.hstack([to_dense(part) for part in parts])
     if isinstance(data, Dataset):
         return np.stack([to_dense(data[i][0]) for i in range(len(data))])
     if isinstance(data, list):
@@ -114,6 +124,8 @@ KINDS = {
         lambda A: {"left": torch.tensor(A[:, :32]), "right": torch.tensor(A[:, 32:])},
         TwoInputs,
     ),
+    "tuple": (lambda A: (A[:, :32], A[:, 32:]), Pair),
+    "tuple of tensors": (lambda A: (torch.tensor(A[:, :32]), torch.tensor(A[:, 32:])), Pair),
     "Dataset": (as_dataset, AnyRank),
     "Subset": (lambda A: Subset(as_dataset(np.repeat(A, 2, 0)), range(0, 2 * len(A), 2)), AnyRank),
 }
@@ -152,7 +164,7 @@ def test_through_the_bare_strategy(make: Any, module: Any) -> None:
     bare = net(module).initialize()
     sampler = FisherMaskSampler(**TINY)
     split = {"left": X_POOL[:, :32], "right": X_POOL[:, 32:]}
-    plain, _ = sampler(bare, split if module is TwoInputs else X_POOL, 8)
+    plain, _ = sampler(bare, {TwoInputs: split, Pair: (*split.values(),)}.get(module, X_POOL), 8)
     chosen, _ = sampler(bare, make(X_POOL), 8)
     assert chosen.tolist() == plain.tolist()
 
@@ -170,6 +182,35 @@ def test_data_frames(columns: Any, inside: bool) -> None:
     pd.testing.assert_frame_equal(instances, pool.iloc[indices])
     strategy, _ = FisherMaskSampler(**TINY)(framed.estimator_ if inside else framed, pool, 8)
     assert strategy.tolist() == indices.tolist()
+
+
+@pytest.mark.parametrize("make", [list, np.array, pd.Series, tuple])
+def test_texts_go_through_a_pipeline(make: Any) -> None:
+    texts = [" ".join(f"w{i}" for i in np.flatnonzero(x > 0.5)) for x in X[:160]]
+    words = {"vocabulary": [f"w{i}" for i in range(64)], "dtype": "float32"}
+    steps = CountVectorizer(**words), Densifier()
+    pipeline = make_pipeline(*steps, net())
+    known, pool = make(texts[:60]), make(texts[60:])
+    fitted = FisherMaskSampler(pipeline, **TINY).fit(known, Y_LABELED)
+    indices, chosen = fitted.query(pool, 8, X_labeled=known)
+    counts = make_pipeline(*steps).fit_transform(texts)
+    plain = FisherMaskSampler(net(), **TINY).fit(counts[:60], Y_LABELED)
+    assert indices.tolist() == plain.query(counts[60:], 8, X_labeled=counts[:60])[0].tolist()
+    assert list(chosen) == [texts[60 + i] for i in indices]
+    assert fitted.predict(pool).tolist() == plain.predict(counts[60:]).tolist()
+    with pytest.raises(ValueError, match=r"2D array|could not convert"):
+        FisherMaskSampler(net(), **TINY).fit(known, Y_LABELED)
+
+
+def test_cross_validation_of_texts() -> None:
+    texts = ["good", "bad"] * 20
+    pipeline = make_pipeline(CountVectorizer(dtype="float32"), Densifier(), net(wide(2)))
+    scores = cross_val_score(FisherMaskSampler(pipeline, random_state=0), texts, [0, 1] * 20, cv=2)
+    assert scores.tolist() == [1, 1]
+
+
+def wide(n: int) -> Any:
+    return partial(nn.Linear, n, 10)
 
 
 def test_columns_of_many_types_go_through_a_pipeline() -> None:

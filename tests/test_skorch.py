@@ -12,6 +12,7 @@ from skorch.exceptions import NotInitializedError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from skfishermask import FisherMaskSampler
 from skfishermask._skorch import NetBatches, check_net, n_samples, to_logits_of
 from skfishermask.fisher import predicted_probabilities
 
@@ -67,10 +68,51 @@ def test_probabilities_that_underflow_give_finite_logits_and_gradients() -> None
     assert torch.isfinite(gradient).all()
 
 
+class Late(nn.Module):
+    """Gives what are no probabilities for samples whose first number is 7."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x) * (1 + (x[:, :1] == 7))
+
+
+EXPECTED = r"not probabilities for row {} of {}\. With {}, .* probabilities .* CrossEntropyLoss"
+
+
 def test_logits_where_probabilities_are_expected() -> None:
     net = NeuralNetClassifier(nets.mlp(), **nets.options()).initialize()
-    with pytest.raises(ValueError, match=r"NLLLoss.*probabilities.*CrossEntropyLoss"):
-        predicted_probabilities(net.module_, NetBatches(net, X[:5]), to_logits=to_logits_of(net))
+    with pytest.raises(ValueError, match=EXPECTED.format(0, "X_pool", "NLLLoss")):
+        FisherMaskSampler()(net, X[:50], 3)
+    module = Late(nets.mlp(10, nn.Softmax(1)))
+    net = NeuralNetClassifier(module, **nets.options()).initialize()
+    pool = X[:50].copy()
+    pool[23, 0] = 7
+    with pytest.raises(ValueError, match=EXPECTED.format(23, "X_pool", "NLLLoss")):
+        FisherMaskSampler()(net, pool, 3)
+    with pytest.raises(ValueError, match=EXPECTED.format(23, "X_labeled", "NLLLoss")):
+        FisherMaskSampler(n_mask_samples=None)(net, X[:50], 3, X_labeled=pool)
+
+
+def test_probabilities_of_one_class_beyond_one() -> None:
+    module = nn.Sequential(Late(nets.mlp(1, nn.Sigmoid())), nn.Flatten(0))
+    net = NeuralNetBinaryClassifier(module, criterion=nn.BCELoss, **nets.options()).initialize()
+    pool = X[:50].copy()
+    pool[31] = 100.0
+    pool[31, 0] = 7
+    nn.init.constant_(module[0].mlp[0].weight, 1)
+    nn.init.constant_(module[0].mlp[2].weight, 1)
+    with pytest.raises(ValueError, match=EXPECTED.format(31, "X_pool", "BCELoss")):
+        FisherMaskSampler()(net, pool, 3)
+
+
+def test_probabilities_can_be_mapped_over_samples() -> None:
+    net = nets.probabilities_net().initialize()
+    to_logits, x = to_logits_of(net), torch.as_tensor(X[:5])
+    mapped = torch.vmap(lambda sample: to_logits(net.module_(sample[None]))[0])(x)
+    torch.testing.assert_close(mapped, to_logits(net.module_(x)))
 
 
 @pytest.mark.parametrize(

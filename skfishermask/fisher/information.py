@@ -15,10 +15,10 @@ from skfishermask.fisher.directions import (
     directions,
     n_rows_for_share,
 )
-from skfishermask.fisher.jacobian import JacobianReader
 from skfishermask.fisher.mask import ParameterMask
 from skfishermask.fisher.network import Batch, ToLogits, batch_length, read_logits, rows_of
-from skfishermask.fisher.visit import visiting
+from skfishermask.fisher.reader import JacobianReader
+from skfishermask.fisher.visit import exact_mode, visit
 
 _T = TypeVar("_T")
 
@@ -32,32 +32,32 @@ def _probabilities(logits: Tensor) -> Tensor:
     return logits.detach().double().softmax(dim=1)
 
 
-def _halving(batch: Batch, first_row: int, read: Callable[[Batch, int], _T]) -> Iterator[_T]:
-    """Read a batch; where the device's memory runs out, its halves, down to one sample."""
-    n = batch_length(batch)
-    try:
-        result = read(batch, first_row)
-    except torch.OutOfMemoryError as error:
-        if n == 1:
-            raise torch.OutOfMemoryError(
-                "Out of device memory with a single sample in the batch. A smaller mask_fraction "
-                f"or n_directions needs less. PyTorch said: {error}"
-            ) from error
-    else:
-        yield result
-        return
-    # Not inside the handler: its traceback would hold on to the memory.
-    torch.cuda.empty_cache()
-    half = (n + 1) // 2
-    yield from _halving(rows_of(batch, slice(half)), first_row, read)
-    yield from _halving(rows_of(batch, slice(half, None)), first_row + half, read)
-
-
 def _read_all(batches: Iterable[Batch], read: Callable[[Batch, int], _T]) -> Iterator[_T]:
-    row = 0
+    """Read batches, and where the device's memory runs out, halves of them from then on.
+
+    `read` is given a batch and the number of its first sample.
+    """
+    row, most = 0, None
     for batch in batches:
-        yield from _halving(batch, row, read)
-        row += batch_length(batch)
+        n, start = batch_length(batch), 0
+        while start < n:
+            stop = n if most is None else min(n, start + most)
+            try:
+                result = read(rows_of(batch, slice(start, stop)), row + start)
+            except torch.OutOfMemoryError as error:
+                if stop - start == 1:
+                    raise torch.OutOfMemoryError(
+                        "Out of device memory with a single sample in the batch. A smaller "
+                        f"mask_fraction or n_directions needs less. PyTorch said: {error}"
+                    ) from error
+                most = (stop - start + 1) // 2
+            else:
+                yield result
+                start = stop
+                continue
+            # Not inside the handler: its traceback would hold on to the memory.
+            torch.cuda.empty_cache()
+        row += n
 
 
 def fisher_diagonal(
@@ -84,8 +84,8 @@ def fisher_diagonal(
     n_directions : int, optional
         Use only the leading rows of R, see :func:`skfishermask.fisher_embedding`.
     to_logits : callable, optional
-        Maps the module's output to logits (n, C). Default: it is logits, or a tuple whose
-        first element is.
+        Maps the module's output to logits (n, C). Default: it is logits, a tuple whose first
+        element is, or an object that has them as ``.logits``.
 
     Returns
     -------
@@ -113,18 +113,18 @@ def fisher_diagonal(
     {'weight': (3, 4), 'bias': (3,)}
     """
     reader = JacobianReader(module, None, to_logits)
-    totals = {
-        name: torch.zeros_like(p, dtype=torch.float64, requires_grad=False)
-        for name, p in reader.parameters.items()
-    }
-    n = 0
 
     def read(batch: Batch, first_row: int) -> tuple[int, dict[str, Tensor]]:
-        logits = reader.forward(batch, first_row)
-        rows = directions(_probabilities(logits), n_directions)
-        return len(logits), reader.squares(logits, rows)
+        reading = reader.forward(batch, first_row)
+        rows = directions(_probabilities(reading.logits), n_directions)
+        return len(rows), reading.squares(rows)
 
-    with reader.open():
+    n = 0
+    with exact_mode(reader.device), reader.open():
+        totals = {
+            name: torch.zeros_like(p, dtype=torch.float64, requires_grad=False)
+            for name, p in reader.parameters.items()
+        }
         for n_samples, squares in _read_all(batches, read):
             n += n_samples
             for name, values in squares.items():
@@ -153,8 +153,8 @@ def embedding_blocks(
     Yields
     ------
     Tensor of shape (n_batch, r, k)
-        In the module's dtype, on its device. The network is being visited until the
-        generator is exhausted or closed.
+        In the module's dtype, or in float32 for 16-bit ones, on its device. The network is being
+        visited until the generator is exhausted or closed.
     """
     shapes = {name: p.shape for name, p in module.named_parameters()}
     if dict(mask.shapes) != shapes:
@@ -165,9 +165,9 @@ def embedding_blocks(
     reader = JacobianReader(module, mask.indices, to_logits)
 
     def read(batch: Batch, first_row: int) -> Tensor:
-        logits = reader.forward(batch, first_row)
-        rows = directions(_probabilities(logits), n_directions, weighting=weighting)
-        return reader.embed(logits, rows)
+        reading = reader.forward(batch, first_row)
+        rows = directions(_probabilities(reading.logits), n_directions, weighting=weighting)
+        return reading.embed(rows)
 
     with reader.open():
         yield from _read_all(batches, read)
@@ -213,8 +213,8 @@ def fisher_embedding(
     dtype : torch.dtype
         Storage of V; the computation is in the module's own dtype.
     to_logits : callable, optional
-        Maps the module's output to logits (n, C). Default: it is logits, or a tuple whose
-        first element is.
+        Maps the module's output to logits (n, C). Default: it is logits, a tuple whose first
+        element is, or an object that has them as ``.logits``.
 
     Returns
     -------
@@ -279,7 +279,8 @@ def predicted_probabilities(
     def read(batch: Batch, first_row: int) -> Tensor:
         return _probabilities(read_logits(module, batch, to_logits, first_row))
 
-    with visiting(module), torch.no_grad():
+    device = next(module.parameters()).device
+    with visit(module), exact_mode(device), torch.no_grad():
         return torch.cat(list(_read_all(batches, read)))
 
 

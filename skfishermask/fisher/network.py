@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from skfishermask.fisher.visit import visiting
+from skfishermask.fisher.graph import Graph
+from skfishermask.fisher.visit import exact_mode, visit
 
 ToLogits = Callable[[Any], Tensor]
 Batch = Any
 """What the module's forward takes first: a tensor, a list of tensors, or a dict of keywords."""
-
-
-_PROJECTIONS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 
 
 def _parts(batch: Batch) -> list[tuple[Any, Batch]]:
@@ -56,7 +51,13 @@ def batch_length(batch: Batch) -> int:
 
 
 def first_output(output: Any) -> Any:
-    """Take the logits from a module's output: the first element of a tuple, or itself."""
+    """Take the logits from a module's output.
+
+    They are its ``.logits`` where it has such (Hugging Face models), the first element of a tuple,
+    or the output itself.
+    """
+    if not isinstance(output, Tensor) and hasattr(output, "logits"):
+        return output.logits
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -65,28 +66,17 @@ def move(batch: Batch, module: nn.Module) -> Batch:
     kind = next(module.parameters())
 
     def move(t: Tensor) -> Tensor:
-        t = t.to(kind.device, kind.dtype if t.is_floating_point() else t.dtype)
+        # An input that wants gradients itself is no parameter.
+        t = t.detach().to(kind.device, kind.dtype if t.is_floating_point() else t.dtype)
         # Autograd cannot save what was made in inference mode.
         return t.clone() if t.is_inference() else t
 
     return batch_map(batch, move)
 
 
-def logits_of(
-    module: nn.Module,
-    batch: Batch,
-    to_logits: ToLogits | None,
-    values: dict[str, Tensor] | None = None,
-) -> Tensor:
-    """Call a module as skorch does (a mapping becomes keyword arguments); give its logits.
-
-    With `values`, the parameters named there have those values.
-    """
-    args, kwargs = ((), dict(batch)) if isinstance(batch, Mapping) else ((batch,), {})
-    if values is None:
-        output = module(*args, **kwargs)
-    else:
-        output = torch.func.functional_call(module, values, args, kwargs)
+def logits_of(module: nn.Module, batch: Batch, to_logits: ToLogits | None) -> Tensor:
+    """Call a module as skorch does (a mapping becomes keyword arguments); give its logits."""
+    output = module(**batch) if isinstance(batch, Mapping) else module(batch)
     return (to_logits or first_output)(output)
 
 
@@ -130,32 +120,14 @@ def read_logits(
     return logits
 
 
-def autograd_graph(logits: Tensor, name_of: Mapping[int, str]) -> tuple[Counter[str], set[Any]]:
-    """Walk the autograd graph: how often each parameter enters it, and all its nodes."""
-    uses: Counter[str] = Counter()
-    reached: set[Any] = set()
-    stack = [logits.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in reached:
-            continue
-        reached.add(node)
-        for following, _ in node.next_functions:
-            parameter = getattr(following, "variable", None)
-            if parameter is None:
-                stack.append(following)
-            elif id(parameter) in name_of:
-                uses[name_of[id(parameter)]] += 1
-    return uses, reached
-
-
 def output_layer(
     module: nn.Module, batch: Batch, *, to_logits: ToLogits | None = None
 ) -> list[str]:
     """Name the parameters of a network's output layer.
 
-    It is the last linear or convolutional layer to run of those that the logits depend on;
-    in a network that has none, the last module to run that holds a matrix itself.
+    It is the last matrix product or convolution with parameters to run of those that the logits
+    depend on, with what is added to it at once; in a network that has none, the last operation to
+    run that a matrix enters.
 
     Parameters
     ----------
@@ -185,28 +157,10 @@ def output_layer(
     >>> output_layer(module, torch.randn(2, 4))
     ['2.weight', '2.bias']
     """
-    ran: list[tuple[nn.Module, GradientEdge]] = []
-
-    def record(owner: nn.Module, _: Any, output: Any) -> None:
-        output = first_output(output)
-        if isinstance(output, Tensor) and output.requires_grad:
-            ran.append((owner, get_gradient_edge(output)))
-
-    with visiting(module), ExitStack() as hooks:
-        for owner in module.modules():
-            if isinstance(owner, _PROJECTIONS) or any(
-                p is not None and p.dim() >= 2 for p in owner._parameters.values()
-            ):
-                hooks.callback(owner.register_forward_hook(record, prepend=True).remove)
-        for p in module.parameters():
-            p.requires_grad_(True)
-        logits = read_logits(module, batch, to_logits)
-        _, reached = autograd_graph(logits, {})
-    owners = [owner for owner, edge in ran if edge.node in reached]
-    projections = [owner for owner in owners if isinstance(owner, _PROJECTIONS)]
-    if not owners:
+    parameters = dict(module.named_parameters())
+    with visit(module, parameters.values()), exact_mode(next(iter(parameters.values())).device):
+        graph = Graph(read_logits(module, batch, to_logits), parameters)
+        own = graph.last_layer()
+    if not own:
         raise ValueError("The network's logits depend on no layer that holds a weight matrix.")
-    last = (projections or owners)[-1]
-    # A parametrised weight belongs to a submodule of its layer.
-    own = {id(p) for p in last.parameters(recurse=isinstance(last, _PROJECTIONS))}
-    return [name for name, p in module.named_parameters() if id(p) in own]
+    return [name for name in parameters if name in own]

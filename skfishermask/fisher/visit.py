@@ -1,135 +1,370 @@
-"""The guest's manners: read a network in evaluation mode and leave no trace of the visit."""
+"""Read a network in evaluation mode and full precision, and leave no trace of the visit.
+
+A visit changes what everybody can see: flags of the network, and switches of the whole
+process. Another visit may be under way meanwhile, in a second thread or in a generator that
+was left open, and they may end in any order. So whoever changes a thing joins the line of
+those who have, with a function that puts back what it found. If it is the last in line when
+it ends, it puts that back; if not, the next in line inherits the function. Thus nothing is
+put back under a visit that goes on, and the last one puts back what the first one found.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-
-@contextmanager
-def _random_states(devices: list[torch.device]) -> Iterator[None]:
-    # NumPy's legacy generator is the one that users' code may draw from.
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+Restore = Callable[[], None]
 
 
-@contextmanager
-def seeded(seed: int, devices: list[torch.device]) -> Iterator[None]:
-    """Seed the global random states, for code that draws from them, and put them back.
+class _Place:
+    """A place in the line of those who have changed one thing."""
 
-    Parameters
-    ----------
-    seed : int
-        For PyTorch, NumPy's legacy generator and Python's.
-    devices : list of torch.device
-        CUDA devices whose generators are seeded too.
-    """
-    with _random_states(devices):
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        random.seed(seed)
-        yield
+    def __init__(self, restore: Restore) -> None:
+        self.restore = restore
 
 
-@contextmanager
-def _buffers(module: nn.Module) -> Iterator[None]:
-    saved = [
-        (owner, name, buffer, buffer._version, buffer.detach().clone())
-        for owner in module.modules()
-        for name, buffer in owner._buffers.items()
+_lines: dict[Hashable, list[_Place]] = {}
+# Reentrant, because the garbage collector may end a visit while another one begins.
+_lock = threading.RLock()
+
+
+def _join(stack: ExitStack, thing: Hashable, restore: Restore) -> bool:
+    """Join a line until `stack` closes. True if nobody else is in it."""
+    place = _Place(restore)
+    line = _lines.setdefault(thing, [])
+    stack.callback(_leave, thing, place)
+    line.append(place)
+    return len(line) == 1
+
+
+def _leave(thing: Hashable, place: _Place) -> None:
+    try:
+        _put_back(thing, place)
+    except BaseException:
+        # An impatient second Ctrl-C must not leave it half done.
+        _put_back(thing, place)
+        raise
+
+
+def _put_back(thing: Hashable, place: _Place) -> None:
+    with _lock:
+        line = _lines.get(thing, [])
+        if place not in line:
+            return
+        if place is line[-1]:
+            place.restore()
+        else:
+            line[line.index(place) + 1].restore = place.restore
+        line.remove(place)
+        if not line:
+            del _lines[thing]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _restore_module(module: nn.Module) -> Restore:
+    # Per submodule: a frozen BatchNorm inside a training network has a flag of its own.
+    training = module.training
+    # Beside buffers, tensors in plain attributes: the weight that weight_norm's hook computes
+    # is one, and would hold on to a graph and keep the network from being copied.
+    tables: list[Any] = [module._buffers, module.__dict__]
+    before = [dict(table.items()) for table in tables]
+    values = [
+        (buffer, buffer._version, buffer.detach().clone())
+        for buffer in module._buffers.values()
         # Nothing outside inference mode can write to an inference tensor.
         if buffer is not None and not buffer.is_inference()
     ]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
+        if module.training != training:
+            module.training = training
+        for table, old in zip(tables, before, strict=True):
+            new = dict(table.items())
+            for name in {**old, **new}:
+                pair = old.get(name), new.get(name)
+                if pair[0] is pair[1] or not any(isinstance(x, Tensor) for x in pair):
+                    continue
+                if name in old:
+                    table[name] = old[name]
+                else:
+                    del table[name]
         with torch.no_grad():
-            for owner, name, buffer, version, value in saved:
-                owner._buffers[name] = buffer
-                if buffer._version != version:
+            for buffer, version, value in values:
+                # Only where it is due: writing makes a graph that used the buffer invalid.
+                if _differs(buffer, version, value):
                     buffer.copy_(value)
 
+    return restore
 
-@contextmanager
-def _flags(module: nn.Module) -> Iterator[None]:
-    # Per submodule: a frozen BatchNorm inside a training network has a flag of its own.
-    training = [(m, m.training) for m in module.modules()]
-    trainable = [(p, p.requires_grad) for p in module.parameters()]
+
+def _differs(buffer: Tensor, version: int, value: Tensor) -> bool:
+    if buffer._version != version:
+        return True
+    # What is written through `buffer.data` does not count as a version.
+    comparable = buffer.layout == torch.strided and not buffer.is_meta
+    return comparable and not torch.equal(buffer, value)
+
+
+def _restore_parameter(parameter: nn.Parameter) -> Restore:
+    requires_grad, grad = parameter.requires_grad, parameter.grad
+
+    def restore() -> None:
+        if parameter.requires_grad != requires_grad:
+            parameter.requires_grad_(requires_grad)
+        if parameter.grad is not grad:
+            parameter.grad = grad
+
+    return restore
+
+
+def _restore_random_states(*, was_seeded: bool) -> Restore:
+    # NumPy's legacy generator is the one that users' code may draw from.
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    cpu, seed = torch.get_rng_state(), torch.initial_seed()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+
+    def restore() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        elif was_seeded or torch.cuda.is_initialized():
+            # CUDA had not begun; the seed it would have begun with is the CPU's.
+            torch.cuda.manual_seed_all(seed)
+
+    return restore
+
+
+def _evaluation_mode(stack: ExitStack, module: nn.Module) -> None:
+    for m in module.modules():
+        _join(stack, ("module", id(m)), _restore_module(m))
+    for m in module.modules():
+        # Not by `eval()`, which some networks override to merge weights or to keep dropout.
+        if m.training:
+            m.training = False
+
+
+def _trainable(stack: ExitStack, module: nn.Module, wanted: Sequence[nn.Parameter]) -> None:
+    wanted_ids = {id(p) for p in wanted}
+    for p in {id(p): p for p in (*module.parameters(), *wanted)}.values():
+        alone = _join(stack, ("parameter", id(p)), _restore_parameter(p))
+        # A backward pass inside the network's own forward pass adds to a gradient of its own.
+        if p.grad is not None:
+            p.grad = None
+        if id(p) in wanted_ids:
+            if not p.requires_grad:
+                p.requires_grad_(True)
+        elif alone and p.requires_grad:
+            p.requires_grad_(False)
+
+
+def _switch(stack: ExitStack, holder: Any, name: str, value: object) -> None:
+    found = getattr(holder, name)
+    # No switch is written without need: some hold more than what they show.
+    restore = _nothing if found == value else partial(setattr, holder, name, found)
+    _join(stack, (id(holder), name), restore)
+    if found != value:
+        setattr(holder, name, value)
+
+
+def _decomposed_kernels(stack: ExitStack, module: nn.Module) -> None:
+    # The fused inference kernel of attention calls no submodule.
+    mha = torch.backends.mha
+    _join(stack, "fast path", partial(mha.set_fastpath_enabled, mha.get_fastpath_enabled()))
+    mha.set_fastpath_enabled(False)
+    if any(isinstance(m, nn.RNNBase) for m in module.modules()):
+        # cuDNN's recurrent kernels refuse a backward pass in evaluation mode, and both hide
+        # the products that the weights take part in.
+        _switch(stack, torch.backends.cudnn, "enabled", False)
+        _switch(stack, torch.backends.mkldnn, "enabled", False)
+
+
+def _eager_code(stack: ExitStack) -> None:
+    # Compiled code skips hooks. `disable`: inside compiled code no stance may be set.
+    if not torch.compiler.is_compiling():
+        stance = torch.compiler.disable(torch.compiler.set_stance)("force_eager")
+        _join(stack, "stance", partial(torch.compiler.disable(stance.__exit__), None, None, None))
+
+
+def _full_precision(stack: ExitStack, *, on_cpu: bool) -> None:
+    backends: Any = torch.backends
+    matmul, cudnn, onednn = backends.cuda.matmul, backends.cudnn, backends.mkldnn
+    # Since PyTorch 2.9 each operation has a precision of its own, beside the old switches.
+    each = hasattr(backends, "fp32_precision")
+    _precision(
+        stack,
+        "products",
+        [matmul, onednn.matmul] if each else [],
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+        "highest",
+    )
+    if each:
+        _precision(stack, "oneDNN", [onednn.conv, onednn.rnn])
+    if not on_cpu:
+        _precision(
+            stack,
+            "cuDNN",
+            [cudnn.conv, cudnn.rnn] if each else [],
+            lambda: cudnn.allow_tf32,
+            lambda value: setattr(cudnn, "allow_tf32", value),
+            False,
+        )
+        for name in (
+            "allow_fp16_accumulation",
+            "allow_fp16_reduced_precision_reduction",
+            "allow_bf16_reduced_precision_reduction",
+        ):
+            if hasattr(matmul, name):
+                _switch(stack, matmul, name, False)
+
+
+def _precision(
+    stack: ExitStack,
+    thing: str,
+    operations: Sequence[Any],
+    get_old: Callable[[], Any] = _nothing,
+    set_old: Callable[[Any], None] = lambda _: None,
+    exact: object = None,
+) -> None:
+    # The old switch, too: where the two disagree, PyTorch's own functions that read it, like
+    # torch.backends.cudnn.flags, raise an error.
+    if operations and all(op.fp32_precision in ("none", "ieee") for op in operations):
+        _join(stack, thing, _nothing)
+        return
     try:
-        module.eval()
-        for parameter, _ in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for m, flag in training:
-            m.training = flag
-        for parameter, flag in trainable:
-            parameter.requires_grad_(flag)
+        old = get_old()
+    except RuntimeError:  # They disagree as it is: the user has set the new one alone.
+        old = None
+    own: list[str] = [op.fp32_precision for op in operations]
+
+    def restore() -> None:
+        if old is not None:
+            set_old(old)
+        for op, precision in zip(operations, own, strict=True):
+            op.fp32_precision = precision
+
+    _join(stack, thing, restore)
+    if operations:
+        own[:] = _own_precisions(operations)
+    if old is not None:
+        set_old(exact)
+    for op in operations:
+        op.fp32_precision = "ieee"
 
 
-@contextmanager
-def _set(holder: Any, name: str, value: object) -> Iterator[None]:
-    before = getattr(holder, name)
-    setattr(holder, name, value)
+def _own_precisions(operations: Sequence[Any]) -> list[str]:
+    """Find the precision that was set for each operation itself; "none": it inherits."""
+    # What an operation shows may be inherited from these, unless they have none.
+    wholes: list[Any] = [torch.backends, torch.backends.cudnn]
+    own: list[str] = []
     try:
-        yield
+        for holder in (*wholes, *operations):
+            own.append(holder.fp32_precision)
+            holder.fp32_precision = "none"
+            # oneDNN's as a whole cannot be set, so it may be inherited still.
+            if holder.fp32_precision == own[-1]:
+                own[-1] = "none"
     finally:
-        setattr(holder, name, before)
+        for whole, precision in zip(wholes, own, strict=False):
+            whole.fp32_precision = precision
+    return own[len(wholes) :]
 
 
 @contextmanager
-def _exact_kernels(module: nn.Module) -> Iterator[None]:
-    cudnn, mha = torch.backends.cudnn, torch.backends.mha
-    fastpath = mha.get_fastpath_enabled()
-    # cuDNN's recurrent kernels refuse a backward pass in evaluation mode.
-    recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())
-    with ExitStack() as stack:
-        # The fused inference kernel of attention calls no submodule.
-        mha.set_fastpath_enabled(False)
-        stack.callback(mha.set_fastpath_enabled, fastpath)
-        stack.enter_context(_set(cudnn, "enabled", cudnn.enabled and not recurrent))
-        if hasattr(cudnn, "conv"):  # Since PyTorch 2.9 each operator has a precision.
-            stack.enter_context(_set(cudnn.conv, "fp32_precision", "ieee"))
-        else:
-            stack.enter_context(_set(cudnn, "allow_tf32", False))
-        yield
+def visit(module: nn.Module, wanted: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Put a network into evaluation mode with only some parameters trainable, then put all back.
 
+    Afterwards, also after an exception, all of this is what it was: every submodule's
+    ``training`` flag, buffers and tensors in plain attributes, every parameter's
+    ``requires_grad`` and ``grad``, the global random states (Python, NumPy, PyTorch on the CPU
+    and on every CUDA device) and PyTorch's process-wide switches. Inside,
 
-@contextmanager
-def visiting(module: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode with no parameter trainable, then put all back.
+    - ``torch.compile``d code runs eagerly, because compiled code skips hooks;
+    - attention and recurrent layers run as the operations they consist of, not as one kernel;
+    - float32 products and convolutions have full precision: no TF32, no bfloat16.
 
-    Afterwards, also after an exception, every submodule's ``training`` flag, every
-    parameter's ``requires_grad``, every buffer and the global random states (Python, NumPy,
-    PyTorch on the CPU and on the network's devices) are what they were. Inside,
-    ``torch.compile``d code runs eagerly, because compiled code skips hooks, and TF32 is off
-    in convolutions.
+    Visits may overlap, of one network or of several, in threads or nested, and end in any
+    order. A parameter that any of them wants is trainable.
+
+    Nothing that is set here belongs to one thread, so a generator may yield inside a visit.
+    What belongs to one is in :func:`exact_mode`.
 
     Parameters
     ----------
     module : nn.Module
         The network to read.
+    wanted : iterable of nn.Parameter, default=()
+        Parameters to differentiate with regard to, also those that are frozen otherwise.
     """
-    tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
-    devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
+    wanted = list(wanted)
+    tensors: list[Tensor] = [*module.parameters(), *module.buffers(), *wanted]
     with ExitStack() as stack:
-        stack.enter_context(_random_states(devices))
-        stack.enter_context(_buffers(module))
-        stack.enter_context(_flags(module))
-        stack.enter_context(_exact_kernels(module))
-        if not torch.compiler.is_compiling():
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        with _lock:
+            _join(stack, "random", _restore_random_states(was_seeded=False))
+            _evaluation_mode(stack, module)
+            _trainable(stack, module, wanted)
+            _decomposed_kernels(stack, module)
+            _eager_code(stack)
+            _full_precision(stack, on_cpu=all(t.device.type == "cpu" for t in tensors))
+        yield
+
+
+@contextmanager
+def exact_mode(device: torch.device | None = None) -> Iterator[None]:
+    """Compute with gradients and without autocast, whatever modes the caller is in.
+
+    For the computation of one batch in one thread; no generator may yield inside, because its
+    consumer would be in these modes too. Autocast inside the network's own forward pass works
+    as ever.
+
+    Parameters
+    ----------
+    device : torch.device, optional
+        Where the network is, if not on the CPU: autocast is off for devices of that type too.
+    """
+    kinds = {"cpu"} if device is None else {"cpu", device.type}
+    with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        for kind in sorted(kinds):
+            if torch.amp.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global random states, for code that draws from them, and put them back.
+
+    Parameters
+    ----------
+    seed : int
+        For PyTorch on every device, NumPy's legacy generator and Python's.
+    """
+    with ExitStack() as stack:
+        with _lock:
+            _join(stack, "random", _restore_random_states(was_seeded=True))
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+        yield
+
+
+@contextmanager
+def visiting(module: nn.Module) -> Iterator[None]:
+    """Visit in the modes that batches were read in before :func:`exact_mode`."""
+    with visit(module), torch.inference_mode(False), torch.enable_grad():
         yield

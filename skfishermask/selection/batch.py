@@ -504,6 +504,7 @@ def equal_stay_equal(coordinates: Tensor, v: Tensor) -> Tensor:
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if failed:
         raise ValueError(
