@@ -251,7 +251,45 @@ def test_what_a_query_tells(net: Any) -> None:
         "mask_size": 160,
         "embedding_bytes": 200 * 4 * 160 * 2,
         "embedding_storage": "memory",
+        "dimensions": 160,
+        "objective": info["objective"],
+        "candidates_read": info["candidates_read"],
     }
+    before, after = info["objective"]
+    assert before > after > 0
+    # Every pick but the last is passed on to all, at most once each.
+    assert info["candidates_read"] in range(200, 4 * 200 + 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"target": "identity"}, {"oversample": 2.0}], ids=str)
+@pytest.mark.parametrize("n_pool", [8, 200])
+def test_the_objective_falls_by_the_gains(net: Any, n_pool: int, options: dict[str, Any]) -> None:
+    # In as many dimensions as the pool has rows, or in all.
+    sampler = FisherMaskSampler(**SMALL | {"mask_fraction": 700} | options)
+    _, gains = sampler(net, X_POOL[:n_pool], 4, X_labeled=X_LABELED)
+    info = sampler.query_info_
+    assert info["dimensions"] == min(700, n_pool * 9)
+    before, after = info["objective"]
+    if "oversample" not in options:
+        assert before - after == pytest.approx(gains.sum(), rel=1e-9)
+    one = FisherMaskSampler(**SMALL | {"mask_fraction": 700} | options, lazy=True)
+    one(net, X_POOL[:n_pool], 4, X_labeled=X_LABELED)
+    assert one.query_info_["objective"][0] == pytest.approx(before, rel=1e-9)
+
+
+def test_few_rows_choose_as_in_all_dimensions(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SMALL | {"mask_fraction": 700, "embedding_dtype": "float64"}
+    few, all_of_them = FisherMaskSampler(**options), FisherMaskSampler(**options)
+    found = few(net, X_POOL[:12], 6, X_labeled=X_LABELED)
+    monkeypatch.setattr("skfishermask.selection.storage.Needs.dimensions", 700)
+    monkeypatch.setattr("skfishermask.selection.batch.has_few_rows", lambda shape: False)
+    expected = all_of_them(net, X_POOL[:12], 6, X_labeled=X_LABELED)
+    assert (few.query_info_["dimensions"], all_of_them.query_info_["dimensions"]) == (108, 700)
+    np.testing.assert_array_equal(found[0], expected[0])
+    # The network's gradients are float32, and come in other batches.
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-7)
+    one, other = (s.query_info_["objective"] for s in (few, all_of_them))
+    np.testing.assert_allclose(one, other, rtol=1e-7)
 
 
 def test_share_of_the_trace(net: Any) -> None:
@@ -288,8 +326,8 @@ def test_entropy_share(net: Any) -> None:
 def test_verbose_shows_progress(net: Any, capsys: pytest.CaptureFixture) -> None:
     FisherMaskSampler(verbose=1, **SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)
     shown = capsys.readouterr()
-    for step in ("Fisher diagonal", "Labelled", "Fisher embedding", "Selection"):
-        assert step in shown.err
+    for step in ("Fisher diagonal", "Labelled", "Fisher embedding", "Preparing", "Selection"):
+        assert f"{step}: 100%" in shown.err
     assert shown.out == ""
     FisherMaskSampler(**SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)
     assert capsys.readouterr() == ("", "")

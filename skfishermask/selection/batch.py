@@ -262,9 +262,8 @@ def find_batch(
     Batch
         What was chosen.
     """
-    n, r, k = embedding.shape
     outside = 0.0
-    if n * r < k:
+    if has_few_rows(embedding.shape):
         embedding, objective, outside = in_row_space(embedding, objective)
     inverse, target = objective.start()
     width = picks_a_round(embedding)
@@ -391,7 +390,7 @@ def gains_along(
         NaN for those taken before. The best one's gain is exact, as near-ties are settled.
     """
     embedding = stored(embedding)
-    if len(embedding) * embedding.shape[1] < embedding.shape[2]:
+    if has_few_rows(embedding.shape):
         embedding, objective, _ = in_row_space(embedding, objective)
     inverse, target = objective.start()
     information = Information(inverse, objective.fisher)
@@ -416,6 +415,12 @@ def picks_a_round(embedding: StoredEmbedding) -> int:
     n, r, _ = embedding.shape
     states = int(_STATES_SHARE * free_bytes(embedding.device)) // state_bytes(n, r)
     return max(1, min(wanted, states - 1))
+
+
+def has_few_rows(shape: Sequence[int]) -> bool:
+    """Say whether embeddings of this shape have fewer rows than columns."""
+    n, r, k = shape
+    return n * r < k
 
 
 def in_row_space(

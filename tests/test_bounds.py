@@ -1,0 +1,179 @@
+"""How far floating point may be off: the bounds hold, and each term of them is needed.
+
+Every case makes one source of error as large as it gets; the bound holds, and does not without the
+term that is there for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from skfishermask.selection import Step, errors, stored
+from skfishermask.selection.candidates import Candidates
+from skfishermask.selection.pools import LocalPool
+from skfishermask.selection.rounds import Information, choose
+from tests.problems import problem
+
+
+def products(kind: str, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Give errors of float32 products, and the sizes of the factors and of the product."""
+    draw = torch.rand if kind == "adding" else torch.randn
+    v, u = draw(400, k), draw(k, 18)
+    exact = v.double() @ u.double()
+    factors = v.double().norm(dim=1)[:, None] * u.double().norm(dim=0)
+    return ((v @ u) - exact).abs(), factors, exact.abs()
+
+
+@pytest.mark.parametrize("k", [1, 30, 500, 2000])
+@pytest.mark.parametrize("kind", ["cancelling", "adding"])
+def test_products(kind: str, k: int) -> None:
+    off, factors, product = products(kind, k)
+    assert (off <= errors.of_product(factors, product, k, torch.float32)).all()
+
+
+def test_where_terms_cancel_errors_are_relative_to_the_factors() -> None:
+    off, factors, product = products("cancelling", 2000)
+    assert (off > errors.of_product(0 * factors, product, 2000, torch.float32)).any()
+
+
+def test_where_terms_add_up_errors_grow_with_their_number() -> None:
+    off, factors, product = products("adding", 500)
+    assert (off > errors.of_product(factors, 0 * product, 500, torch.float32)).any()
+    assert (off > errors.of_product(0 * factors, product, 1, torch.float32)).any()
+
+
+CASES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    # Errors of A: a large q, and a gain that is large beside them. Errors of B: a large t.
+    "of A": lambda noise: (noise, 0 * noise),
+    "of B": lambda noise: (0 * noise, noise),
+}
+
+
+@pytest.mark.parametrize("which", CASES)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+def test_errors_of_a_and_b_reach_the_gain(which: str, size: float) -> None:
+    v = size * torch.randn(500, 3, 5).double()
+    a, b = v @ v.mT, v @ torch.diag(torch.arange(1.0, 6.0)).double() @ v.mT
+    noise = torch.randn(500, 3, 3).double()
+    noise = 1e-7 * (noise + noise.mT)
+    in_a, in_b = CASES[which](noise)
+    eye = torch.eye(3).double()
+
+    def gains(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        inverse = torch.linalg.inv(eye + a)
+        return (inverse * b).sum((1, 2)), inverse.diagonal(dim1=1, dim2=2).amax(1)
+
+    exact, _ = gains(a, b)
+    found, inverse_size = gains(a + in_a, b + in_b)
+    trace = a.diagonal(dim1=1, dim2=2).sum(1)
+    sizes = torch.stack([x.norm(dim=(1, 2)) for x in (in_a, in_b)], 1)
+    # As large as the largest eigenvalue of the inverse, which its diagonal is not always.
+    slack = 3.0
+    bars = errors.of_gain(found, sizes, slack * inverse_size, trace, torch.float64)
+    off = (found - exact).abs()
+    assert (off <= bars + 1e-14 * exact.abs()).all()
+    for column in (0, 1):
+        less = sizes.clone()
+        less[:, column] = 0
+        bars = errors.of_gain(found, less, slack * inverse_size, trace, torch.float64)
+        holds = bool((off <= bars + 1e-14 * exact.abs()).all())
+        assert holds == (column != ["of A", "of B"].index(which))
+
+
+@pytest.mark.parametrize("r", [1, 9, 40])
+def test_steps(r: int) -> None:
+    k = 60
+    v, u, t = torch.randn(300, r, k), torch.randn(k, r), torch.randn(k, r)
+    q, w = v @ u, v @ t
+    exact_q, exact_w = v.double() @ u.double(), v.double() @ t.double()
+    off_a = (q @ q.mT - exact_q @ exact_q.mT).norm(dim=(1, 2))
+    exact_b = exact_q @ exact_w.mT + exact_w @ exact_q.mT
+    off_b = (q @ w.mT + w @ q.mT - exact_b).norm(dim=(1, 2))
+    sizes = torch.stack([q.norm(dim=(1, 2)), w.norm(dim=(1, 2))], 1).double()
+    factors = torch.stack([v.norm(dim=(1, 2)) * x.norm() for x in (u, t)], 1).double()
+    bound = errors.of_step(factors, sizes, k, r, torch.float32)
+    assert (off_a <= bound[:, 0]).all()
+    assert (off_b <= bound[:, 1]).all()
+
+
+def test_a_step_is_off_by_the_rounding_of_its_square_too() -> None:
+    # q is exact, and its square is not: nothing but the small product is off.
+    v = torch.full((1, 1), 1 + 2.0**-12)
+    q = v @ torch.ones(1, 1)
+    off = ((q @ q.T).double() - (q.double() @ q.double().T)).abs()
+    size = q.double().expand(1, 2)
+    assert off <= errors.of_step(0 * size, size, 0, 1, torch.float32)[0, 0]
+    assert off > errors.of_step(0 * size, size, 0, 0, torch.float32)[0, 0]
+
+
+def test_what_a_step_is_off_by_counts_for_q_and_t() -> None:
+    factors = torch.tensor([[1.0, 0.0]]).double()
+    sizes = torch.tensor([[1.0, 2.0]]).double()
+    only_q = errors.of_step(factors, sizes, 0, 0, torch.float32)
+    # q is off and meets t; t is off and meets q.
+    assert only_q[0, 1] == 2 * 2 * 2.0**-23
+    only_t = errors.of_step(factors.flip(1), sizes, 0, 0, torch.float32)
+    assert only_t[0].tolist() == [0, 2 * 2.0**-23]
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize(("r", "k"), [(1, 100), (4, 60), (9, 200)])
+def test_bars_hold_through_a_choice(r: int, k: int, width: int, decay: float) -> None:
+    V, target = problem(120, r, k, decay=decay, scale=10.0)
+    V, eye = V.float(), torch.eye(k, dtype=torch.float64)
+    v, information = V.double(), eye.clone()
+
+    class Judged(LocalPool):
+        def keep(self, taken: list[Step], short: Candidates) -> None:
+            nonlocal information
+            super().keep(taken, short)
+            judged.append(len(taken))
+            if len(taken) > self._n_attempted:
+                return
+            for step in taken:
+                rows = v[step.position]
+                information = information + rows.T @ rows
+            inverse = torch.linalg.inv(information)
+            a, b = v @ inverse @ v.mT, v @ inverse @ target @ inverse @ v.mT
+            exact = torch.linalg.solve(torch.eye(r).double() + a, b)
+            exact = exact.diagonal(dim1=1, dim2=2).sum(1)
+            left = ~self.candidates.taken
+            off = (self.candidates.gains - exact).abs()[left]
+            # The judge is no better than float64 either.
+            assert (off <= self.candidates.bars[left] + 1e-9 * exact.max()).all()
+
+    judged: list[int] = []
+    pool = Judged(stored(V), width)
+    pool.candidates.start(1.0, target)
+    choose(pool, Information(1.0, target), 30, r, picks_a_round=width)
+    assert sum(judged) == 30
+
+
+@pytest.mark.parametrize(
+    ("modes", "expected"),
+    [
+        ({"cuda": "tf32", "mkldnn": "none"}, 2.0**-10),
+        ({"cuda": "ieee", "mkldnn": "bf16"}, 2.0**-7),
+        ({"cuda": "ieee", "mkldnn": "ieee"}, 2.0**-23),
+    ],
+    ids=str,
+)
+def test_reduced_precision_of_single_backends(
+    modes: dict[str, str], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> str:
+        raise RuntimeError("a mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    for backend, mode in modes.items():
+        here = getattr(torch.backends, backend)
+        monkeypatch.setattr(here, "matmul", type("Mode", (), {"fp32_precision": mode}))
+    assert errors.rounding(torch.float32) == expected
+    assert errors.rounding(torch.float64) == 2.0**-50
+    assert math.isfinite(expected)

@@ -1,0 +1,260 @@
+"""One choice, wherever the embeddings lie: that of the oracle."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from skfishermask.selection import (
+    Batch,
+    Block,
+    LazyPool,
+    LocalPool,
+    Objective,
+    Question,
+    RemotePool,
+    batch,
+    chosen_from,
+    find_batch,
+    merged,
+    stored,
+)
+from skfishermask.selection.storage import ScratchEmbedding
+from tests.pretend import Pretended, on_host, pretending
+from tests.problems import labeled, problem
+
+Chooser = Callable[..., Batch]
+
+
+def in_memory(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
+    with picks_a_round(width):
+        return find_batch(stored(V), objective, **options)
+
+
+def in_a_scratch_file(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
+    with ScratchEmbedding(V.shape, V.dtype, "cpu") as scratch, picks_a_round(width):
+        scratch.write(0, V)
+        return find_batch(scratch, objective, **options)
+
+
+def on_a_device(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
+    with pretending(), picks_a_round(width):
+        there = {
+            name: None if value is None else Pretended(value)
+            for name in ("fisher", "fisher_labeled")
+            for value in [getattr(objective, name)]
+        }
+        found = find_batch(stored(Pretended(V)), replace(objective, **there), **options)
+    return replace(found, positions=on_host(found.positions), gains=on_host(found.gains))
+
+
+def in_blocks(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
+    return asked(V, objective, width, **options)[0]
+
+
+def asked(
+    V: Tensor,
+    objective: Objective,
+    width: int,
+    *,
+    lazy: bool = False,
+    preselected: Any = (),
+    n_blocks: int = 3,
+) -> tuple[Batch, list[Question]]:
+    """Choose from blocks that are asked, as on a cluster but without one."""
+    inverse, target = objective.start()
+    cuts = [len(V) * i // n_blocks for i in range(n_blocks + 1)]
+    blocks = []
+    for start, stop in itertools.pairwise(sorted(set(cuts))):
+        pool = (LazyPool if lazy else LocalPool)(stored(V[start:stop]), width, start)
+        pool.candidates.start(inverse, target)
+        blocks.append(Block(pool))
+    questions: list[Question] = []
+
+    def ask(question: Question) -> Any:
+        assert question.number == len(questions)
+        questions.append(question)
+        return merged([block.answer(question) for block in blocks])
+
+    pool = RemotePool(ask, len(blocks), width, lazy, V.device)
+    options = {"picks_a_round": width, "forced": preselected}
+    return chosen_from(pool, inverse, objective, V.shape, **options), questions
+
+
+@contextmanager
+def picks_a_round(width: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "picks_a_round", lambda embedding: width)
+        yield
+
+
+PLACES = [in_memory, in_a_scratch_file, on_a_device, in_blocks]
+places = pytest.mark.parametrize("choose", PLACES, ids=lambda choose: choose.__name__)
+
+
+def objective_of(target: Tensor, n_instances: int, **options: Any) -> Objective:
+    return Objective(n_instances, target, **options)
+
+
+@places
+@settings(max_examples=30)
+@given(data=st.data())
+def test_the_choice_is_the_oracles(choose: Chooser, data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 60), "n")
+    r = data.draw(st.integers(1, 4), "r")
+    k = data.draw(st.integers(1, 12), "k")
+    K = data.draw(st.integers(1, n), "K")
+    width = data.draw(st.sampled_from([1, 4, 16]), "picks a round")
+    decay = data.draw(st.sampled_from([0.0, 1.0, 2.0]), "decay")
+    V, target = problem(n, r, k, decay=decay, seed=data.draw(st.integers(0, 99), "seed"))
+    for row, other in data.draw(st.lists(st.tuples(*[st.integers(0, n - 1)] * 2), max_size=4)):
+        V[row] = V[other]
+    if data.draw(st.booleans(), "identity"):
+        target = torch.eye(k, dtype=torch.float64)
+    options: dict[str, Any] = labeled(k) if data.draw(st.booleans(), "labelled") else {}
+    options["oversample"] = data.draw(st.sampled_from([1.0, 1.5]), "oversample")
+    first = data.draw(st.lists(st.integers(0, n - 1), max_size=min(3, K), unique=True), "first")
+    expected = oracles.select_batch_oracle(V, K, target, preselected=first, **options)
+    found = choose(V, objective_of(target, K, **options), width, preselected=first)
+    assert found.positions.tolist() == expected[0]
+    torch.testing.assert_close(
+        found.gains.tolist(), expected[1], rtol=1e-8, atol=1e-11 * max(expected[1])
+    )
+    del options["oversample"]
+    for positions, value in zip(([], expected[0]), found.objective, strict=True):
+        information = oracles.batch_information(V, positions, K, **options)
+        assert value == pytest.approx(oracles.objective(information, target), rel=1e-8)
+
+    single = choose(V.float(), objective_of(target, K, **options), width, preselected=first)
+    best, _ = oracles.select_batch_oracle(V.float(), K, target, preselected=first, **options)
+    reached, wanted = (
+        oracles.objective(oracles.batch_information(V.float(), chosen, K, **options), target)
+        for chosen in (single.positions, best)
+    )
+    assert reached <= wanted * (1 + 1e-4)
+
+
+@places
+@pytest.mark.parametrize("width", [1, 4, 16])
+def test_larger_pools_in_float32(choose: Chooser, width: int) -> None:
+    # More candidates than are on a shortlist, some of them equal, and gains that fall a lot.
+    V, target = problem(500, 3, 60, decay=0.5, scale=3.0)
+    V[400:420] = V[10:30]
+    V = V.float()
+    expected, gains = oracles.select_batch_oracle(V, 60, target)
+    found = choose(V, objective_of(target, 60), width)
+    assert found.positions.tolist() == expected
+    torch.testing.assert_close(found.gains.tolist(), gains, rtol=1e-8, atol=0)
+
+
+# --- Lazy -----------------------------------------------------------------------------
+
+
+@places
+def test_lazy_tells_the_truth_and_reads_little(choose: Chooser) -> None:
+    V, target = problem(500, 3, 60, decay=1.0)
+    expected, _ = oracles.select_batch_oracle(V, 60, target)
+    found = choose(V.float(), objective_of(target, 60), 4, lazy=True)
+    assert len(set(found.positions.tolist()) & set(expected)) >= 58
+    values = [
+        oracles.objective(oracles.batch_information(V.float(), found.positions[:i], 60), target)
+        for i in range(61)
+    ]
+    gains = -torch.tensor(values, dtype=torch.float64).diff()
+    torch.testing.assert_close(found.gains, gains, rtol=1e-9, atol=0)
+    if found.n_read >= 0:
+        assert found.n_read < 60 * 500 / 4
+
+
+def test_lazy_leaves_out_what_has_risen() -> None:
+    # The last one gains nothing until the first is taken, and more than the others then; nobody
+    # looks at it again while others are known to gain more than it did.
+    V = torch.zeros(4, 1, 3, dtype=torch.float64)
+    V[0, 0, 0], V[1, 0, 1], V[2, 0, 1] = 3.0, 1.0, 0.9
+    V[3, 0, 0], V[3, 0, 2] = 0.5, 0.05
+    target = torch.diag(torch.tensor([1.0, 1.0, 40.0])).double()
+    proved, lazy = (in_memory(V, objective_of(target, 4), 1, lazy=lazy) for lazy in (False, True))
+    assert sorted(lazy.positions.tolist()) == sorted(proved.positions.tolist()) == [0, 1, 2, 3]
+    assert proved.positions.tolist() == oracles.select_batch_oracle(V, 4, target)[0]
+
+
+# --- What it costs --------------------------------------------------------------------
+
+
+def test_waits_and_operations_on_a_device() -> None:
+    V, target = problem(2000, 3, 60)
+    expected = in_memory(V.float(), objective_of(target, 100), 8)
+    with pretending() as one:
+        find_batch(stored(Pretended(V.float())), objective_of(Pretended(target), 1))
+    with pretending() as counts:
+        found = find_batch(stored(Pretended(V.float())), objective_of(Pretended(target), 100))
+    assert torch.equal(on_host(found.positions), expected.positions)
+    # Those of the start among them.
+    assert sum(counts.waits.values()) <= 100 / 4, counts.lines
+    operations = (counts.operations - one.operations).total() / 99
+    assert operations <= 120, counts.operations
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_few_questions_and_few_rows(width: int) -> None:
+    V, target = problem(2000, 3, 60)
+    found, questions = asked(V, objective_of(target, 100), width)
+    assert torch.equal(found.positions, in_memory(V, objective_of(target, 100), 2).positions)
+    assert len(questions) < 2 + 200 / width
+    assert sum(question.n_bytes for question in questions) < V.nbytes / 2
+
+
+@pytest.mark.parametrize("kinds", [0, 1, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_equal_candidates_cost_no_more_than_others(kinds: int, dtype: torch.dtype) -> None:
+    V, _ = problem(400, 3, 40)
+    V = V[torch.arange(400) % kinds] if kinds else 0 * V
+    target = torch.eye(40, dtype=torch.float64)
+    fresh = []
+    with pytest.MonkeyPatch.context() as patch:
+        from skfishermask.selection.rounds import Information
+
+        compute = Information.fresh
+        patch.setattr(
+            Information, "fresh", lambda self, v: fresh.append(len(v)) or compute(self, v)
+        )
+        found = in_memory(V.to(dtype), objective_of(target, 20), 2)
+    assert found.positions.tolist() == oracles.select_batch_oracle(V.to(dtype), 20, target)[0]
+    # Computed afresh in float64: a few for each pick.
+    assert sum(fresh) <= 6 * 20
+
+
+# --- Row space ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("identity", [False, True])
+@pytest.mark.parametrize("with_labeled", [False, True])
+@pytest.mark.parametrize("oversample", [1.0, 1.5])
+def test_fewer_rows_than_dimensions(
+    oversample: float, with_labeled: bool, identity: bool, dtype: torch.dtype
+) -> None:
+    V, target = problem(30, 2, 200, decay=0.3)
+    V[7], V[9] = V[3], 0
+    target = torch.eye(200).double() if identity else target
+    options: dict[str, Any] = labeled(200) if with_labeled else {}
+    options["oversample"] = oversample
+    expected = oracles.select_batch_oracle(V.to(dtype), 12, target, **options)
+    found = in_memory(V.to(dtype), objective_of(target, 12, **options), 2)
+    assert found.dimensions == 60
+    assert found.positions.tolist() == expected[0]
+    torch.testing.assert_close(found.gains.tolist(), expected[1], rtol=1e-8, atol=1e-14)
+    del options["oversample"]
+    for positions, value in zip(([], expected[0]), found.objective, strict=True):
+        information = oracles.batch_information(V.to(dtype), positions, 12, **options)
+        assert value == pytest.approx(oracles.objective(information, target), rel=1e-9)
