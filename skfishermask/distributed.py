@@ -373,7 +373,7 @@ class ClusterQuery(Query):
         cluster.wait(self._shards)
         cluster.release(parts)
         n_states = int(min(_STATES_SHARE * self._memory // (needs.states / 2), 1e9))
-        width = max(1, min(_PICKS_A_ROUND, n_states - 1))
+        width = max(1, min(_PICKS_A_ROUND, n_states - 1, self._n_instances))
         inverse = inverse.cpu() if isinstance(inverse, Tensor) else inverse
         start = _worker.Start(inverse, target.cpu(), width, self._p.lazy)
         size = start.target.nbytes * (2 if isinstance(inverse, Tensor) else 1)

@@ -10,91 +10,75 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "skfishermask"
-ENGINE = {"_guard", "directions", "jacobian", "mask", "network", "storage"}
-
-# module -> modules of the package that it may import, and third-party packages.
-MAY_IMPORT = {
-    "__init__": ({"display", "evaluation", "fisher", "mask", "sampler", "selection"}, set()),
-    "_guard": (set(), {"numpy", "torch"}),
-    "directions": (set(), {"torch"}),
-    "layers": (set(), {"torch"}),
-    "mask": (set(), {"numpy", "sklearn", "torch"}),
-    "network": ({"_guard"}, {"torch"}),
-    "jacobian": ({"_guard", "layers", "network"}, {"torch"}),
-    "fisher": (ENGINE, {"torch"}),
-    "storage": (set(), {"torch"}),
-    "placement": ({"storage"}, {"psutil", "torch"}),
-    "candidates": (set(), {"torch"}),
-    "gains": (set(), {"torch"}),
-    "embedded": ({"candidates", "gains", "storage"}, {"torch"}),
-    "greedy": ({"candidates", "embedded", "gains"}, {"torch"}),
-    "shortlist": ({"candidates", "embedded"}, {"torch"}),
-    "selection": ({"candidates", "embedded", "gains", "greedy", "storage"}, {"torch"}),
-    "_skorch": ({"network"}, {"numpy", "sklearn", "skorch", "torch"}),
-    "unwrap": ({"_skorch"}, {"sklearn"}),
-    "_dask": ({"_rows", "_skorch", "network"}, {"dask", "numpy"}),
-    "query": (
-        {
-            *("_dask", "_rows", "_skorch", "directions", "fisher", "mask", "network", "placement"),
-            *("selection", "storage"),
-        },
-        {"numpy", "sklearn", "torch", "tqdm"},
-    ),
-    "distributed": (
-        {
-            *("_dask", "_skorch", "_worker", "candidates", "greedy", "placement", "query"),
-            *("selection", "shortlist"),
-        },
-        {"cloudpickle", "dask", "distributed", "numpy", "psutil", "sklearn", "torch", "tqdm"},
-    ),
+# module or folder -> modules and folders of the package that it may import, and other packages.
+MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
+    "__init__": ({"display", "evaluation", "fisher", "sampler", "selection"}, set()),
+    "_checkpoint": ({"_rows"}, {"numpy", "torch"}),
+    "_dask": ({"_rows", "_skorch", "fisher"}, {"dask", "numpy"}),
+    "_initial": (set(), {"numpy"}),
+    "_rows": (set(), {"numpy", "pandas", "scipy", "sklearn", "torch"}),
+    "_skorch": ({"fisher"}, {"numpy", "sklearn", "skorch", "torch"}),
     "_worker": (
-        {"_dask", "_skorch", "candidates", "embedded", "fisher", "mask", "shortlist"},
+        {"_dask", "_skorch", "fisher", "selection"},
         {"cloudpickle", "distributed", "numpy", "torch"},
     ),
-    "default": (set(), {"skorch", "torch"}),
+    "activeml": (
+        {"fisher", "query", "sampler", "selection", "unwrap"},
+        {"numpy", "skactiveml", "sklearn", "skorch", "torch"},
+    ),
     "classifier": (
-        {"_guard", "_rows", "_skorch", "default", "unwrap"},
+        {"_rows", "_skorch", "default", "fisher", "unwrap"},
         {"numpy", "sklearn", "torch"},
+    ),
+    "default": (set(), {"skorch", "torch"}),
+    "display": ({"evaluation"}, {"matplotlib", "numpy", "sklearn"}),
+    "distributed": (
+        {"_dask", "_skorch", "_worker", "query", "selection"},
+        {"cloudpickle", "dask", "distributed", "numpy", "psutil", "sklearn", "torch"},
+    ),
+    "evaluation": (
+        {"_checkpoint", "_initial", "_rows", "fisher"},
+        {"joblib", "numpy", "sklearn", "torch", "tqdm"},
+    ),
+    "fisher": (set(), {"numpy", "sklearn", "torch"}),
+    "modal": ({"_rows"}, {"modAL", "sklearn", "torch"}),
+    "query": (
+        {"_dask", "_rows", "_skorch", "fisher", "selection"},
+        {"numpy", "sklearn", "torch", "tqdm"},
     ),
     "sampler": (
         {
-            *("_dask", "_rows", "classifier", "directions", "distributed", "mask", "placement"),
-            *("query", "unwrap"),
+            "_dask",
+            "_rows",
+            "_skorch",
+            "classifier",
+            "distributed",
+            "fisher",
+            "query",
+            "selection",
+            "unwrap",
         },
         {"numpy", "sklearn"},
     ),
-    "_rows": (set(), {"numpy", "pandas", "scipy", "sklearn", "torch"}),
-    "activeml": (
-        {
-            *(
-                "candidates",
-                "directions",
-                "embedded",
-                "gains",
-                "greedy",
-                "mask",
-                "query",
-                "sampler",
-            ),
-            *("storage", "unwrap"),
-        },
-        {"numpy", "skactiveml", "sklearn", "skorch", "torch"},
-    ),
-    "_initial": (set(), {"numpy"}),
-    "_checkpoint": ({"_rows"}, {"numpy", "torch"}),
-    "evaluation": (
-        {"_checkpoint", "_guard", "_initial", "_rows", "unwrap"},
-        {"joblib", "numpy", "sklearn", "torch", "tqdm"},
-    ),
-    "display": ({"evaluation"}, {"matplotlib", "numpy", "sklearn"}),
-    "modal": ({"_rows"}, {"modAL", "sklearn", "torch"}),
+    "selection": (set(), {"psutil", "torch"}),
+    "unwrap": ({"_skorch"}, {"sklearn"}),
 }
 OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "distributed", "skactiveml"]
 
 
-def imports(module: str) -> tuple[set[str], set[str]]:
+def unit(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(name: str) -> tuple[set[str], set[str]]:
     own, others = set(), set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    nodes = (
+        node
+        for path in PACKAGE.rglob("*.py")
+        if unit(path) == name
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+    )
+    for node in nodes:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module == "skfishermask":
@@ -104,23 +88,23 @@ def imports(module: str) -> tuple[set[str], set[str]]:
             names = [node.module]
         else:
             continue
-        for name in names:
-            first, *rest = name.split(".")
+        for imported in names:
+            first, *rest = imported.split(".")
             if first == "skfishermask":
-                own.add(rest[0])
+                own.update(rest[:1])
             elif first not in sys.stdlib_module_names:
                 others.add(first)
-    return own, others
+    return own - {name}, others
 
 
-def test_every_module_stands_in_the_table() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == set(MAY_IMPORT)
+def test_everything_stands_in_the_table() -> None:
+    assert {unit(path) for path in PACKAGE.rglob("*.py")} == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("module", MAY_IMPORT)
-def test_imports(module: str) -> None:
-    own, others = imports(module)
-    may_own, may_others = MAY_IMPORT[module]
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_imports(name: str) -> None:
+    own, others = imports(name)
+    may_own, may_others = MAY_IMPORT[name]
     assert own <= may_own
     assert others <= may_others
 

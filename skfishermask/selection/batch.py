@@ -256,11 +256,6 @@ def find_batch(
         As for `select_batch`.
     on_prepared : callable, optional
         Called with numbers of candidates whose first gains are known.
-
-    Returns
-    -------
-    Batch
-        What was chosen.
     """
     outside = 0.0
     if has_few_rows(embedding.shape):
@@ -313,11 +308,6 @@ def chosen_from(
         Called with the number of picks that are new since the last call; drops are not counted.
     outside : float, default=0.0
         tr(M^-1 F), outside of the dimensions that are worked in.
-
-    Returns
-    -------
-    Batch
-        Those kept, in the order taken.
     """
     n, r, k = shape
     fisher, n_instances = objective.fisher, objective.n_instances
@@ -383,11 +373,6 @@ def gains_along(
         The picks.
     objective : Objective
         What they were chosen by.
-
-    Returns
-    -------
-    Tensor of shape (len(positions), n), float64
-        NaN for those taken before. The best one's gain is exact, as near-ties are settled.
     """
     embedding = stored(embedding)
     if has_few_rows(embedding.shape):
@@ -482,11 +467,6 @@ def coordinates(embedding: StoredEmbedding, labeled: Tensor | None) -> tuple[Ten
         Those of the candidates.
     labeled : Tensor of shape (n_labeled, r, k), or None
         Those of the labelled samples.
-
-    Returns
-    -------
-    Tensor of shape (n or n_labeled, r, m), float64
-        The same, with the same inner products, where m = (n + n_labeled) r is at most k.
     """
     v = embedding.take(range(len(embedding))).double()
     rows = v if labeled is None else torch.cat([v, labeled.double()])

@@ -251,11 +251,6 @@ class Candidates:
             As for the class.
         dtype : torch.dtype, optional
             In which they go on. None: as these do.
-
-        Returns
-        -------
-        Candidates
-            Independent of this one.
         """
         rows = self.embedding.take(index).to(dtype or self.embedding.work_dtype)
         part = Candidates(stored(rows), self.positions.index_select(0, index), n_states)
@@ -268,20 +263,7 @@ class Candidates:
 
     @staticmethod
     def joined(several: Sequence[Candidates], n_states: int) -> Candidates:
-        """Put candidates in memory together, as they stand, ordered by position.
-
-        Parameters
-        ----------
-        several : sequence of Candidates
-            At least one; no two have a position in common, and all have seen the same steps.
-        n_states : int
-            As for the class.
-
-        Returns
-        -------
-        Candidates
-            Independent of these.
-        """
+        """Put candidates in memory together, as they stand, ordered by position."""
         positions, order = torch.sort(torch.cat([one.positions for one in several]))
         rows = torch.cat([one.embedding.take(range(len(one))) for one in several])[order]
         whole = Candidates(stored(rows), positions, n_states)
@@ -324,11 +306,6 @@ class Candidates:
             In their order.
         out : Tensor of shape (n,), bool, optional
             Who does not count for the result. None: nobody does.
-
-        Returns
-        -------
-        Tensor of shape (len(steps),), float64
-            The largest gain that there may be after each step; minus infinity where all are out.
         """
         largest = (
             self.norms.new_empty(len(steps))

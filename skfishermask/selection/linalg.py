@@ -140,16 +140,6 @@ def row_coordinates(rows: Tensor) -> Tensor:
 
     That is the transposed triangle of a QR of their transpose. Householder's way leaves an error
     relative to each row's own length, and a row that depends on others does no harm.
-
-    Parameters
-    ----------
-    rows : Tensor of shape (m, k), m at most k
-        In float64 the result is as exact as that.
-
-    Returns
-    -------
-    Tensor of shape (m, m), float64
-        Rows whose inner products are those of `rows`.
     """
     triangle: Tensor = torch.linalg.qr(rows.double().T, mode="r").R
     return triangle.T.contiguous()

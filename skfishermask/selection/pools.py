@@ -70,13 +70,6 @@ class LocalPool:
             Picks to come before the next time.
         known : Tensor of shape (m,), int64, optional
             Where those are that do not count.
-
-        Returns
-        -------
-        index : Tensor of shape (count,), int64
-            Where they are; ascending.
-        rest : Tensor of shape ()
-            What the others do not exceed.
         """
         everyone = self.candidates
         self.out = everyone.out(n_picks)

@@ -20,10 +20,10 @@ from skfishermask.selection.pools import LazyPool, LocalPool
 # The shortlist grows to so many times its size before the least likely leave it.
 _SLACK = 3
 # Candidates that come with an answer to attempted steps, about.
-_MOST = 64
+_MOST = 48
 # Blocks may send so many times their share of what one block alone would: of a whole shortlist, and
 # of those that come later, which are few.
-_WIDE, _SPREAD = 1.25, 4
+_WIDE, _SPREAD = 1.25, 2
 # Others are likely picks if they would be among so many best on the shortlist.
 _RANK = 16
 
@@ -67,31 +67,12 @@ class Question:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the tensors.
-
-        Returns
-        -------
-        int
-            In bytes.
-        """
+        """Size of the tensors."""
         steps = sum(step.factors.nbytes for step in (*self.updates, *self.steps))
         return steps + 8 * (len(self.known) + len(self.wanted))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Question:
-        """Give the question on another device, with its steps in another precision.
-
-        Parameters
-        ----------
-        device : torch.device or str
-            The device.
-        dtype : torch.dtype, optional
-            Of the steps' factors. None: as they are.
-
-        Returns
-        -------
-        Question
-            The same there.
-        """
+        """Give the question on another device, with its steps in another precision."""
         return replace(
             self,
             updates=[step.to(device, dtype) for step in self.updates],
@@ -121,28 +102,11 @@ class Answer:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the tensors.
-
-        Returns
-        -------
-        int
-            In bytes.
-        """
+        """Size of the tensors."""
         return 2 * self.largest.nbytes + (0 if self.sent is None else self.sent.n_bytes)
 
     def to(self, device: torch.device | str) -> Answer:
-        """Give the answer on another device.
-
-        Parameters
-        ----------
-        device : torch.device or str
-            The device.
-
-        Returns
-        -------
-        Answer
-            The same there.
-        """
+        """Give the answer on another device."""
         sent = None if self.sent is None else self.sent.to(device)
         return Answer(self.largest.to(device), self.others.to(device), sent)
 
@@ -161,18 +125,7 @@ class Block:
         self._attempted: Sequence[Step] = ()
 
     def answer(self, question: Question) -> Answer:
-        """Answer a question.
-
-        Parameters
-        ----------
-        question : Question
-            With tensors on the block's device; the block has heard all those before it.
-
-        Returns
-        -------
-        Answer
-            On the block's device.
-        """
+        """Answer a question."""
         pool, everyone = self._pool, self._pool.candidates
         pool.confirm(self._attempted[: question.keep])
         self._attempted = question.steps
@@ -213,18 +166,7 @@ class Block:
 
 
 def merged(answers: Iterable[Answer]) -> Answer:
-    """Make one answer of those of several blocks.
-
-    Parameters
-    ----------
-    answers : iterable of Answer
-        At least one, to the same question, on the same device.
-
-    Returns
-    -------
-    Answer
-        Of all of them together.
-    """
+    """Make one answer of those of several blocks."""
     answers = list(answers)
     sent = [answer.sent for answer in answers if answer.sent is not None]
     largest, others = (

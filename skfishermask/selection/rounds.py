@@ -136,13 +136,7 @@ class Picks:
     gains: list[Tensor]
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Note what was taken.
-
-        Parameters
-        ----------
-        steps : sequence of Step
-            In their order.
-        """
+        """Note what was taken."""
         self.positions += [step.position for step in steps]
         self.gains += [step.gain for step in steps]
 
@@ -291,11 +285,6 @@ def choose(
         Positions to take before any choice is made, in this order.
     on_pick : callable, optional
         Called with the number of picks that are new since the last call.
-
-    Returns
-    -------
-    Picks
-        In the order taken.
     """
     picks, widened, hoped = Picks([], []), 1, picks_a_round
     on_host = information.fisher.device.type == "cpu"

@@ -75,35 +75,17 @@ class StoredEmbedding(ABC):
 
     @property
     def n_bytes(self) -> int:
-        """Size in bytes.
-
-        Returns
-        -------
-        int
-            Of the embeddings as they are kept.
-        """
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_fetched(self) -> bool:
-        """Whether chunks come from elsewhere than the memory of the computing device.
-
-        Returns
-        -------
-        bool
-            Then it pays to use what is read for several picks.
-        """
+        """Whether chunks come from elsewhere than the memory of the computing device."""
         return True
 
     @property
     def chunk_rows(self) -> int:
-        """How many samples a chunk holds, at most.
-
-        Returns
-        -------
-        int
-            At least one.
-        """
+        """How many samples a chunk holds, at most."""
         r, k = self.shape[1:]
         room = _CHUNK_BYTES * (_LARGER_ON_CUDA if self.device.type == "cuda" else 1)
         wanted = math.ceil(len(self) * r * k * self.work_dtype.itemsize / room)
@@ -141,30 +123,11 @@ class StoredEmbedding(ABC):
 
     @abstractmethod
     def write(self, start: int, values: Tensor) -> None:
-        """Keep the embeddings of some samples.
-
-        Parameters
-        ----------
-        start : int
-            Number of the first of them.
-        values : Tensor of shape (m, r, k)
-            Converted to `dtype`.
-        """
+        """Keep the embeddings of some samples."""
 
     @abstractmethod
     def take(self, rows: Tensor | Sequence[int]) -> Tensor:
-        """Read the embeddings of some samples.
-
-        Parameters
-        ----------
-        rows : Tensor of shape (m,), int64, or sequence of int
-            Their numbers.
-
-        Returns
-        -------
-        Tensor of shape (m, r, k)
-            In `dtype`, on `device`.
-        """
+        """Read the embeddings of some samples."""
 
     @abstractmethod
     def _read(self, parts: Sequence[slice]) -> Iterator[Tensor]:
@@ -297,18 +260,7 @@ class ScratchEmbedding(StoredEmbedding):
 
 
 def stored(embedding: Tensor | StoredEmbedding) -> StoredEmbedding:
-    """Give a tensor the interface of a stored embedding.
-
-    Parameters
-    ----------
-    embedding : Tensor or StoredEmbedding
-        One of these.
-
-    Returns
-    -------
-    StoredEmbedding
-        The same embedding, not copied.
-    """
+    """Give a tensor the interface of a stored embedding."""
     return TensorEmbedding(embedding) if isinstance(embedding, Tensor) else embedding
 
 
@@ -334,46 +286,22 @@ class Needs:
 
     @property
     def dimensions(self) -> int:
-        """In which the choice is made: the parameters, or the rows if these are fewer.
-
-        Returns
-        -------
-        int
-            At most k.
-        """
+        """In which the choice is made: the parameters, or the rows if these are fewer."""
         return min(self.k, (self.n + self.n_labeled) * self.r)
 
     @property
     def embedding(self) -> int:
-        """Of V.
-
-        Returns
-        -------
-        int
-            In bytes.
-        """
+        """Of V."""
         return self.n * self.r * self.k * self.dtype.itemsize
 
     @property
     def matrices(self) -> int:
-        """Of the matrices, which are as large as the dimensions worked in.
-
-        Returns
-        -------
-        int
-            In bytes.
-        """
+        """Of the matrices, which are as large as the dimensions worked in."""
         return _N_MATRICES * 8 * self.dimensions**2
 
     @property
     def states(self) -> int:
-        """Of the candidates' state in the selection.
-
-        Returns
-        -------
-        int
-            In bytes.
-        """
+        """Of the candidates' state in the selection."""
         return _N_STATES * state_bytes(self.n, self.r)
 
 
@@ -397,16 +325,6 @@ class Room:
 
     def place(self, needs: Needs) -> str:
         """Say where the embedding goes.
-
-        Parameters
-        ----------
-        needs : Needs
-            What the query needs.
-
-        Returns
-        -------
-        {"memory", "host memory", "scratch file"}
-            The first of these that is large enough.
 
         Raises
         ------
@@ -438,22 +356,7 @@ class Room:
         return place
 
     def make(self, place: str, needs: Needs, cleanup: ExitStack) -> StoredEmbedding:
-        """Make an embedding to be written.
-
-        Parameters
-        ----------
-        place : {"memory", "host memory", "scratch file"}
-            Where.
-        needs : Needs
-            Its sizes.
-        cleanup : ExitStack
-            Removes it, where that takes more than forgetting it.
-
-        Returns
-        -------
-        StoredEmbedding
-            With any values.
-        """
+        """Make an embedding to be written."""
         shape, dtype, device = (needs.n, needs.r, needs.k), needs.dtype, self.device
         if place == "scratch file":
             return cleanup.enter_context(ScratchEmbedding(shape, dtype, device, self.folder))
@@ -463,34 +366,12 @@ class Room:
 
 
 def gigabytes(n_bytes: float) -> str:
-    """Say how large something is.
-
-    Parameters
-    ----------
-    n_bytes : float
-        Its size in bytes.
-
-    Returns
-    -------
-    str
-        The same in GB.
-    """
+    """Say how large something is."""
     return f"{n_bytes / 1e9:.2f} GB"
 
 
 def free_bytes(device: torch.device) -> int:
-    """Say how much memory is free.
-
-    Parameters
-    ----------
-    device : torch.device
-        A CUDA device; of any other, the host's memory is meant.
-
-    Returns
-    -------
-    int
-        In bytes.
-    """
+    """Say how much memory is free."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     # PyTorch keeps what was freed for itself; the driver counts that as taken.
@@ -499,16 +380,5 @@ def free_bytes(device: torch.device) -> int:
 
 
 def state_bytes(n: int, r: int) -> int:
-    """Say how large a state of the candidates is.
-
-    Parameters
-    ----------
-    n, r : int
-        Candidates, and rows of an embedding.
-
-    Returns
-    -------
-    int
-        In bytes: A and B, bounds for their errors, the gain and a bound for its own.
-    """
+    """Say how large a state of the candidates is."""
     return 8 * n * (2 * r * r + 4)
