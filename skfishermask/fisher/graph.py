@@ -44,7 +44,17 @@ _PRODUCTS = {"Addmm", "Baddbmm", "Bmm", "Convolution", "Mm", "Mv", "Trilinear"}
 # values that the graph does not show, such as a table of tokens.
 _TRANSFORMS = {
     *("Add", "Addmm", "Bmm", "Div", "Exp", "LinalgVectorNorm", "Mm", "Mul", "Mv", "Norm", "Pow"),
-    *("Rsqrt", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "WeightNormInterface"),
+    *(
+        "Rsqrt",
+        "Sigmoid",
+        "Softmax",
+        "Softplus",
+        "Sqrt",
+        "Sub",
+        "Sum",
+        "Tanh",
+        "WeightNormInterface",
+    ),
 }
 _VALUED_SPREADS = _SPREADS - {"ExpandBackward0", "RepeatBackward0"}
 
