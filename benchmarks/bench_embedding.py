@@ -30,6 +30,8 @@ from skfishermask.fisher.directions import directions
 OUTPUT = ["linear.weight", "linear.bias"]
 # Samples in a batch of the authors' loader, for CIFAR-10.
 AUTHORS_BATCH = 100
+# Batches in a round of the table by network.
+N_BATCHES = 8
 # Numbers in the whole Jacobians of a batch that vmap(jacrev) is given: 512 MB.
 JACOBIAN_NUMBERS = 1 << 27
 
@@ -126,6 +128,12 @@ def ordinary_passes(module: nn.Module, batches: Sequence[Batch]) -> None:
         logits = called(module, batch)
         for c in range(logits.shape[1]):
             torch.autograd.grad(logits[:, c].sum(), parameters, retain_graph=True)
+
+
+def unfused_passes(module: nn.Module, batches: Sequence[Batch]) -> None:
+    """The same without oneDNN."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        ordinary_passes(module, batches)
 
 
 def make_mask(diagonal: dict[str, Tensor], size: float | int = 0.002) -> ParameterMask:
@@ -304,11 +312,18 @@ def over_networks(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[
             200 if given.quick else 2000,
             output_layer=output_layer(module, first_samples(batch, 1)),
         )
+        # As in a query: what is found out about a kind of graph is found out once.
+        batches = [batch] * (2 if given.quick else N_BATCHES)
         works: dict[str, harness.Work] = {
-            "embedding": lambda m=module, x=batch, k=mask: fisher_embedding(m, [x], k),
-            "diagonal": lambda m=module, x=batch: fisher_diagonal(m, [x]),
-            "ordinary passes": lambda m=module, x=batch: ordinary_passes(m, [x]),
+            "embedding": lambda m=module, x=batches, k=mask: fisher_embedding(m, x, k),
+            "diagonal": lambda m=module, x=batches: fisher_diagonal(m, x),
+            "ordinary passes": lambda m=module, x=batches: ordinary_passes(m, x),
         }
+        fused = any(isinstance(part, nn.LSTM) for part in module.modules())
+        if fused:
+            # oneDNN fuses an LSTM's steps, and its gradients at single steps cannot be read.
+            works["ordinary passes, fused"] = works["ordinary passes"]
+            works["ordinary passes"] = lambda m=module, x=batches: unfused_passes(m, x)
         n_vmap = min(n, max(1, JACOBIAN_NUMBERS // (n_classes * n_parameters)))
         with warnings.catch_warnings():
             # vmap says so where it loops over the samples: it is measured all the same.
@@ -317,13 +332,20 @@ def over_networks(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[
                 part = first_samples(batch, n_vmap)
                 works["vmap(jacrev)"] = lambda m=module, x=part, k=mask: jacobian_embedding(m, x, k)
             times = harness.alternate(works, given.repeats, given.device, name)
-        if "vmap(jacrev)" in times:
-            times["vmap(jacrev)"] = harness.scaled(times["vmap(jacrev)"], n / n_vmap)
+        for way, values in times.items():
+            n_read = n_vmap if way == "vmap(jacrev)" else n * len(batches)
+            times[way] = harness.scaled(values, n / n_read)
         ratios = {
             way: harness.ratio(values, times["ordinary passes"]) for way, values in times.items()
         }
         found[name] = {
-            "sizes": {"n_parameters": n_parameters, "C": n_classes, "batch": n, "k": len(mask)},
+            "sizes": {
+                "n_parameters": n_parameters,
+                "C": n_classes,
+                "batch": n,
+                "batches": len(batches),
+                "k": len(mask),
+            },
             "seconds a batch": {way: harness.spread(values) for way, values in times.items()},
             "ratio to C ordinary passes": ratios,
         }

@@ -18,7 +18,7 @@ from skfishermask import FisherMaskSampler, select_batch
 from skfishermask._skorch import NetBatches, to_logits_of
 from skfishermask.fisher import fisher_embedding, fisher_matrix
 from skfishermask.fisher.mask import ParameterMask
-from skfishermask.fisher.visit import visiting
+from skfishermask.fisher.visit import exact_mode, visit
 from skfishermask.unwrap import unwrap
 
 BATCH_SIZE = 256
@@ -33,7 +33,7 @@ def features_and_logits(net: Any, X: Any) -> tuple[Tensor, Tensor]:
     logits = []
     hook = last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     try:
-        with visiting(module):
+        with visit(module), exact_mode():
             for batch in NetBatches(net, X, batch_size=BATCH_SIZE):
                 logits.append(to_logits(module(batch)).detach())
     finally:

@@ -29,7 +29,6 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from skfishermask import FisherMaskSampler, ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask.fisher.layers import rule_for
 
 
 def sentences_of(name):
@@ -151,21 +150,17 @@ plt.show()
 # What is fast, and what is slower
 # --------------------------------
 #
-# Of a layer with a *rule*, linear, convolution, embedding or normalisation, FisherMask reads the
-# gradients of a whole batch at once, and only at the masked parameters. Everything else, here the
-# recurrent layer, is read sample by sample: just as exact, and slower.
-# ``skfishermask.fisher.layers.rule_for`` tells which is which.
+# FisherMask looks at the operations that the network ran, not at the types of its layers. The steps
+# of a recurrent layer are matrix products, as a linear layer is one, so the gradients of a whole
+# batch are read at once, and only at the masked parameters.
 
-for name, layer in module.named_children():
-    print(f"{name:<10} {type(layer).__name__:<10} {'has a rule' if rule_for(layer) else 'no rule'}")
-print()
 for name, index in fishermask.mask_.indices.items():
     print(f"{name:<18} {len(index):>3} parameters in the mask")
 
 # %%
 # Half of the mask lies in the recurrent layer, none of it in the embedding, which has four fifths
-# of the parameters: each word occurs in few sentences. To see what reading the recurrent layer
-# costs, here are the seconds of this query, and of one whose mask is the output layer alone.
+# of the parameters: each word occurs in few sentences. Here are the seconds of this query, and of
+# one whose mask is the output layer alone, which needs no gradients of the recurrent layer.
 
 fast = FisherMaskSampler(mask="output_layer", batch_size=150)
 fast(fishermask, X_left, n_instances=8, X_labeled=X_first)
@@ -174,16 +169,19 @@ for name, sampler in {"global": fishermask, "output_layer": fast}.items():
     print(f"{name:<13}", {step: round(seconds[step], 3) for step in ("embedding", "total")})
 
 # %%
-# The difference is large, and yet seconds for some hundred sentences. With a large pool there are
-# two ways out: ``mask="output_layer"``, which is BAIT, and ``max_candidates``.
+# With a large pool two things save time: ``mask="output_layer"``, which is BAIT, and
+# ``max_candidates``.
 #
 # A table, a layer of your own, and probabilities
 # -----------------------------------------------
 #
 # A radial-basis network: the first layer measures how near a sample is to each of ten centres,
-# which are learned. There is no rule for such a layer, and none is needed. The module ends in a
-# softmax, as skorch's default loss, :class:`~torch.nn.NLLLoss`, expects. Two of the columns of the
-# breast cancer data make a table that can be drawn.
+# which are learned. No line of FisherMask knows such a layer, and none is needed: the centres meet
+# the samples in a subtraction, which is an operation like any other. The widths go through an
+# exponential first; for that there is no rule, so they are read sample by sample, just as exactly,
+# and a warning says what is slow. The module ends in a softmax, as skorch's default loss,
+# :class:`~torch.nn.NLLLoss`, expects. Two of the columns of the breast cancer data make a table
+# that can be drawn.
 
 
 class RadialBasis(nn.Module):

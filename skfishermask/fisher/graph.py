@@ -40,12 +40,33 @@ _SPREADS = {
 }
 # What an output layer does.
 _PRODUCTS = {"Addmm", "Baddbmm", "Bmm", "Convolution", "Mm", "Mv", "Trilinear"}
+# What may be done to parameters before samples come in. Not here: whatever takes rows or entries by
+# values that the graph does not show, such as a table of tokens.
+_TRANSFORMS = {
+    *("Add", "Addmm", "Bmm", "Div", "Exp", "LinalgVectorNorm", "Mm", "Mul", "Mv", "Norm", "Pow"),
+    *(
+        "Rsqrt",
+        "Sigmoid",
+        "Softmax",
+        "Softplus",
+        "Sqrt",
+        "Sub",
+        "Sum",
+        "Tanh",
+        "WeightNormInterface",
+    ),
+}
 _VALUED_SPREADS = _SPREADS - {"ExpandBackward0", "RepeatBackward0"}
 
 
 def is_spread(node: Node) -> bool:
     """Tell whether an operation may be a view of a parameter that copies entries."""
     return node.name() in _SPREADS
+
+
+def _transforms(node: Node) -> bool:
+    spreads = _SPREADS - _VALUED_SPREADS
+    return node.name() in _MOVES | spreads or operation_name(node) in _TRANSFORMS
 
 
 @dataclass(frozen=True)
@@ -211,7 +232,7 @@ class Graph:
         while todo:
             for node, _, _ in self._consumers[todo.pop()]:
                 missing[node] -= 1
-                if missing[node] == 0:
+                if missing[node] == 0 and _transforms(node):
                     found.add(node)
                     todo.append(node)
         return found

@@ -120,10 +120,10 @@ def fisher_diagonal(
         return len(rows), reading.squares(rows)
 
     n = 0
-    with exact_mode(reader.device), reader.open():
+    with exact_mode(reader.wanted.device), reader.open():
         totals = {
             name: torch.zeros_like(p, dtype=torch.float64, requires_grad=False)
-            for name, p in reader.parameters.items()
+            for name, p in reader.wanted.parameters.items()
         }
         for n_samples, squares in _read_all(batches, read):
             n += n_samples

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skfishermask.fisher.rules import Form, Outer, Sum, Table
+from skfishermask.fisher.forms import Form, Outer, Sum, Table
 from skfishermask.fisher.samples import Arrangement
 from skfishermask.fisher.sums import Pairs, added_rows, squares_of_products, sums_of_pairs
 

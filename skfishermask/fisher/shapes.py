@@ -29,12 +29,20 @@ _PLACED = {
 # Entries mix, but none with those of another index of the first axis.
 _FIRST_AXIS = {
     *("AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AdaptiveMaxPool2D", "AvgPool2D", "AvgPool3D"),
-    *("Baddbmm", "Bmm", "Convolution", "MaxPool2DWithIndices", "MaxPool3DWithIndices"),
+    *("Convolution", "MaxPool2DWithIndices", "MaxPool3DWithIndices"),
     *("NativeGroupNorm", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D"),
     *("ReplicationPad2D", "ReplicationPad3D", "ScaledDotProductCudnnAttention"),
     *("ScaledDotProductEfficientAttention", "ScaledDotProductFlashAttention"),
     *("ScaledDotProductFlashAttentionForCpu", "UpsampleBilinear2D", "UpsampleNearest1D"),
     *("UpsampleNearest2D", "UpsampleNearest3D"),
+}
+
+# Matrix products, and where they have saved their factors.
+_FACTORS = {
+    "Addmm": ("_saved_mat1", "_saved_mat2"),
+    "Baddbmm": ("_saved_batch1", "_saved_batch2"),
+    "Bmm": ("_saved_self", "_saved_mat2"),
+    "Mm": ("_saved_self", "_saved_mat2"),
 }
 
 Grouped = Callable[[Tensor], Tensor]
@@ -59,11 +67,12 @@ def groups_that_mix(graph: Graph, constants: Collection[int]) -> list[tuple[Node
     """
     found: list[tuple[Node, Grouped]] = []
     for node in graph.nodes:
-        if node in graph.from_parameters:
-            continue
+        sources = [source for source, _ in node.next_functions if source is not None]
+        if graph.from_parameters.issuperset(sources):
+            continue  # Behind it there are parameters alone.
         name = operation_name(node)
-        if name in ("Mm", "Addmm"):
-            grouped = _rows_or_columns(node, graph, constants)
+        if name in _FACTORS:
+            grouped = _kept_apart(node, graph, constants)
             if grouped is None:
                 return None
             found.append((node, grouped))
@@ -89,18 +98,20 @@ def _last(size: int) -> Grouped:
     return lambda g: g.reshape(-1, size)
 
 
-def _rows_or_columns(node: Node, graph: Graph, constants: Collection[int]) -> Grouped | None:
+def _kept_apart(node: Node, graph: Graph, constants: Collection[int]) -> Grouped | None:
     """Say what a matrix product keeps apart: the rows, if the right factor is the network's own."""
-    first = 0 if operation_name(node) == "Mm" else 1
-    names = ("_saved_self", "_saved_mat2") if first == 0 else ("_saved_mat1", "_saved_mat2")
+    name = operation_name(node)
+    factors = _FACTORS[name]
 
     def is_own(side: int) -> bool:
-        source = node.next_functions[first + side][0]
+        source = node.next_functions[len(node.next_functions) - 2 + side][0]
         if source is not None:
             return source in graph.from_parameters
-        value = getattr(node, names[side])
+        value = getattr(node, factors[side])
         return value is not None and value.untyped_storage().data_ptr() in constants
 
     if is_own(1):
-        return lambda g: g
-    return (lambda g: g.T) if is_own(0) else None
+        return lambda g: g.flatten(0, -2)
+    if is_own(0):
+        return lambda g: g.mT.flatten(0, -2)
+    return (lambda g: g.flatten(1)) if name in ("Bmm", "Baddbmm") else None

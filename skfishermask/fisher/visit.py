@@ -361,10 +361,3 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.seed(seed)  # noqa: NPY002
             random.seed(seed)
         yield
-
-
-@contextmanager
-def visiting(module: nn.Module) -> Iterator[None]:
-    """Visit in the modes that batches were read in before :func:`exact_mode`."""
-    with visit(module), torch.inference_mode(False), torch.enable_grad():
-        yield
