@@ -30,6 +30,7 @@ from skfishermask._skorch import (
     to_logits_of,
 )
 from skfishermask.fisher import (
+    HELD_BYTES,
     Batch,
     FisherSum,
     NonFiniteOutputError,
@@ -398,7 +399,8 @@ class Query:
         return mask_size(self._p.mask_fraction, sum(sizes.values()), n_output)
 
     def _needs(self, n: int, r: int, k: int) -> Needs:
-        return Needs(n, r, k, EMBEDDING_DTYPES[self._p.embedding_dtype], self._n_labeled)
+        dtype = EMBEDDING_DTYPES[self._p.embedding_dtype]
+        return Needs(n, r, k, dtype, self._n_labeled, HELD_BYTES)
 
     def _place(self, needs: Needs) -> str:
         """Say where the embedding goes; raise MemoryError where it cannot go anywhere."""

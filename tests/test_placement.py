@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,14 @@ def free(monkeypatch: pytest.MonkeyPatch, cuda: int, kept: int, host: int, disk:
 
 def test_needs() -> None:
     assert (NEEDS.embedding, NEEDS.matrices, NEEDS.states) == (1600, 768, 9600)
+
+
+def test_what_reading_holds_counts_beside_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = dataclasses.replace(NEEDS, reading=20_000)
+    room = Room(torch.device("cpu"), share=0.5, folder=None)
+    for host, expected in [(21_600, "memory"), (21_599, "scratch file")]:
+        free(monkeypatch, 0, 0, host, 1_600)
+        assert room.place(needs) == expected
 
 
 @pytest.mark.parametrize(

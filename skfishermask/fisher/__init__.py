@@ -23,9 +23,11 @@ from skfishermask.fisher.network import (
     first_output,
     output_layer,
 )
+from skfishermask.fisher.reading import HELD_BYTES
 from skfishermask.fisher.visit import seeded
 
 __all__ = [
+    "HELD_BYTES",
     "MASK_STRATEGIES",
     "Batch",
     "FisherSum",

@@ -276,6 +276,8 @@ class Needs:
         Of the embedding.
     n_labeled : int, default=0
         Labelled samples.
+    reading : int, default=0
+        Bytes that reading the network holds at most while V is written.
     """
 
     n: int
@@ -283,6 +285,7 @@ class Needs:
     k: int
     dtype: torch.dtype
     n_labeled: int = 0
+    reading: int = 0
 
     @property
     def dimensions(self) -> int:
@@ -334,7 +337,8 @@ class Room:
         host = psutil.virtual_memory().available
         on_cuda, free = self.device.type == "cuda", free_bytes(self.device)
         others = needs.matrices + needs.states
-        if needs.embedding <= self.share * free and needs.embedding + others <= free:
+        beside = max(others, needs.reading)  # First one, then the other.
+        if needs.embedding <= self.share * free and needs.embedding + beside <= free:
             return "memory"
         if on_cuda and needs.embedding <= self.share * host:
             place, room = "host memory", host
