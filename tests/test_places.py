@@ -30,7 +30,6 @@ from skfishermask.selection import (
     stored,
 )
 from skfishermask.selection.storage import ScratchEmbedding
-from tests.pretend import Pretended, on_host, pretending
 from tests.problems import labeled, problem
 
 Chooser = Callable[..., Batch]
@@ -48,6 +47,8 @@ def in_a_scratch_file(V: Tensor, objective: Objective, width: int, **options: An
 
 
 def on_a_device(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
+    from tests.pretend import Pretended, on_host, pretending
+
     with pretending(), picks_a_round(width):
         there = {
             name: None if value is None else Pretended(value)
@@ -98,8 +99,13 @@ def picks_a_round(width: int) -> Iterator[None]:
         yield
 
 
-PLACES = [in_memory, in_a_scratch_file, on_a_device, in_blocks]
-places = pytest.mark.parametrize("choose", PLACES, ids=lambda choose: choose.__name__)
+PLACES = [
+    in_memory,
+    in_a_scratch_file,
+    pytest.param(on_a_device, marks=pytest.mark.pretended),
+    in_blocks,
+]
+places = pytest.mark.parametrize("choose", PLACES)
 
 
 def objective_of(target: Tensor, n_instances: int, **options: Any) -> Objective:
@@ -191,7 +197,10 @@ def test_lazy_leaves_out_what_has_risen() -> None:
 # --- What it costs --------------------------------------------------------------------
 
 
+@pytest.mark.pretended
 def test_waits_and_operations_on_a_device() -> None:
+    from tests.pretend import Pretended, on_host, pretending
+
     V, target = problem(2000, 3, 60)
     expected = in_memory(V.float(), objective_of(target, 100), 8)
     with pretending() as one:
