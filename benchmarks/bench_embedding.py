@@ -3,7 +3,7 @@
 Run from the root of the repository::
 
     python -m benchmarks.bench_embedding
-    python -m benchmarks.bench_embedding --only networks    # one table, a few minutes
+    python -m benchmarks.bench_embedding --only networks    # one table, a quarter of an hour
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OUTPUT = ["linear.weight", "linear.bias"]
 # Samples in a batch of the authors' loader, for CIFAR-10.
 AUTHORS_BATCH = 100
 # Batches in a round of the table by network.
-N_BATCHES = 8
+N_BATCHES = 4
 # Numbers in the whole Jacobians of a batch that vmap(jacrev) is given: 512 MB.
 JACOBIAN_NUMBERS = 1 << 27
 
