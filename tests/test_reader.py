@@ -421,3 +421,17 @@ def test_ten_entries_of_a_large_table_without_a_rule() -> None:
     assert done.returncode == 0, done.stderr
     # MB; a gradient of the table by itself has 44.
     assert float(done.stdout) < 50
+
+
+def test_a_view_in_which_entries_overlap_is_read_sample_by_sample() -> None:
+    module = Net(
+        lambda net, x: net.output(torch.tanh(x @ net.band.unfold(0, 4, 1))),
+        band=nn.Parameter(torch.randn(8)),
+        output=nn.Linear(4, 3),
+    ).double()
+    x = torch.randn(6, 5).double()
+    g, p = oracles.scores(module, x)
+    with pytest.warns(UserWarning, match=r"^Reading .*band \(Unfold\)"):
+        found = fisher_diagonal(module, [x])
+    flat = torch.cat([found[name].flatten() for name, _ in module.named_parameters()])
+    torch.testing.assert_close(flat, oracles.diagonal(g, p))

@@ -25,9 +25,9 @@ Node = Any
 _MOVES = {
     f"{name}Backward0"
     for name in (
-        *("Alias", "AsStrided", "Cat", "Clone", "ConstantPadNd", "Diagonal", "Flip", "Permute"),
+        *("Alias", "Cat", "Clone", "ConstantPadNd", "Diagonal", "Flip", "Permute"),
         *("ReshapeAlias", "Roll", "Rot90", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze"),
-        *("Stack", "T", "ToCopy", "Transpose", "Tril", "Triu", "Unbind", "Unfold", "UnsafeSplit"),
+        *("Stack", "T", "ToCopy", "Transpose", "Tril", "Triu", "Unbind", "UnsafeSplit"),
         *("UnsafeSplitWithSizes", "UnsafeView", "Unsqueeze", "View"),
     )
 } | {"SqueezeBackward1", "SqueezeBackward2", "SqueezeBackward3", "TransposeBackward1"}
@@ -331,12 +331,10 @@ class Places:
 
 def _moved(step: Step, entries: Tensor) -> Tensor:
     """Follow entries through a node that moves them."""
+    # Counted from one: what the step leaves out gets zero.
     place = _called(step, torch.arange(1.0, step.shape.numel() + 1, dtype=torch.float64))
-    times = _called(step, torch.ones(step.shape.numel(), dtype=torch.float64))
-    if bool(((times != 0) & (times != 1)).any()):
-        raise NotImplementedError(f"{operation_name(step.node)} copies entries.")
     moved = torch.full((step.shape.numel(),), -1)
-    kept = times.flatten() == 1
+    kept = place.flatten() > 0
     moved[place.flatten()[kept].long() - 1] = entries.flatten()[kept]
     return moved.view(step.shape)
 
