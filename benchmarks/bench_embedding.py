@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from benchmarks import harness
 from benchmarks.harness import BATCH_SIZE
+from benchmarks.hooks import HookedGradients
 from benchmarks.networks import CifarResNet18, MaskedText, Recurrent, SequenceEncoder
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask.fisher import output_layer
@@ -32,7 +33,8 @@ OUTPUT = ["linear.weight", "linear.bias"]
 AUTHORS_BATCH = 100
 # Batches in a round of the table by network.
 N_BATCHES = 4
-# Numbers in the whole Jacobians of a batch that vmap(jacrev) is given: 512 MB.
+# Numbers in the whole Jacobians of a batch that vmap(jacrev) is given, and in the whole gradients
+# of one direction that hooks are: 512 MB.
 JACOBIAN_NUMBERS = 1 << 27
 
 # What a module's forward takes: a tensor or keyword arguments.
@@ -119,6 +121,19 @@ def jacobian_embedding(module: nn.Module, batch: Batch, mask: ParameterMask) -> 
     with torch.no_grad():
         rows = directions(called(module, batch).double().softmax(1)).to(joined.dtype)
     return rows @ joined
+
+
+def hooked_embedding(module: nn.Module, batch: Batch, mask: ParameterMask) -> Tensor:
+    """Embedding from whole gradients of every sample, by hooks on layers, then gathered."""
+    hooked = HookedGradients(module)
+    logits = hooked.forward(lambda: called(module, batch))
+    rows = directions(logits.detach().double().softmax(1)).to(logits.dtype)
+    embedding = []
+    for i in range(rows.shape[1]):
+        whole = hooked.backward(logits, rows[:, i])
+        gathered = [whole[name].flatten(1)[:, index] for name, index in mask.indices.items()]
+        embedding.append(torch.cat(gathered, 1))
+    return torch.stack(embedding, 1)
 
 
 def ordinary_passes(module: nn.Module, batches: Sequence[Batch]) -> None:
@@ -294,6 +309,17 @@ def vectorises(module: nn.Module, batch: Batch, mask: ParameterMask) -> bool:
     return True
 
 
+def hooks_read(module: nn.Module, batch: Batch, mask: ParameterMask) -> bool:
+    """Whether hooks know every layer of a network, and find the same embedding."""
+    part = first_samples(batch, 2)
+    try:
+        hooked = hooked_embedding(module, part, mask)
+    except (NotImplementedError, RuntimeError):
+        return False
+    expected = fisher_embedding(module, [part], mask, dtype=hooked.dtype)
+    return torch.allclose(hooked, expected, rtol=1e-3, atol=1e-5)
+
+
 def over_networks(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Ratios to C ordinary backward passes for networks of the field, and their targets."""
     found, targets = {}, []
@@ -325,6 +351,10 @@ def over_networks(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[
             works["ordinary passes, fused"] = works["ordinary passes"]
             works["ordinary passes"] = lambda m=module, x=batches: unfused_passes(m, x)
         n_vmap = min(n, max(1, JACOBIAN_NUMBERS // (n_classes * n_parameters)))
+        n_hooks = min(n, max(1, JACOBIAN_NUMBERS // n_parameters))
+        if hooks_read(module, batch, mask):
+            hooked = first_samples(batch, n_hooks)
+            works["hooks on layers"] = lambda m=module, x=hooked, k=mask: hooked_embedding(m, x, k)
         with warnings.catch_warnings():
             # vmap says so where it loops over the samples: it is measured all the same.
             warnings.filterwarnings("ignore", message="There is a performance drop")
@@ -333,7 +363,7 @@ def over_networks(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[
                 works["vmap(jacrev)"] = lambda m=module, x=part, k=mask: jacobian_embedding(m, x, k)
             times = harness.alternate(works, given.repeats, given.device, name)
         for way, values in times.items():
-            n_read = n_vmap if way == "vmap(jacrev)" else n * len(batches)
+            n_read = {"vmap(jacrev)": n_vmap, "hooks on layers": n_hooks}.get(way, n * len(batches))
             times[way] = harness.scaled(values, n / n_read)
         ratios = {
             way: harness.ratio(values, times["ordinary passes"]) for way, values in times.items()

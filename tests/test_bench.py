@@ -99,6 +99,8 @@ def test_naive_embeddings_are_ours(network: Any) -> None:
     assert torch.allclose(information(looped), information(V[:4]))
     assert np.allclose(bench_embedding.one_by_one(module, x[:4], kept), looped)
     assert torch.allclose(bench_embedding.jacobian_embedding(module, x, mask), V)
+    assert torch.allclose(bench_embedding.hooked_embedding(module, x, mask), V)
+    assert bench_embedding.hooks_read(module, x, mask)
     rows = bench_selection.authors_rows(module, x.split(4), mask)
     # The embedding is kept in float32.
     assert torch.allclose(information(rows), information(V), rtol=1e-4, atol=1e-6)
@@ -112,6 +114,8 @@ def test_whole_jacobians_of_keyword_inputs_are_ours() -> None:
     )
     V = fisher_embedding(module, [x], mask, dtype=torch.float64)
     assert torch.allclose(bench_embedding.jacobian_embedding(module, x, mask), V)
+    # Its positions have no dimension for samples, which hooks on layers take for granted.
+    assert not bench_embedding.hooks_read(module, x, mask)
 
 
 def test_naive_diagonal_is_ours(network: Any) -> None:
