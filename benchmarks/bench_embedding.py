@@ -32,7 +32,7 @@ OUTPUT = ["linear.weight", "linear.bias"]
 # Samples in a batch of the authors' loader, for CIFAR-10.
 AUTHORS_BATCH = 100
 # Batches in a round of the table by network.
-N_BATCHES = 4
+N_BATCHES = 8
 # Numbers in the whole Jacobians of a batch that vmap(jacrev) is given, and in the whole gradients
 # of one direction that hooks are: 512 MB.
 JACOBIAN_NUMBERS = 1 << 27

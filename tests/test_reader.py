@@ -435,3 +435,18 @@ def test_a_view_in_which_entries_overlap_is_read_sample_by_sample() -> None:
         found = fisher_diagonal(module, [x])
     flat = torch.cat([found[name].flatten() for name, _ in module.named_parameters()])
     torch.testing.assert_close(flat, oracles.diagonal(g, p))
+
+
+def test_squares_of_a_convolution_too_large_for_the_cache() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(180, 1400, 3, groups=2, bias=False),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(1400, 3),
+    ).double()
+    x = torch.randn(3, 180, 4, 4).double()
+    g, p = oracles.scores(module, x)
+    found = torch.cat([values.flatten() for values in fisher_diagonal(module, [x]).values()])
+    assert_close(found, oracles.diagonal(g, p))

@@ -12,7 +12,9 @@ _PRODUCT_ADVANTAGE = 32
 # Temporaries are kept under about so many numbers ...
 _CHUNK = 1 << 24
 # ... and on a CPU, where squares are summed while the products are in the cache, under so many.
-_CACHED = 1 << 21
+_CACHED = 1 << 19
+# Products of so many numbers are made sample by sample there.
+_LARGE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,19 @@ def squares_of_products(left: Tensor, right: Tensor) -> Tensor:
     b = right.shape[3]
     if length == 1:
         return torch.einsum("nga,ngb->gab", left[..., 0].square(), right[:, :, 0].square())
-    step = min(n, max(1, (_CACHED if left.is_cpu else _CHUNK) // (groups * a * b)))
     total = left.new_zeros(groups, a, b)
+    if left.is_cpu and a * b >= _LARGE:
+        step = max(1, _CACHED // b)
+        buffer = left.new_empty(min(a, step), b)
+        for group in range(groups):
+            for some, into in zip(
+                left[:, group].split(step, 1), total[group].split(step), strict=True
+            ):
+                block = buffer[: len(into)]
+                for x, y in zip(some, right[:, group], strict=True):
+                    into.addcmul_(torch.mm(x, y, out=block), block)
+        return total
+    step = min(n, max(1, (_CACHED if left.is_cpu else _CHUNK) // (groups * a * b)))
     buffer = left.new_empty(step * groups, a, b)
     for x, y in zip(left.split(step), right.split(step), strict=True):
         block = buffer[: len(x) * groups]
