@@ -279,6 +279,7 @@ class KnobCase:
 def knob_settings(n_pool: int) -> dict[str, dict[str, Any]]:
     return {
         "as it is": {},
+        "lazy=True": {"lazy": True},
         **{f"n_directions={value}": {"n_directions": value} for value in (1, 3, 0.9, 0.96)},
         **{f'embedding_dtype="{d}"': {"embedding_dtype": d} for d in ("float16", "bfloat16")},
         **{
@@ -346,13 +347,30 @@ def agreement(found: Sequence[tuple[float, float]]) -> dict[str, harness.Spread]
 # Large pools
 
 
+_MILLION = {"n_directions": 1, "embedding_dtype": "bfloat16"}
 # The share of free memory that V may take is so small where the scratch file is to be used.
 LARGE: dict[str, dict[str, Any]] = {
-    "in memory": {"n": 60_000, "k": 2000, "parameters": {}},
+    "in memory": {"n": 60_000, "k": 2000},
+    "in memory, lazy": {"n": 60_000, "k": 2000, "parameters": {"lazy": True}},
     "scratch file": {"n": 300_000, "k": 1000, "parameters": {"memory_share": 0.01}},
-}
+    "100,000, one direction": {"n": 100_000, "k": 1000, "parameters": _MILLION},
+    "1,000,000, one direction": {"n": 1_000_000, "k": 1000, "parameters": _MILLION},
+    "5,000, 1,000 classes": {
+        "n": 5000, "k": 1000, "n_classes": 1000, "parameters": {"n_directions": 3},
+    },
+    "50,000, 1,000 classes": {
+        "n": 50_000, "k": 1000, "n_classes": 1000, "parameters": {"n_directions": 3},
+    },
+}  # fmt: skip
+# Cases of which the second has ten times the pool of the first.
+TENTHS = [
+    ("100,000, one direction", "1,000,000, one direction"),
+    ("5,000, 1,000 classes", "50,000, 1,000 classes"),
+]
+MOST_BYTES = 20e9
 QUICK_LARGE: dict[str, dict[str, Any]] = {
-    "in memory": {"n": 300, "k": 400, "parameters": {}},
+    "in memory": {"n": 300, "k": 400},
+    "in memory, lazy": {"n": 300, "k": 400, "parameters": {"lazy": True}},
     "scratch file": {"n": 600, "k": 350, "parameters": {"memory_share": 1e-9}},
 }
 
@@ -374,7 +392,8 @@ def write_images(folder: Path, n: int, data_dir: Path | None, n_classes: int = 1
     for start in tqdm(range(0, n, part), desc="writing the pool"):
         X, _ = harness.noisy_images(min(part, n - start), n_classes, 28, channels=1, seed=1 + start)
         pool[start : start + part] = X
-    X, y = harness.noisy_images(1000, n_classes, 28, channels=1)
+    X, y = harness.noisy_images(max(1000, 2 * n_classes), n_classes, 28, channels=1)
+    y[:n_classes] = np.arange(n_classes)
     np.savez(folder / "training.npz", X=X, y=y)
     return "synthetic images of 28 x 28"
 
@@ -383,14 +402,14 @@ def large_case(given: argparse.Namespace) -> dict[str, Any]:
     """One query of a large pool: in a process of its own, whose peak memory is the query's."""
     name = given.large_case
     setting = (QUICK_LARGE if given.quick else LARGE)[name]
-    mapped = "memory_share" in setting["parameters"]
+    parameters = setting.get("parameters", {})
+    mapped = "memory_share" in parameters or setting["n"] >= 1_000_000
     pool = np.load(given.folder / "pool.npy", mmap_mode="r" if mapped else None)
     with np.load(given.folder / "training.npz") as training:
         net = harness.trained_net("cnn", training["X"], training["y"], 5, given.device)
     sampler = FisherMaskSampler(
-        mask_fraction=setting["k"], batch_size=256, random_state=0, verbose=1,
-        **setting["parameters"],
-    )  # fmt: skip
+        mask_fraction=setting["k"], batch_size=256, random_state=0, verbose=1, **parameters
+    )
     n_instances = 10 if given.quick else 1000
     before = {
         "baseline_bytes": resident(),
@@ -398,17 +417,18 @@ def large_case(given: argparse.Namespace) -> dict[str, Any]:
         "peak_before_bytes": peak_resident(),
     }
     with watching_memory() as seen:
-        sampler(net, pool, n_instances)
+        indices, _ = sampler(net, pool, n_instances)
     info = sampler.query_info_
     return {
         "N": len(pool),
         "K": n_instances,
         "k": info["mask_size"],
         "r": info["n_directions"],
-        "C": 10,
+        "C": setting.get("n_classes", 10),
         "pool_bytes": pool.nbytes,
         "pool_is_mapped": mapped,
-        "parameters": setting["parameters"],
+        "parameters": parameters,
+        "indices": indices.tolist(),
         "mean_confidence": harness.confidence(net, np.asarray(pool[:1000])),
         "query": {key: value for key, value in info.items() if key != "seconds"},
         "seconds": info["seconds"],
@@ -420,20 +440,56 @@ def large_case(given: argparse.Namespace) -> dict[str, Any]:
 
 def large(given: argparse.Namespace) -> dict[str, Any]:
     """Each large pool in a fresh process."""
-    found = {}
-    for name, setting in (QUICK_LARGE if given.quick else LARGE).items():
+    settings = QUICK_LARGE if given.quick else LARGE
+    found, indices = {}, {}
+    for name, setting in settings.items():
+        if given.cases and name not in given.cases:
+            continue
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            # Real images are too few for the larger pool.
-            real = given.data_dir if name == "in memory" else None
-            data = write_images(folder, setting["n"], real)
+            # Real images are too few for the larger pools.
+            real = given.data_dir if name.startswith("in memory") else None
+            data = write_images(folder, setting["n"], real, setting.get("n_classes", 10))
             command = [sys.executable, "-m", "benchmarks.bench_query", "--device", given.device]
             command += ["--large-case", name, "--folder", scratch, "--out", f"{scratch}/case.json"]
             command += ["--quick"] if given.quick else []
             subprocess.run(command, check=True)
-            found[name] = {"data": data} | json.loads((folder / "case.json").read_text("utf-8"))
-    total = psutil.virtual_memory().total
-    return {**harness.surroundings(given), "memory_bytes": total, "cases": found}
+            case = json.loads((folder / "case.json").read_text("utf-8"))
+            indices[name] = set(case.pop("indices"))
+            found[name] = {"data": data} | case
+    return {
+        **harness.surroundings(given),
+        "memory_bytes": psutil.virtual_memory().total,
+        "cases": found,
+        **compared(found, indices),
+    }
+
+
+def compared(found: dict[str, Any], indices: dict[str, set[int]]) -> dict[str, Any]:
+    """What the large cases say beside each other, and the targets for it."""
+    targets, growth = [], {}
+    proved, lazy = (found.get(name) for name in ("in memory", "in memory, lazy"))
+    if proved and lazy:
+        share = lazy["seconds"]["selection"] / proved["seconds"]["selection"]
+        common = len(indices["in memory"] & indices["in memory, lazy"]) / proved["K"]
+        lazy["common"] = common
+        targets.append(
+            harness.target("lazy selection over the proved one", share, "at most 0.2", share <= 0.2)
+        )
+        what = "picks that lazy and proved selection have in common"
+        targets.append(harness.target(what, common, "at least 0.99", common >= 0.99))
+    for small, big in TENTHS:
+        if small in found and big in found:
+            growth[big] = {
+                step: value / found[small]["seconds"][step]
+                for step, value in found[big]["seconds"].items()
+            }
+    for name, case in found.items():
+        if case["N"] >= 1_000_000:
+            peak = case["peak_private_bytes"]
+            met = peak < MOST_BYTES
+            targets.append(harness.target(f"{name}: bytes at most", peak, "below 20 GB", met))
+    return {"growth from a tenth": growth, "targets": targets}
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -454,6 +510,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = harness.options(__doc__ or "", "query", repeats=3)
     parser.add_argument("--large", action="store_true", help="large pools instead (large.json)")
+    parser.add_argument("--cases", nargs="+", choices=[*LARGE], help="these large pools alone")
     parser.add_argument("--data-dir", type=Path, help="where torchvision's Fashion-MNIST lies")
     parser.add_argument("--large-case", choices=[*LARGE], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
