@@ -37,7 +37,8 @@ test: $(READY) ## run the tests and the examples in the docstrings
 lint: $(READY) ## check style, formatting and docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/numpydoc lint $(wildcard skfishermask/*.py skfishermask/fisher/information.py skfishermask/fisher/mask.py)
+	$(BIN)/numpydoc lint $(wildcard skfishermask/*.py skfishermask/fisher/information.py skfishermask/fisher/mask.py \
+		skfishermask/evaluation/curve.py skfishermask/evaluation/display.py)
 
 types: $(READY) ## check the types
 	$(BIN)/mypy

@@ -15,11 +15,12 @@ from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, select_batch
-from skfishermask._skorch import NetBatches, to_logits_of
+from skfishermask.data.batches import NetBatches
+from skfishermask.data.logits import to_logits_of
+from skfishermask.data.unwrap import unwrap
 from skfishermask.fisher import fisher_embedding, fisher_matrix
 from skfishermask.fisher.mask import ParameterMask
 from skfishermask.fisher.visit import exact_mode, visit
-from skfishermask.unwrap import unwrap
 
 BATCH_SIZE = 256
 

@@ -1,7 +1,6 @@
 """Active learning with FisherMask for scikit-learn, skorch and modAL."""
 
-from skfishermask.display import ActiveLearningCurveDisplay
-from skfishermask.evaluation import active_learning_curve
+from skfishermask.evaluation import ActiveLearningCurveDisplay, active_learning_curve
 from skfishermask.fisher import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask.sampler import FisherMaskSampler, fisher_mask_sampling
 from skfishermask.selection import select_batch

@@ -15,11 +15,11 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skorch import NeuralNetClassifier
 from torch import nn
 
+from skfishermask.data import Unwrapped, unwrap
 from skfishermask.fisher import MaskStrategy, ToLogits, Weighting
 from skfishermask.query import Query
 from skfishermask.sampler import FisherMaskSampler
 from skfishermask.selection import Batch, Objective, StoredEmbedding, gains_along
-from skfishermask.unwrap import Unwrapped, unwrap
 
 try:
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier

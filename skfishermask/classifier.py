@@ -20,20 +20,22 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skfishermask._rows import (
+from skfishermask.data import (
+    NetModule,
     Relabeled,
     as_rows,
     check_finite,
     check_no_loader,
+    default_net,
+    innermost,
+    is_binary,
     is_several,
     map_inputs,
     n_rows,
     parts_of,
+    unwrap,
 )
-from skfishermask._skorch import NetModule, is_binary
-from skfishermask.default import default_net
 from skfishermask.fisher import seeded
-from skfishermask.unwrap import innermost, unwrap
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_consistent_length, check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from skfishermask._rows import check_finite, n_rows, parts_of, stack_rows, take_rows
+from skfishermask.data import check_finite, n_rows, parts_of, stack_rows, take_rows
 
 try:
     from modAL.models import ActiveLearner as _ModALActiveLearner

@@ -18,11 +18,13 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from skfishermask._dask import ChunkBatches, DaskPool
-from skfishermask._rows import as_rows, check_finite
-from skfishermask._skorch import (
+from skfishermask.data import (
+    ChunkBatches,
+    DaskPool,
     NetBatches,
     NetModule,
+    as_rows,
+    check_finite,
     n_samples,
     naming_rows,
     net_module,

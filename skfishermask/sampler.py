@@ -11,14 +11,19 @@ import numpy as np
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skfishermask._dask import DaskPool, active_client, is_dask
-from skfishermask._rows import check_no_loader, take_rows
-from skfishermask._skorch import check_no_module
 from skfishermask.classifier import NetClassifier
+from skfishermask.data import (
+    DaskPool,
+    active_client,
+    check_no_loader,
+    check_no_module,
+    is_dask,
+    take_rows,
+    unwrap,
+)
 from skfishermask.fisher import MASK_STRATEGIES, MaskStrategy, ToLogits, Weighting
 from skfishermask.query import Query
 from skfishermask.selection import EMBEDDING_DTYPES
-from skfishermask.unwrap import unwrap
 
 
 class FisherMaskSampler(NetClassifier):
@@ -290,7 +295,7 @@ class FisherMaskSampler(NetClassifier):
             X_pool = DaskPool(X_pool, unwrapped.transform)
             client = active_client(X_pool.array)
             if client is not None:
-                from skfishermask.distributed import ClusterQuery
+                from skfishermask.cluster import ClusterQuery
 
                 kind = partial(ClusterQuery, client=client)
         else:

@@ -10,103 +10,78 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "skfishermask"
-# module or folder -> modules and folders of the package that it may import, and other packages.
-MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
-    "__init__": ({"display", "evaluation", "fisher", "sampler", "selection"}, set()),
-    "_checkpoint": ({"_rows"}, {"numpy", "torch"}),
-    "_dask": ({"_rows", "_skorch", "fisher"}, {"dask", "numpy"}),
-    "_initial": (set(), {"numpy"}),
-    "_rows": (set(), {"numpy", "pandas", "scipy", "sklearn", "torch"}),
-    "_skorch": ({"fisher"}, {"numpy", "sklearn", "skorch", "torch"}),
-    "_worker": (
-        {"_dask", "_skorch", "fisher", "selection"},
-        {"cloudpickle", "distributed", "numpy", "torch"},
+ALL = {"fisher", "selection", "data", "cluster", "query"}
+# Folders and modules -> what of the package they may import, and other packages.
+MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
+    ({"fisher", "selection"}, set(), {"torch", "numpy", "psutil", "sklearn"}),
+    (
+        {"data"},
+        {"fisher"},
+        {"torch", "numpy", "scipy", "sklearn", "skorch", "pandas", "dask"},
     ),
-    "activeml": (
-        {"fisher", "query", "sampler", "selection", "unwrap"},
-        {"numpy", "skactiveml", "sklearn", "skorch", "torch"},
+    (
+        {"cluster"},
+        {"fisher", "selection", "data", "query"},
+        {"torch", "numpy", "psutil", "sklearn", "dask", "distributed", "cloudpickle"},
     ),
-    "classifier": (
-        {"_rows", "_skorch", "default", "fisher", "unwrap"},
-        {"numpy", "sklearn", "torch"},
+    (
+        {"query"},
+        ALL,
+        {"torch", "numpy", "sklearn", "skorch", "tqdm"},
     ),
-    "default": (set(), {"skorch", "torch"}),
-    "display": ({"evaluation"}, {"matplotlib", "numpy", "sklearn"}),
-    "distributed": (
-        {"_dask", "_skorch", "_worker", "query", "selection"},
-        {"cloudpickle", "dask", "distributed", "numpy", "psutil", "sklearn", "torch"},
+    (
+        {"sampler", "classifier", "activeml"},
+        ALL | {"classifier", "sampler"},
+        {"torch", "numpy", "sklearn", "skorch", "skactiveml"},
     ),
-    "evaluation": (
-        {"_checkpoint", "_initial", "_rows", "fisher"},
-        {"joblib", "numpy", "sklearn", "torch", "tqdm"},
+    (
+        {"evaluation", "modal"},
+        {"data", "fisher"},
+        {"torch", "numpy", "sklearn", "joblib", "tqdm", "matplotlib", "modAL"},
     ),
-    "fisher": (set(), {"numpy", "sklearn", "torch"}),
-    "modal": ({"_rows"}, {"modAL", "sklearn", "torch"}),
-    "query": (
-        {"_dask", "_rows", "_skorch", "fisher", "selection"},
-        {"numpy", "sklearn", "torch", "tqdm"},
-    ),
-    "sampler": (
-        {
-            "_dask",
-            "_rows",
-            "_skorch",
-            "classifier",
-            "distributed",
-            "fisher",
-            "query",
-            "selection",
-            "unwrap",
-        },
-        {"numpy", "sklearn"},
-    ),
-    "selection": (set(), {"psutil", "torch"}),
-    "unwrap": ({"_skorch"}, {"sklearn"}),
-}
+    ({"__init__"}, {"fisher", "selection", "sampler", "evaluation"}, set()),
+]
 OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "distributed", "skactiveml"]
+# These two are used by one file each.
+ONE_FILE = {"modAL": "modal", "skactiveml": "activeml"}
 
 
 def unit(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(name: str) -> tuple[set[str], set[str]]:
-    own, others = set(), set()
-    nodes = (
-        node
-        for path in PACKAGE.rglob("*.py")
-        if unit(path) == name
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-    )
-    for node in nodes:
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "skfishermask":
-            names = [f"skfishermask.{alias.name}" for alias in node.names]
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            names = [node.module]
-        else:
-            continue
-        for imported in names:
-            first, *rest = imported.split(".")
-            if first == "skfishermask":
-                own.update(rest[:1])
-            elif first not in sys.stdlib_module_names:
-                others.add(first)
-    return own - {name}, others
+            found.append(node.module)
+    return [name for name in found if name.split(".")[0] not in sys.stdlib_module_names]
 
 
-def test_everything_stands_in_the_table() -> None:
-    assert {unit(path) for path in PACKAGE.rglob("*.py")} == set(MAY_IMPORT)
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("name", MAY_IMPORT)
-def test_imports(name: str) -> None:
-    own, others = imports(name)
-    may_own, may_others = MAY_IMPORT[name]
-    assert own <= may_own
-    assert others <= may_others
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports(path: Path) -> None:
+    name = unit(path)
+    [(own, others)] = [(own, others) for units, own, others in MAY_IMPORT if name in units]
+    for imported in imports(path):
+        first, *rest = imported.split(".")
+        if first != "skfishermask":
+            assert first in others
+            assert ONE_FILE.get(first, name) == name
+        elif rest[0] != name:
+            assert rest[0] in own
+            # Another folder is what its __init__ gives.
+            assert len(rest) == 1
+
+
+def test_no_private_files() -> None:
+    names = {path.name for path in FILES if path.name.startswith("_")}
+    assert names == {"__init__.py"}
 
 
 def test_optional_packages_are_not_imported() -> None:

@@ -11,8 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skfishermask import FisherMaskSampler
-from skfishermask._dask import ChunkBatches, DaskPool, active_client, is_dask
-from skfishermask._skorch import NetBatches
+from skfishermask.data.batches import NetBatches
+from skfishermask.data.dask import ChunkBatches, DaskPool, active_client, is_dask
 from tests.nets import digits, fitted, logits_net
 
 da = pytest.importorskip("dask.array")

@@ -19,7 +19,7 @@ from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier
 from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
-from skfishermask._skorch import NetModule
+from skfishermask.data.net import NetModule
 
 X, Y = nets.digits()
 X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:200]

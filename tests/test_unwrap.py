@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from skorch import NeuralNetRegressor
 
+from skfishermask.data.unwrap import unwrap
 from skfishermask.modal import ActiveLearner
-from skfishermask.unwrap import unwrap
 
 X, Y = nets.digits()
 

@@ -11,7 +11,7 @@ from sklearn.ensemble import BaseEnsemble
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from skfishermask import _skorch
+from skfishermask.data.net import check_net, check_no_module, is_net
 
 
 @dataclass
@@ -52,7 +52,7 @@ def _wraps_one(estimator: Any) -> bool:
 
 def innermost(estimator: Any) -> Any:
     """Find what a pipeline ends in or a meta-estimator wraps, fitted or not."""
-    while not _skorch.is_net(estimator):
+    while not is_net(estimator):
         if isinstance(estimator, Pipeline):
             estimator = estimator[-1]
         elif _wraps_one(estimator):
@@ -85,7 +85,7 @@ def unwrap(classifier: Any) -> Unwrapped:
     """
     inner, X_training = classifier, None
     transformers: list[Callable[[Any], Any]] = []
-    while not _skorch.is_net(inner):
+    while not is_net(inner):
         if hasattr(inner, "query_strategy") and hasattr(inner, "estimator"):
             if X_training is None:
                 X_training = getattr(inner, "X_training", None)
@@ -104,7 +104,7 @@ def unwrap(classifier: Any) -> Unwrapped:
                 transformers.append(partial(inner._check_input, casts=False))
             inner = inner.estimator_
         else:
-            _skorch.check_no_module(inner)
+            check_no_module(inner)
             found = type(inner).__name__
             if inner is not classifier:
                 found = f"{found} inside {type(classifier).__name__}"
@@ -112,5 +112,5 @@ def unwrap(classifier: Any) -> Unwrapped:
                 "Expected a skorch classifier, alone or inside a modAL learner, a Pipeline or a "
                 f"search object, found {found}."
             )
-    _skorch.check_net(inner)
+    check_net(inner)
     return Unwrapped(inner, transformers, X_training)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils import check_random_state
 
-from skfishermask.evaluation import active_learning_curve
+from skfishermask.evaluation.curve import active_learning_curve
 
 
 class ActiveLearningCurveDisplay:

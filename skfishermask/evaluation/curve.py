@@ -21,9 +21,9 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import check_consistent_length, check_random_state
 from tqdm.auto import tqdm
 
-from skfishermask._checkpoint import Checkpoint, describe, fingerprint
-from skfishermask._initial import check_counts, initial_samples
-from skfishermask._rows import as_rows, n_rows, parts_of, take_rows
+from skfishermask.data import as_rows, n_rows, parts_of, take_rows
+from skfishermask.evaluation.checkpoint import Checkpoint, describe, fingerprint
+from skfishermask.evaluation.initial import check_counts, initial_samples
 from skfishermask.fisher import seeded
 
 # What a seed is for: draws for one purpose must not depend on those for another.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from skfishermask._rows import n_rows, parts_of, take_rows
+from skfishermask.data import n_rows, parts_of, take_rows
 
 # Rows of a pool that are looked at to tell it from another.
 _ROWS_READ = 64

@@ -21,7 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
-from skfishermask import FisherMaskSampler, _worker, fisher_mask_sampling
+from skfishermask import FisherMaskSampler, fisher_mask_sampling
+from skfishermask.cluster import worker as _worker
 from skfishermask.selection import Question
 from tests.nets import digits, fitted, logits_net, mlp, options
 from tests.problems import problem
@@ -29,7 +30,7 @@ from tests.problems import problem
 distributed = pytest.importorskip("distributed")
 da = pytest.importorskip("dask.array")
 
-from skfishermask import distributed as ours  # noqa: E402, once Dask is known to be there
+from skfishermask.cluster import pool as ours  # noqa: E402, once Dask is known to be there
 
 UNEVEN = ((100, 1, 357, 42, 700), (64,))
 N_POOL = sum(UNEVEN[0])
@@ -338,7 +339,7 @@ class Bar:
 
 
 def pool_of(X: Any) -> Any:
-    from skfishermask._dask import DaskPool
+    from skfishermask.data.dask import DaskPool
 
     return DaskPool(X, lambda chunk: chunk)
 

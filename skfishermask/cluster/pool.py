@@ -3,7 +3,7 @@
 The network travels to the workers, embeddings are made and stay where the chunks are, diagonals and
 Fisher matrices are summed up in a tree, and the greedy loop runs here and asks the workers as
 `skfishermask.selection.remote` describes. Whatever a worker holds is the result of a Dask task, so
-Dask makes it again where a worker dies. `skfishermask._worker` has what the tasks do.
+Dask makes it again where a worker dies. `skfishermask.cluster.worker` has what the tasks do.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ import torch
 from sklearn.utils import gen_batches
 from torch import Tensor
 
-from skfishermask import _worker
-from skfishermask._dask import DaskPool
-from skfishermask._skorch import luggage
+from skfishermask.cluster import worker
+from skfishermask.data import DaskPool, net_state
 from skfishermask.query import Query
 from skfishermask.selection import (
     CAREFUL,
@@ -149,7 +148,7 @@ class _Cluster:
                 self._client.wait_for_workers(1, timeout=_GRACE)
             except TimeoutError as error:
                 raise ConnectionError(self._gone(_NO_WORKER)) from error
-            limits = self._client.run(_worker.memory_limit)
+            limits = self._client.run(worker.memory_limit)
         return len(limits), sum(limit or math.inf for limit in limits.values())
 
     def _look(self) -> None:
@@ -241,10 +240,10 @@ class ClusterQuery(Query):
         import cloudpickle
 
         how = self._module.criteria, self._p.to_logits, self._pool.transform
-        packed = cloudpickle.dumps((*luggage(self._net), *how))
+        packed = cloudpickle.dumps((*net_state(self._net), *how))
         self._cluster.count("network", len(packed) * self._n_workers)
         # A task's argument, not its result alone: so it outlives the worker that has it.
-        return self._cluster.submit(_worker.same, packed)
+        return self._cluster.submit(worker.same, packed)
 
     def _told(self) -> dict[str, Any]:
         return {
@@ -275,7 +274,7 @@ class ClusterQuery(Query):
         task, chunks, pool = delayed(function, pure=False), self._pool.chunks(), self._pool
         found = []
         for number, part in pool.parts(rows):
-            which = _worker.Chunk(rows[part], int(pool.starts[number]), self._p.batch_size)
+            which = worker.Chunk(rows[part], int(pool.starts[number]), self._p.batch_size)
             more = [arg(part.start) if callable(arg) else arg for arg in args]
             found.append(task(self._packed, chunks[number], which, *more))
         return found
@@ -285,7 +284,7 @@ class ClusterQuery(Query):
         """Add up what tasks give, a few at a time."""
         from dask.delayed import delayed
 
-        add = delayed(_worker.added, pure=False)
+        add = delayed(worker.added, pure=False)
         while len(parts) > 1:
             parts = [add(parts[some]) for some in gen_batches(len(parts), _FAN_IN)]
         return parts[0]
@@ -298,14 +297,14 @@ class ClusterQuery(Query):
             means = super()._sample_diagonal((labeled, pool[:0]), r)
             sums = {name: n * mean.cpu() for name, mean in means.items()}
         if len(pool):
-            tasks = self._tasks(_worker.diagonal_of, pool, r)
+            tasks = self._tasks(worker.diagonal_of, pool, r)
             *parts, total = self._cluster.compute([*tasks, self._tree(tasks)])
             with self._bar(len(parts), "Fisher diagonal", "chunk") as bar:
                 self._cluster.wait(parts, bar.update)
             self._cluster.release(parts)
             [(n_pool, more)] = self._cluster.results([total])
             self._cluster.count("diagonal", sum(value.nbytes for value in more.values()))
-            n, sums = _worker.added([(n_pool, more), *([(n, sums)] if n else [])])
+            n, sums = worker.added([(n_pool, more), *([(n, sums)] if n else [])])
         return {name: value / n for name, value in sums.items()}
 
     def _sample_probabilities(self, sample: tuple[np.ndarray, np.ndarray]) -> Tensor:
@@ -318,7 +317,7 @@ class ClusterQuery(Query):
         return torch.cat(parts)
 
     def _pool_probabilities(self, rows: np.ndarray) -> Tensor:
-        tasks = self._cluster.compute(self._tasks(_worker.probabilities_of, rows))
+        tasks = self._cluster.compute(self._tasks(worker.probabilities_of, rows))
         with self._bar(len(tasks), "Predictions", "chunk") as bar:
             found = torch.cat(self._cluster.results(tasks, bar.update))
         self._cluster.count("predictions", found.nbytes)
@@ -331,7 +330,7 @@ class ClusterQuery(Query):
             self._embed_labeled(needs.r)
             options = {"n_directions": needs.r, "weighting": self._p.weighting}
             tasks = self._tasks(
-                _worker.embedding_of,
+                worker.embedding_of,
                 rows,
                 lambda position: position,
                 self.mask,
@@ -367,7 +366,7 @@ class ClusterQuery(Query):
     ) -> Batch:
         cluster = self._cluster
         self._shards = [
-            cluster.submit(_worker.Shard, some, workers=[home], allow_other_workers=True)
+            cluster.submit(worker.Shard, some, workers=[home], allow_other_workers=True)
             for home, some in cluster.homes(parts).items()
         ]
         cluster.wait(self._shards)
@@ -375,10 +374,10 @@ class ClusterQuery(Query):
         n_states = int(min(_STATES_SHARE * self._memory // (needs.states / 2), 1e9))
         width = max(1, min(_PICKS_A_ROUND, n_states - 1, self._n_instances))
         inverse = inverse.cpu() if isinstance(inverse, Tensor) else inverse
-        start = _worker.Start(inverse, target.cpu(), width, self._p.lazy)
+        start = worker.Start(inverse, target.cpu(), width, self._p.lazy)
         size = start.target.nbytes * (2 if isinstance(inverse, Tensor) else 1)
         cluster.count("start", size * len(self._shards))
-        self._start = cluster.submit(_worker.same, start)
+        self._start = cluster.submit(worker.same, start)
         first = self._by_entropy(rows)
         with self._picks_bar(needs.n) as bar:
             return chosen_from(
@@ -395,7 +394,7 @@ class ClusterQuery(Query):
     def _fisher_tasks(parts: Sequence[Any]) -> list[Any]:
         from dask.delayed import delayed
 
-        return [delayed(_worker.fisher_of, pure=False)(part) for part in parts]
+        return [delayed(worker.fisher_of, pure=False)(part) for part in parts]
 
     def _put(self, question: Question) -> Answer:
         """Put a question to all shards; tell those that have lost their state all over again."""
@@ -411,9 +410,9 @@ class ClusterQuery(Query):
         waiting = [(shard, first) for shard in self._shards]
         while waiting:
             told = [
-                cluster.submit(_worker.ask, shard, anew, self._start, self._history)
+                cluster.submit(worker.ask, shard, anew, self._start, self._history)
                 if lost
-                else cluster.submit(_worker.ask, shard, question)
+                else cluster.submit(worker.ask, shard, question)
                 for shard, lost in waiting
             ]
             self._round_trips += 1

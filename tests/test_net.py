@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from skfishermask import FisherMaskSampler
-from skfishermask._skorch import NetBatches, check_net, n_samples, to_logits_of
+from skfishermask.data.batches import NetBatches, n_samples
+from skfishermask.data.logits import to_logits_of
+from skfishermask.data.net import check_net
 from skfishermask.fisher import predicted_probabilities
 
 X, Y = nets.digits()

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skfishermask._dask import chunk_batches
-from skfishermask._skorch import NetModule, naming_rows, to_logits_of, unpacked
+from skfishermask.data import NetModule, chunk_batches, naming_rows, net_from_state, to_logits_of
 from skfishermask.fisher import (
     ParameterMask,
     embedding_blocks,
@@ -62,7 +61,7 @@ class Chunk:
 
         # Anew in each task, because the tasks of a worker share its memory.
         kind, parts, criteria, to_logits, transform = cloudpickle.loads(packed)
-        net = unpacked(kind, parts, "cuda" if torch.cuda.is_available() else "cpu")
+        net = net_from_state(kind, parts, "cuda" if torch.cuda.is_available() else "cpu")
         batches = chunk_batches(net, chunk, self.rows, self.start, transform, self.batch_size)
         to_logits = to_logits_of(net, to_logits)
         with naming_rows([batches], to_logits):
@@ -70,6 +69,7 @@ class Chunk:
 
 
 def diagonal_of(packed: bytes, chunk: Any, which: Chunk, r: int) -> Sums:
+    """Sum up the diagonal Fisher information of a chunk's samples."""
     with which.read(packed, chunk) as (module, batches, to_logits):
         means = fisher_diagonal(module, batches, n_directions=r, to_logits=to_logits)
     n = len(which.rows)
@@ -77,6 +77,7 @@ def diagonal_of(packed: bytes, chunk: Any, which: Chunk, r: int) -> Sums:
 
 
 def probabilities_of(packed: bytes, chunk: Any, which: Chunk) -> Tensor:
+    """Predict the class probabilities of a chunk's samples."""
     with which.read(packed, chunk) as (module, batches, to_logits):
         return predicted_probabilities(module, batches, to_logits=to_logits).cpu()
 
@@ -101,6 +102,7 @@ def embedding_of(
     dtype: torch.dtype,
     options: dict[str, Any],
 ) -> Part:
+    """Embed a chunk's candidates."""
     with which.read(packed, chunk) as (module, batches, to_logits):
         shape = len(which.rows), options["n_directions"], len(mask)
         values = torch.empty(shape, dtype=dtype, device=next(module.parameters()).device)
@@ -113,6 +115,7 @@ def embedding_of(
 
 @torch.no_grad()
 def fisher_of(part: Part) -> Sums:
+    """Sum up the Fisher matrices of a chunk's candidates."""
     n = len(part.values)
     return n, {"": n * fisher_matrix(part.values).cpu()}
 
@@ -203,12 +206,14 @@ def ask(
     start: Start | None = None,
     history: Sequence[Step] = (),
 ) -> Answer | None:
+    """Put a question to a shard, which a start and what went before bring up to date first."""
     if start is not None:
         shard.begin(start, history, question.number)
     return shard.ask(question)
 
 
 def same(value: Any) -> Any:
+    """Give what was sent."""
     return value
 
 

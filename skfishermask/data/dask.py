@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from skfishermask._rows import as_rows, check_finite
-from skfishermask._skorch import NetBatches
+from skfishermask.data.batches import NetBatches
+from skfishermask.data.rows import as_rows, check_finite
 from skfishermask.fisher import Batch
 
 
@@ -180,7 +180,7 @@ def chunk_batches(
 class ChunkBatches:
     """The network's inputs from a pool whose chunks this process computes, one after the other.
 
-    As `skfishermask._skorch.NetBatches`, except that no batch spans two chunks.
+    As `NetBatches`, except that no batch spans two chunks.
 
     Parameters
     ----------

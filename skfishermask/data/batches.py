@@ -1,0 +1,144 @@
+"""The inputs of a net, batch by batch, in the order of the rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import skorch
+import torch
+from skorch.utils import to_tensor
+from torch.utils.data import DataLoader, Subset
+
+from skfishermask.data.logits import not_finite
+from skfishermask.fisher import Batch, NonFiniteOutputError, ToLogits
+
+# What decides which rows come, and in which order: the user's choice is not asked.
+_ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
+
+
+def n_samples(net: skorch.NeuralNet, X: Any) -> int:
+    """Count the rows that the net sees in X."""
+    return len(_dataset(net, X))
+
+
+def _dataset(net: skorch.NeuralNet, X: Any) -> Any:
+    dataset = net.get_dataset(X)
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(
+            f"Expected a dataset with a length and indexing, found {type(dataset).__name__}."
+        )
+    return dataset
+
+
+class NetBatches:
+    """The inputs of a net, batch by batch, in the order of the rows: readable again.
+
+    The net's own dataset, collate function and workers are used; its order is not.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        The net.
+    X : array-like, dict, or Dataset
+        What the net takes in ``predict``.
+    rows : array of int, optional
+        Which rows, in which order. None: all.
+    batch_size : int, optional
+        None: the net's own.
+    name : str
+        What messages call X.
+    """
+
+    def __init__(
+        self,
+        net: skorch.NeuralNet,
+        X: Any,
+        rows: np.ndarray | None = None,
+        batch_size: int | None = None,
+        name: str = "X",
+    ) -> None:
+        self._net = net
+        dataset = _dataset(net, X)
+        self.name, self.rows = name, np.arange(len(dataset)) if rows is None else rows
+        self._dataset = dataset if rows is None else Subset(dataset, rows.tolist())
+        size = self.size_of(net, batch_size)
+        self._size = len(self._dataset) if size == -1 else size
+        options = net.get_params_for("iterator_valid")
+        self._options = {k: v for k, v in options.items() if k not in _ORDER}
+
+    @staticmethod
+    def size_of(net: skorch.NeuralNet, batch_size: int | None) -> int:
+        """Give the number of samples in a batch; -1 stands for all there are."""
+        options = net.get_params_for("iterator_valid")
+        size: int = batch_size or options.get("batch_size", net.batch_size)
+        return size
+
+    @property
+    def n_rows(self) -> int:
+        """Number of samples."""
+        return len(self._dataset)
+
+    def __len__(self) -> int:
+        """Give the number of batches."""
+        return -(-len(self._dataset) // self._size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give tensors on the net's device, what its module's forward takes first."""
+        if self.n_rows == 0:
+            return
+        own = self._net.iterator_valid
+        loader = own if isinstance(own, type) and issubclass(own, DataLoader) else DataLoader
+        batches = loader(
+            self._dataset,
+            batch_size=self._size,
+            shuffle=False,
+            # The loader seeds its workers from here, not from the global random state.
+            generator=torch.Generator().manual_seed(0),
+            **self._options,
+        )
+        iterator = iter(batches)
+        while True:
+            # PyTorch warns of arrays that it cannot write to, such as a memory map opened to read.
+            # Nothing writes to them here.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+            yield to_tensor(_inputs(batch), self._net.device)
+
+
+class _Numbered(Protocol):
+    """Batches that know which rows of the user's data they hold."""
+
+    name: str
+    rows: np.ndarray
+
+    @property
+    def n_rows(self) -> int: ...
+
+
+@contextmanager
+def naming_rows(parts: Sequence[_Numbered], to_logits: ToLogits) -> Iterator[None]:
+    """Turn the count of samples read into a row of the user's data, in messages."""
+    try:
+        yield
+    except NonFiniteOutputError as error:
+        row = error.row
+        for part in parts:
+            if row < part.n_rows:
+                raise not_finite(part.rows[row], part.name, to_logits) from error
+            row -= part.n_rows
+        raise
+
+
+def _inputs(batch: Any) -> Any:
+    """Take the inputs from what a loader gives: (X, y), or X alone."""
+    if isinstance(batch, Mapping) or not isinstance(batch, list | tuple):
+        return batch
+    return batch[0]

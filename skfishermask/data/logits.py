@@ -1,0 +1,109 @@
+"""How what a net infers becomes logits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import skorch
+import torch
+from torch import Tensor, nn
+
+from skfishermask.data.net import criterion_of, is_binary
+from skfishermask.fisher import ToLogits, first_output
+
+
+def _has_logits(output: Any) -> bool:
+    """Tell whether this is such as a Hugging Face model gives."""
+    return isinstance(getattr(output, "logits", None), Tensor)
+
+
+def _logits(output: Any) -> Tensor:
+    found = output.logits if _has_logits(output) else first_output(output)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            "Expected the net to infer a tensor, a tuple that begins with one or an output with "
+            f"logits, found {type(found).__name__}. to_logits says how other outputs become logits."
+        )
+    return found
+
+
+def _binary_logits(output: Any) -> Tensor:
+    z = _logits(output)
+    z = z.reshape(len(z))
+    return torch.stack([torch.zeros_like(z), z], dim=1)
+
+
+class _LogProbabilities:
+    """Logits of a net that outputs probabilities, or whose ``predict_nonlinearity`` makes them.
+
+    Rows that are none become NaN, to be reported with their row: nothing here waits for the
+    device, or depends on numbers, which `torch.vmap` does not allow.
+
+    Parameters
+    ----------
+    net : skorch classifier
+        Initialized.
+
+    Attributes
+    ----------
+    expected : str
+        What such a row lacks.
+    """
+
+    def __init__(self, net: skorch.NeuralNet) -> None:
+        self._nonlinearity = net._get_predict_nonlinearity()
+        self._binary = is_binary(net)
+        self._by_rule = net.predict_nonlinearity == "auto"
+        self.expected = (
+            f"With {type(criterion_of(net)).__name__}, {type(net).__name__} expects the module to "
+            "output probabilities that sum to one (or a predict_nonlinearity that makes them). "
+            "For a module that outputs logits, the criterion is CrossEntropyLoss; for other "
+            "outputs there is to_logits."
+        )
+
+    def __call__(self, output: Any) -> Tensor:
+        if self._by_rule and _has_logits(output):
+            # By their name, whatever the criterion: such models often have a loss of their own.
+            return _binary_logits(output) if self._binary else output.logits
+        output = _logits(output)
+        p: Tensor = self._nonlinearity(output.reshape(len(output)) if self._binary else output)
+        seen = p.detach()
+        wrong = (seen < 0).any(-1) | ((seen.sum(-1) - 1).abs() > 0.01)
+        # p (d log p) has the limit zero where p underflows.
+        return p.clamp_min(torch.finfo(p.dtype).tiny).log().masked_fill(wrong[..., None], math.nan)
+
+
+def to_logits_of(net: skorch.NeuralNet, to_logits: ToLogits | None = None) -> ToLogits:
+    """Find how a net's raw output becomes logits (n, C).
+
+    Parameters
+    ----------
+    net : skorch classifier
+        Initialized.
+    to_logits : callable, optional
+        The user's own, which goes before all rules.
+
+    Returns
+    -------
+    callable
+        Output of ``net.infer`` -> logits. Where the criterion takes logits, they are used as
+        they are; else the net's own ``predict_nonlinearity`` gives probabilities, and their
+        logarithm is what is needed, since a softmax undoes it.
+    """
+    if to_logits is not None:
+        return to_logits
+    if net.predict_nonlinearity == "auto":
+        if isinstance(criterion_of(net), nn.CrossEntropyLoss):
+            return _logits
+        if isinstance(criterion_of(net), nn.BCEWithLogitsLoss):
+            return _binary_logits
+    return _LogProbabilities(net)
+
+
+def not_finite(row: int, name: str, to_logits: ToLogits) -> ValueError:
+    """Say that the output for a row of the user's data is of no use."""
+    what, why = "NaN or infinite", ""
+    if isinstance(to_logits, _LogProbabilities):
+        what, why = "NaN, infinite or not probabilities", f" {to_logits.expected}"
+    return ValueError(f"The network's output is {what} for row {row} of {name}.{why}")
