@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from skfishermask._checkpoint import Checkpoint, describe, fingerprint
 from skfishermask._initial import check_counts, initial_samples
 from skfishermask._rows import as_rows, n_rows, parts_of, take_rows
+from skfishermask._skorch import check_no_module, explaining_labels
 from skfishermask.fisher import seeded
 
 # What a seed is for: draws for one purpose must not depend on those for another.
@@ -65,7 +66,7 @@ def active_learning_curve(
         skorch net the module's class: with an instance of it every training starts from the
         weights of that instance.
     X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset of n_samples rows
-        The samples.
+        The samples: whatever the estimator takes, strings through a pipeline included.
     y : array-like of shape (n_samples,)
         Their labels. The strategy sees only those that it asked for.
     query_strategy : callable or "random"
@@ -157,7 +158,8 @@ def active_learning_curve(
             'Expected query_strategy to be "random" or a callable '
             f"(learner, X_pool, n_instances) -> indices, found {query_strategy!r}."
         )
-    X, y = as_rows(X, "X"), np.asarray(y)
+    check_no_module(estimator)
+    X, y = as_rows(X, "X", numbers=False), np.asarray(y)
     if y.ndim != 1:
         raise ValueError(f"Expected y of shape (n_samples,), found shape {y.shape}.")
     check_consistent_length(*parts_of(X), y)
@@ -332,7 +334,8 @@ class _Run:
         X_labeled, y_labeled = take_rows(X, labeled), y[labeled]
         with seeded(_seed_of(self.seed, number, step, _FIT)):
             began = time.perf_counter()
-            fitted = clone(self.estimator).fit(X_labeled, y_labeled)
+            with explaining_labels(y_labeled):
+                fitted = clone(self.estimator).fit(X_labeled, y_labeled)
             fit_time = time.perf_counter() - began
             scores = self.scorer(fitted, X_test, y_test)
         record = {

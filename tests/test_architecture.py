@@ -37,11 +37,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"cloudpickle", "dask", "distributed", "numpy", "psutil", "sklearn", "torch"},
     ),
     "evaluation": (
-        {"_checkpoint", "_initial", "_rows", "fisher"},
+        {"_checkpoint", "_initial", "_rows", "_skorch", "fisher"},
         {"joblib", "numpy", "sklearn", "torch", "tqdm"},
     ),
     "fisher": (set(), {"numpy", "sklearn", "torch"}),
-    "modal": ({"_rows"}, {"modAL", "sklearn", "torch"}),
+    "modal": ({"_rows", "_skorch"}, {"modAL", "sklearn", "torch"}),
     "query": (
         {"_dask", "_rows", "_skorch", "fisher", "selection"},
         {"numpy", "sklearn", "torch", "tqdm"},
