@@ -7,7 +7,8 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST := .venv-oldest
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP := -m pip install --disable-pip-version-check
+PIP_INSTALL := $(PIP) --quiet
 # modAL-python pins skorch==0.9.0, hence without its dependencies; the test extra brings pandas.
 MODAL := --no-deps modAL-python==0.4.2.1
 PYTEST := -m pytest --doctest-modules -n $(WORKERS) --dist worksteal tests skfishermask
@@ -23,12 +24,13 @@ help: ## show this list
 
 # Made anew only when the dependencies change.
 $(READY): pyproject.toml
+	@echo "Installing into $(VENV). PyTorch is large: this takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP_INSTALL) -e ".[test,dev,docs]"
-	$(BIN)/python $(PIP_INSTALL) $(MODAL)
+	$(BIN)/python $(PIP) -e ".[test,dev,docs]"
+	$(BIN)/python $(PIP) $(MODAL)
 	@touch $@
 
-demo: $(READY) ## run the quick start
+demo: $(READY) ## run the quick start: active learning on images of digits, in about a minute
 	$(BIN)/python examples/quickstart.py
 
 test: $(READY) ## run the tests and the examples in the docstrings

@@ -1,10 +1,10 @@
 """Active learning on real images: FisherMask beside random and entropy sampling.
 
-From the 1,797 handwritten digits that come with scikit-learn, a small convolutional network
-learns with 20 labels first and 20 more after every query. Each strategy starts from the same
-labels and the same initial weights, for several seeds. At the end a table says how accurate each
-was and how many labels it needed for what random sampling reached, and a picture shows the
-learning curves.
+A small network learns the 1,797 handwritten digits that come with scikit-learn, from 20 labels
+first and 20 more after every query. Each strategy starts from the same labels and the same initial
+weights, for several seeds. At the end a table says how accurate each was, a sentence says by how
+much FisherMask was ahead of random sampling and how far that differs between seeds, and a picture
+shows the learning curves.
 
 Run it with ``make demo``, or ``python examples/quickstart.py --help`` for what can be changed.
 """
@@ -28,43 +28,30 @@ from skfishermask import FisherMaskSampler
 from skfishermask.modal import ActiveLearner
 
 
-class SmallConvNet(nn.Module):
-    """Two convolutions with pooling and a linear output layer: 3,130 parameters."""
+class SmallNetwork(nn.Sequential):
+    """One hidden layer: 2,410 parameters."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(16, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-        )
-        self.output = nn.Linear(64, 10)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.output(self.features(images))
+        super().__init__(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
 def make_net() -> NeuralNetClassifier:
     return NeuralNetClassifier(
-        SmallConvNet,
+        SmallNetwork,
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.Adam,
         lr=0.01,
-        max_epochs=60,
+        max_epochs=40,
         batch_size=32,
         train_split=None,
         verbose=0,
-        device="cuda" if torch.cuda.is_available() else "cpu",
     )
 
 
 def make_strategy(name: str, seed: int):
     if name == "FisherMask":
-        return FisherMaskSampler(batch_size=256, random_state=seed)
+        # 95 % of the Fisher information's trace takes half of the directions, and half of the time.
+        return FisherMaskSampler(n_directions=0.95, batch_size=256, random_state=seed)
     if name == "entropy":
         return entropy_sampling
     rng = np.random.default_rng(seed)
@@ -78,7 +65,7 @@ def make_strategy(name: str, seed: int):
 def learning_curve(name, seed, n_queries, n_instances, progress):
     """Test accuracy after each training, from `n_instances` labels to all that are queried."""
     images, digits = load_digits(return_X_y=True)
-    images = (images / 16).astype("float32").reshape(-1, 1, 8, 8)
+    images = (images / 16).astype("float32")
     X_pool, X_test, y_pool, y_test = train_test_split(
         images, digits, test_size=500, stratify=digits, random_state=seed
     )
@@ -117,14 +104,26 @@ def print_table(n_labeled, curves):
         best = max(mean[i] for mean in means.values())
         cells = (f"{m[i]:.3f}{'*' if m[i] == best else ' '}" for m in means.values())
         print(f"{n:>6}  " + "".join(f"{cell:>14}" for cell in cells))
-    budget, wanted = n_labeled[-1], means["random"][-1]
-    print(f"\nLabels for the accuracy that random reaches with {budget} ({wanted:.3f}):")
-    for name, mean in means.items():
-        needed = labels_needed(n_labeled, mean, wanted)
-        if name != "random" and needed is None:
-            print(f"  {name}: not reached with {budget}")
-        elif name != "random":
-            print(f"  {name}: {needed:.0f}, {1 - needed / budget:.0%} of the labels saved")
+
+
+def what_was_seen(n_labeled, curves):
+    """Say in a sentence whether FisherMask was ahead of random sampling, seed by seed."""
+    ahead = np.subtract(curves["FisherMask"], curves["random"])[:, 1:].mean(axis=1)
+    n, mean, error = len(ahead), ahead.mean(), ahead.std(ddof=1) / np.sqrt(len(ahead))
+    if abs(mean) <= 2 * error:
+        verdict = "could not be told from random sampling"
+    else:
+        verdict = f"was {'more' if mean > 0 else 'less'} accurate than random sampling"
+    sentence = (
+        f"FisherMask {verdict}: by {100 * mean:+.1f} points on average over the queries "
+        f"(standard error {100 * error:.1f}; {100 * ahead.min():+.1f} to {100 * ahead.max():+.1f} "
+        f"in {n} seeds)"
+    )
+    random, fishermask = (np.mean(curves[name], axis=0) for name in ("random", "FisherMask"))
+    needed = labels_needed(n_labeled, fishermask, random[-1])
+    if mean > 2 * error and needed is not None:
+        sentence += f", and with {needed:.0f} labels as accurate as random with {n_labeled[-1]}"
+    return f"{sentence}."
 
 
 def save_picture(n_labeled, curves, path):
@@ -142,7 +141,7 @@ def save_picture(n_labeled, curves, path):
     axes.set(
         xlabel="labelled images",
         ylabel="test accuracy",
-        title="Handwritten digits, small convolutional network",
+        title="Handwritten digits, a network with one hidden layer",
         xticks=n_labeled,
     )
     axes.grid(alpha=0.3)
@@ -155,12 +154,14 @@ def save_picture(n_labeled, curves, path):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seeds", type=int, default=4, help="number of seeds (default: 4)")
-    parser.add_argument("--queries", type=int, default=6, help="queries in a run (default: 6)")
+    parser.add_argument("--queries", type=int, default=5, help="queries in a run (default: 5)")
     parser.add_argument("--n-instances", type=int, default=20, help="labels a query (default: 20)")
     parser.add_argument("--picture", type=Path, default=Path("output/quickstart.png"))
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error("--seeds must be at least 2: the picture shows a standard error")
+    # So small a network gains nothing from more, and threads that wait for each other take long.
+    torch.set_num_threads(1)
 
     names = ["random", "entropy", "FisherMask"]
     total = len(names) * options.seeds * (options.queries + 1)
@@ -175,7 +176,9 @@ def main() -> None:
     n_labeled = options.n_instances * np.arange(1, options.queries + 2)
     print_table(n_labeled, curves)
     save_picture(n_labeled, curves, options.picture)
-    print(f"\nLearning curves: {options.picture.resolve()}")
+    print(f"\n{what_was_seen(n_labeled, curves)}")
+    print(f"The picture: {options.picture.resolve()}")
+    print("To read next: README.md, and examples/plot_first_steps.py, this loop step by step.")
 
 
 if __name__ == "__main__":

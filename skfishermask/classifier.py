@@ -26,10 +26,12 @@ from skfishermask.data import (
     as_rows,
     check_finite,
     check_no_loader,
+    check_no_text,
     default_net,
     innermost,
     is_binary,
     is_several,
+    is_text,
     map_inputs,
     n_rows,
     parts_of,
@@ -48,12 +50,6 @@ def _explained(what: str) -> Iterator[None]:
     except (RuntimeError, IndexError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{what}: {error}") from error
-
-
-def _is_text(X: Any) -> bool:
-    """Tell whether the samples are strings, one after the other."""
-    is_list = isinstance(X, list | tuple) or getattr(X, "ndim", 0) == 1
-    return is_list and len(X) > 0 and all(isinstance(text, str) for text in X)
 
 
 class NetClassifier(ClassifierMixin, BaseEstimator):
@@ -148,7 +144,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         if len(encoder.classes_) < 2:
             raise ValueError(
                 "Expected at least 2 classes in y, found "
-                f"{len(encoder.classes_)} class: {encoder.classes_.tolist()}."
+                f"{len(encoder.classes_)} class: {encoder.classes_.tolist()}. Label samples of "
+                "another class first."
             )
         self.classes_ = encoder.classes_
         encoded: np.ndarray = encoder.transform(y).astype("int64")
@@ -172,8 +169,9 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
                 if reset and X.dim() > 1:
                     self.n_features_in_ = X.shape[1]
             return self._cast(X, reset=reset, casts=casts)
-        if isinstance(self.estimator, Pipeline) and _is_text(X):
+        if isinstance(self.estimator, Pipeline) and is_text(X):
             return X
+        check_no_text(X, "X")
         if isinstance(self.estimator, Pipeline) and hasattr(X, "dtypes"):
             # The transformers know what to do with columns of any type.
             validate_data(self, X, reset=reset, skip_check_array=True)

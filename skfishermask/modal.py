@@ -12,10 +12,20 @@ from typing import Any
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_consistent_length, check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from skfishermask.data import check_finite, n_rows, parts_of, stack_rows, take_rows
+from skfishermask.data import (
+    check_finite,
+    check_no_loader,
+    check_no_module,
+    explaining_labels,
+    n_rows,
+    parts_of,
+    stack_rows,
+    take_rows,
+)
 
 try:
     from modAL.models import ActiveLearner as _ModALActiveLearner
@@ -49,9 +59,11 @@ class ActiveLearner(_ModALActiveLearner):
     ----------
     estimator : estimator object
         The classifier to train. It is fitted in place, as modAL does.
-    query_strategy : callable, default=modAL.uncertainty.uncertainty_sampling
+    query_strategy : callable, default=None
         Called as ``query_strategy(learner, X_pool, *args, **kwargs)``. Returns the indices of the
-        chosen rows, or the tuple (indices, metrics).
+        chosen rows, or the tuple (indices, metrics). None: the estimator, or what a Pipeline ends
+        in, where that is a query strategy itself, as :class:`skfishermask.FisherMaskSampler` is;
+        else ``modAL.uncertainty.uncertainty_sampling``.
     X_training : array-like, tensor, DataFrame, sparse matrix, list, dict or Dataset, default=None
         Initial training samples. If given, `estimator` is fitted at once.
     y_training : array-like of shape (n_samples,), default=None
@@ -97,7 +109,7 @@ class ActiveLearner(_ModALActiveLearner):
     def __init__(
         self,
         estimator: BaseEstimator,
-        query_strategy: Callable[..., Any] = uncertainty_sampling,
+        query_strategy: Callable[..., Any] | None = None,
         X_training: Any = None,
         y_training: Any = None,
         bootstrap_init: bool = False,
@@ -105,6 +117,11 @@ class ActiveLearner(_ModALActiveLearner):
         force_all_finite: bool = True,
         **fit_kwargs: Any,
     ) -> None:
+        check_no_module(estimator)
+        check_no_loader(X_training, "X_training")
+        if query_strategy is None:
+            last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+            query_strategy = last if callable(last) else uncertainty_sampling
         super().__init__(
             estimator,
             query_strategy,
@@ -269,10 +286,12 @@ class ActiveLearner(_ModALActiveLearner):
             n_samples = n_rows(X)
             drawn = check_random_state(None).randint(n_samples, size=n_samples)
             X, y = take_rows(X, drawn), take_rows(y, drawn)
-        self.estimator.fit(X, y, **fit_kwargs)
+        with explaining_labels(y):
+            self.estimator.fit(X, y, **fit_kwargs)
         return self
 
     def _check_training_data(self, X: Any, y: Any) -> None:
+        check_no_loader(X, "X")
         if y is None:
             raise ValueError("y is None; expected one label for each sample in X.")
         check_consistent_length(*parts_of(X), y)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import skorch
 import torch
 from sklearn.base import is_classifier
+from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from skfishermask.fisher import Batch, ToLogits, predicted_probabilities
@@ -24,13 +26,35 @@ def is_binary(estimator: object) -> bool:
 
 
 def check_no_module(estimator: object) -> None:
-    """Raise TypeError at a torch module that no skorch net is around."""
+    """Raise TypeError at a torch module, or a class of them, that no skorch net is around."""
+    while isinstance(estimator, Pipeline):
+        estimator = estimator.steps[-1][1]
     if isinstance(estimator, nn.Module):
+        found = f"{type(estimator).__name__}, a torch module"
+    elif isinstance(estimator, type) and issubclass(estimator, nn.Module):
+        found = f"{estimator.__name__}, a class of torch modules"
+    else:
+        return
+    raise TypeError(
+        f"Expected a skorch classifier, found {found}: wrap it, as in NeuralNetClassifier(module, "
+        "criterion=torch.nn.CrossEntropyLoss), where its output is logits."
+    )
+
+
+@contextmanager
+def explaining_labels(y: Any) -> Iterator[None]:
+    """Say what a net, which fails at strings without a word about labels, expects of them."""
+    try:
+        yield
+    except TypeError as error:
+        names = [label for label in y if isinstance(label, str)] if hasattr(y, "__len__") else []
+        if not names:
+            raise
         raise TypeError(
-            f"Expected a skorch classifier, found {type(estimator).__name__}, a torch module: wrap "
-            "it, as in NeuralNetClassifier(module, criterion=torch.nn.CrossEntropyLoss), where its "
-            "output is logits."
-        )
+            f"{str(error).rstrip('.')}. A skorch net takes class numbers from 0, but y has "
+            f"{str(names[0])!r}: encode the labels (sklearn.preprocessing.LabelEncoder), "
+            "or train FisherMaskSampler(net), which takes labels of any type."
+        ) from error
 
 
 def check_net(net: skorch.NeuralNet) -> None:

@@ -48,6 +48,12 @@ def parts_of(data: Any) -> list[Any]:
     return list(data.values()) if is_mapping(data) else list(data)
 
 
+def is_text(data: Any) -> bool:
+    """Tell whether the samples are strings, one after the other."""
+    is_list = isinstance(data, list | tuple) or getattr(data, "ndim", 0) == 1
+    return is_list and len(data) > 0 and all(isinstance(text, str) for text in data)
+
+
 def check_no_loader(data: Any, name: str) -> None:
     """Raise TypeError at a DataLoader: it decides itself which rows come when."""
     if isinstance(data, DataLoader):
@@ -57,13 +63,27 @@ def check_no_loader(data: Any, name: str) -> None:
         )
 
 
-def as_rows(data: Any, name: str) -> Any:
+def check_no_text(data: Any, name: str) -> None:
+    """Raise ValueError at samples that are strings."""
+    if is_text(data):
+        raise ValueError(
+            f"Expected numbers in {name}, found strings: put what makes numbers of them before the "
+            "network, as in make_pipeline(vectorizer, net)."
+        )
+
+
+def as_rows(data: Any, name: str, *, numbers: bool = True) -> Any:
     """Turn what a network cannot take row by row into what it can, or say why not.
 
     A list of rows becomes an array (or a tensor), a sparse matrix one of the CSR format; other
-    containers stay as they are. Raises TypeError or ValueError for what holds no samples.
+    containers stay as they are. Raises TypeError or ValueError for what holds no samples, or,
+    where `numbers` are asked for, something else than these.
     """
     check_no_loader(data, name)
+    if numbers:
+        check_no_text(data, name)
+    elif is_text(data):
+        return data
     if not is_several(data) and isinstance(data, list | tuple | range):
         tensors = any(isinstance(row, torch.Tensor) for row in data)
         try:
@@ -85,14 +105,14 @@ def as_rows(data: Any, name: str) -> Any:
             f"arrays or Dataset, found {type(data).__name__}."
         )
     if is_several(data):
-        map_inputs(data, lambda key, part: as_rows(part, f"{name}[{key!r}]"))
+        map_inputs(data, lambda key, part: as_rows(part, f"{name}[{key!r}]", numbers=numbers))
         check_consistent_length(*parts_of(data))
     for part in parts_of(data):
         if getattr(part, "shape", None) == ():
             raise ValueError(f"Expected one row a sample in {name}, found a single value: {part}.")
         dtypes = part.dtypes if hasattr(part, "columns") else [getattr(part, "dtype", None)]
         for dtype in dtypes:
-            if getattr(dtype, "kind", "f") not in "biuf":
+            if numbers and getattr(dtype, "kind", "f") not in "biuf":
                 raise ValueError(f"Expected numbers in {name}, found dtype {dtype}.")
     return data
 

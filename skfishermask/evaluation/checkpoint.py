@@ -149,6 +149,17 @@ def fingerprint(data: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def _fingerprint_of_weights(module: torch.nn.Module) -> str:
+    """Tell modules apart by every parameter and buffer that training could start from."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        if isinstance(value, torch.Tensor) and not torch.nn.parameter.is_lazy(value):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            # As bytes: NumPy has no bfloat16.
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def describe(thing: Any) -> Any:
     """Describe an estimator, a function or a parameter by names and values, without addresses."""
     if thing is None or isinstance(thing, bool | int | float | str):
@@ -165,7 +176,7 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, functools.partial):
         return [name, describe(thing.func), describe(thing.args), describe(thing.keywords)]
     if isinstance(thing, torch.nn.Module):
-        return [name, str(thing)]
+        return [name, str(thing), f"weights {_fingerprint_of_weights(thing)}"]
     if hasattr(thing, "get_params") and not isinstance(thing, type):
         return [name, describe(thing.get_params(deep=False))]
     if hasattr(thing, "__qualname__"):

@@ -21,7 +21,14 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import check_consistent_length, check_random_state
 from tqdm.auto import tqdm
 
-from skfishermask.data import as_rows, n_rows, parts_of, take_rows
+from skfishermask.data import (
+    as_rows,
+    check_no_module,
+    explaining_labels,
+    n_rows,
+    parts_of,
+    take_rows,
+)
 from skfishermask.evaluation.checkpoint import Checkpoint, describe, fingerprint
 from skfishermask.evaluation.initial import check_counts, initial_samples
 from skfishermask.fisher import seeded
@@ -65,7 +72,7 @@ def active_learning_curve(
         skorch net the module's class: with an instance of it every training starts from the
         weights of that instance.
     X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset of n_samples rows
-        The samples.
+        The samples: whatever the estimator takes, strings through a pipeline included.
     y : array-like of shape (n_samples,)
         Their labels. The strategy sees only those that it asked for.
     query_strategy : callable or "random"
@@ -157,7 +164,8 @@ def active_learning_curve(
             'Expected query_strategy to be "random" or a callable '
             f"(learner, X_pool, n_instances) -> indices, found {query_strategy!r}."
         )
-    X, y = as_rows(X, "X"), np.asarray(y)
+    check_no_module(estimator)
+    X, y = as_rows(X, "X", numbers=False), np.asarray(y)
     if y.ndim != 1:
         raise ValueError(f"Expected y of shape (n_samples,), found shape {y.shape}.")
     check_consistent_length(*parts_of(X), y)
@@ -332,7 +340,8 @@ class _Run:
         X_labeled, y_labeled = take_rows(X, labeled), y[labeled]
         with seeded(_seed_of(self.seed, number, step, _FIT)):
             began = time.perf_counter()
-            fitted = clone(self.estimator).fit(X_labeled, y_labeled)
+            with explaining_labels(y_labeled):
+                fitted = clone(self.estimator).fit(X_labeled, y_labeled)
             fit_time = time.perf_counter() - began
             scores = self.scorer(fitted, X_test, y_test)
         record = {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal
 
 import torch
@@ -138,7 +137,7 @@ def check_n_directions(n_directions: int | float | None) -> None:
     if isinstance(n_directions, Integral) and not isinstance(n_directions, bool):
         if n_directions >= 1:
             return
-    elif isinstance(n_directions, float) and math.isfinite(n_directions) and 0 < n_directions < 1:
+    elif isinstance(n_directions, Real) and 0 < n_directions < 1:
         return
     raise ValueError(
         "n_directions must be None, an int of at least 1, or a float between 0 and 1 "

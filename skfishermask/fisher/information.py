@@ -244,14 +244,15 @@ def fisher_embedding(
     torch.Size([8, 2, 5])
     """
     check_n_directions(n_directions)
-    if isinstance(n_directions, float):
-        n_directions = directions_for_share(module, batches, n_directions, to_logits=to_logits)
+    r = None if n_directions is None else int(n_directions)
+    if n_directions is not None and n_directions < 1:  # a share, of whatever type of float
+        r = directions_for_share(module, batches, n_directions, to_logits=to_logits)
     blocks = embedding_blocks(
         module,
         batches,
         mask,
         weighting=weighting,
-        n_directions=n_directions,
+        n_directions=r,
         to_logits=to_logits,
     )
     parts = [block.to(dtype) for block in blocks]
