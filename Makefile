@@ -56,6 +56,7 @@ docs: $(READY) ## build the documentation: run its tutorials and examples, check
 bench: $(READY) ## measure speed (half an hour), into benchmarks/results
 	$(BIN)/python -m benchmarks.bench_embedding
 	$(BIN)/python -m benchmarks.bench_selection
+	$(BIN)/python -m benchmarks.bench_waits
 	$(BIN)/python -m benchmarks.bench_query
 
 build: $(READY) ## build sdist and wheel, and check their metadata

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from skfishermask.selection import Step, errors, stored
 from skfishermask.selection.candidates import Candidates
+from skfishermask.selection.linalg import trace_gains
 from skfishermask.selection.pools import LocalPool
 from skfishermask.selection.rounds import Information, choose
 from tests.problems import problem
@@ -111,6 +115,16 @@ def test_a_step_is_off_by_the_rounding_of_its_square_too() -> None:
     assert off > errors.of_step(0 * size, size, 0, 0, torch.float32)[0, 0]
 
 
+def test_a_square_of_many_terms_is_off_by_more() -> None:
+    # Sums of equal terms, each sum rounded the same way all along.
+    r = 400
+    q = torch.arange(1.0, r + 1)[None, :, None] * torch.full((r,), 2047.0)
+    off = ((q @ q.mT).double() - q.double() @ q.double().mT).norm()
+    size = q.double().norm().expand(1, 2)
+    assert off <= errors.of_step(0 * size, size, 0, r, torch.float32)[0, 0]
+    assert off > errors.of_step(0 * size, size, 0, 1, torch.float32)[0, 0]
+
+
 def test_what_a_step_is_off_by_counts_for_q_and_t() -> None:
     factors = torch.tensor([[1.0, 0.0]]).double()
     sizes = torch.tensor([[1.0, 2.0]]).double()
@@ -119,6 +133,69 @@ def test_what_a_step_is_off_by_counts_for_q_and_t() -> None:
     assert only_q[0, 1] == 2 * 2 * 2.0**-23
     only_t = errors.of_step(factors.flip(1), sizes, 0, 0, torch.float32)
     assert only_t[0].tolist() == [0, 2 * 2.0**-23]
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e3])
+def test_a_gain_is_off_by_the_inverse_of_i_plus_a(scale: float) -> None:
+    # A and B are exact, and only the inverse is computed in float32; where A is small it is as far
+    # off as I is, where A is large as that is.
+    v, w = torch.randn(2, 100, 40, 40, dtype=torch.float64)
+    a, b = scale * v @ v.mT, w @ w.mT
+    exact, _ = trace_gains(a, b)
+    gains, size = trace_gains(a, b, torch.float32)
+    trace, none = a.diagonal(dim1=1, dim2=2).sum(1), a.new_zeros(100, 2)
+    off = (gains - exact).abs()
+    assert (off <= errors.of_gain(gains, none, size, trace, torch.float32)).all()
+    # Without the term for I, and without the one for A.
+    less = -errors.INVERTED * errors.rounding(torch.float32) * torch.eye(2)[0].double()
+    without = [
+        errors.of_gain(gains, less.expand(100, 2), size, trace, torch.float32),
+        errors.of_gain(gains, none, size, 0 * trace, torch.float32),
+    ]
+    assert (off > without[0 if scale < 1 else 1]).any()
+
+
+def exactly(x: Tensor) -> Any:
+    """Give numbers that are computed with without rounding."""
+    return np.vectorize(Fraction, otypes=[object])(x.numpy())
+
+
+def off_by(found: Tensor, exact: Any) -> Tensor:
+    return torch.tensor((exactly(found) - exact).astype(float)).norm(dim=(-2, -1))
+
+
+def vanishing(k: int) -> tuple[Tensor, Tensor]:
+    """Give a direction, and a symmetric matrix of size one that all but maps it to zero."""
+    u = torch.randn(k).double()
+    u /= u.norm()
+    return u, torch.eye(k).double() - (1 - 1e-4) * torch.outer(u, u)
+
+
+@pytest.mark.parametrize("which", ["inverse", "fisher"])
+@pytest.mark.parametrize("at", ["the start", "afresh"])
+def test_what_is_computed_in_float64_is_off_by_its_own_rounding(at: str, which: str) -> None:
+    # What one of the matrices all but maps to zero loses digits in the product with that.
+    u, matrix = vanishing(12)
+    eye = torch.eye(12).double()
+    inverse, target = (matrix if which == name else eye for name in ("inverse", "fisher"))
+    v = u + 1e-6 * torch.randn(40, 1, 12).double()
+    V, x = exactly(v), exactly(v) @ exactly(inverse)
+    if at == "afresh":
+        fresh = Information(inverse, target).fresh(v)
+        a, b, off = fresh.a, fresh.b, fresh.off
+        gains, bars = fresh.gains, fresh.bars
+        size = 1 / (1 + fresh.a[:, 0, 0])
+        wanted = errors.of_gain(gains, off, size, fresh.a[:, 0, 0], torch.float64)
+        torch.testing.assert_close(bars, wanted)
+        exact_b = x @ exactly(target) @ x.swapaxes(1, 2)
+    else:
+        everyone = LocalPool(stored(v), 1).candidates
+        everyone.start(inverse, target)
+        a, b = everyone._blocks[0, :, ::2], 2 * everyone._blocks[0, :, 1::2]
+        off = everyone._off[0]
+        exact_b = V @ exactly(target) @ V.swapaxes(1, 2)
+    assert (off_by(a, x @ V.swapaxes(1, 2)) <= off[:, 0]).all()
+    assert (off_by(b, exact_b) <= off[:, 1]).all()
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, 2.0])

@@ -435,7 +435,7 @@ def in_row_space(
     """
     n, r, k = embedding.shape
     v = embedding.take(range(n)).double()
-    check_finite(torch.linalg.vector_norm(v.flatten(1), dim=1), 0)
+    check_finite(torch.linalg.vector_norm(v.flatten(1), dim=1), torch.arange(n, device=v.device))
     labeled, root = objective.weighted_labeled, math.sqrt(objective.shift)
     if labeled is None:
         rows, fisher = v / root, objective.fisher / objective.shift
@@ -548,10 +548,10 @@ def _check_fisher(name: str, fisher: Tensor, k: int, device: torch.device) -> Te
             f"got {tuple(fisher.shape)}."
         )
     fisher = fisher.to(device, torch.float64)
-    largest = float(fisher.abs().max())
+    sizes = torch.stack([fisher.abs().max(), (fisher - fisher.T).abs().max()])
+    largest, asymmetry = sizes.tolist()
     if not math.isfinite(largest):
         raise ValueError(f"{name} must be finite, it holds NaN or infinity.")
-    asymmetry = float((fisher - fisher.T).abs().max())
     if asymmetry > _SYMMETRY * largest:
         raise ValueError(
             f"{name} must be symmetric, but differs from its transpose by up to "

@@ -84,11 +84,11 @@ class Fresh:
         return Fresh(*(torch.cat([getattr(x, f.name) for x in several]) for f in fields(Fresh)))
 
 
-def check_finite(norms: Tensor, start: int) -> None:
-    """Raise ValueError if an embedding has no finite norm; `start` is the first one's position."""
+def check_finite(norms: Tensor, positions: Tensor) -> None:
+    """Raise ValueError if the embedding at one of the positions has no finite norm."""
     bad = ~torch.isfinite(norms)
     if bad.any():
-        row = start + int(bad.nonzero()[0])
+        row = int(positions[bad][0])
         raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
 
 
@@ -211,7 +211,7 @@ class Candidates:
                 self._off[0, part, i] = norms * off
             self._evaluate(slice(0, 1), part, dtype)
             on_part(part.stop - part.start)
-        check_finite(self.norms, int(self.positions[0]))
+        check_finite(self.norms, self.positions)
         self._find_equals()
 
     def _find_equals(self) -> None:

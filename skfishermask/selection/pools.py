@@ -107,10 +107,13 @@ class LocalPool:
         self._take_out(steps)
 
     def _take_out(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            where = step.position.view(1) - self._start
-            inside = where[(where >= 0) & (where < len(self.candidates))] if self._shared else where
-            self.candidates.taken.index_fill_(0, inside, True)
+        if not steps:
+            return
+        where = torch.stack([step.position for step in steps])
+        if self._shared:
+            where -= self._start
+            where = where[(where >= 0) & (where < len(self.candidates))]
+        self.candidates.taken.index_fill_(0, where, True)
 
     def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see Pool
         return self.candidates.rows(self.where(positions))

@@ -238,7 +238,8 @@ class Information:
         size_x, size_fx = torch.linalg.vector_norm(both.unflatten(2, (2, -1)), dim=(1, 3)).T
         off = torch.stack([size_v, 2 * size_fx], 1) * (self._error * size_v)[:, None]
         off[:, 1].addcmul_(size_x, size_x, value=self._error_fisher)
-        bars = torch.addcmul(off[:, 1], off[:, 0], gains.abs()).mul_(inverse_size)
+        trace = a.diagonal(dim1=1, dim2=2).sum(1)
+        bars = errors.of_gain(gains, off, inverse_size, trace, torch.float64)
         return Fresh(both, a, b, off, gains, bars)
 
     def take(self, best: Best) -> Step:

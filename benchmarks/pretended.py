@@ -26,17 +26,15 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 _NAME = "pretend"
 _setup_privateuseone_for_python_backend(_NAME)
+# What autocast asks the device for, also where it is switched off.
+getattr(torch, _NAME).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
 DEVICE = torch.device(_NAME, 0)
 # The size or the value of their results must be known on the host.
-_READING = (
-    "_local_scalar_dense",
-    "nonzero",
-    "unique",
-    "_unique",
-    "masked_select",
-    "equal",
-    "is_nonzero",
-)
+_READING = {
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount"),
+    *("_unique", "_unique2", "unique_dim", "unique_consecutive"),
+    *("_linalg_check_errors", "_linalg_eigh", "linalg_lstsq", "repeat_interleave"),
+}
 _CROSSING = ("_to_copy", "copy_", "_copy_from", "to")
 _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 # They launch nothing, though their schema does not say so.
@@ -84,6 +82,9 @@ class Pretended(torch.Tensor):
     def tolist(self) -> Any:
         _counts.wait("tolist")
         return self.value.tolist()
+
+    def untyped_storage(self) -> Any:
+        return self.value.untyped_storage()
 
     def __repr__(self) -> str:
         return f"Pretended({self.value})"
@@ -147,7 +148,11 @@ def _run(operation: Any, args: Any, kwargs: Any) -> Any:
                 shapes = [tuple(x.shape) for x in elsewhere]
                 raise RuntimeError(f"{name} mixes devices: {shapes} are on the host")
             _counts.wait("index on the host")
-        if here and name in _READING:
+        # A mask is first turned into the places where it is true.
+        masked = name in _INDEXING and any(
+            x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
+        )
+        if here and (name in _READING or masked):
             _counts.wait(name)
         if (here and not stays) or (
             name == "copy_" and here and not isinstance(args[0], Pretended)
