@@ -61,10 +61,10 @@ SETTINGS = [
 ]
 # Data set, network, imbalance, first labels with batches of 20 and of 100.
 KINDS = [
-    ("cifar10-features", "mlp32", 50, 20, 100),
+    ("cifar10-features", "mlp16", 50, 20, 100),
     ("cifar10-components", "linear", 50, 20, 100),
-    ("wordnet", "mlp32", 50, 20, 100),
-    ("letter", "mlp32", 100, 26, 100),
+    ("wordnet", "mlp16", 50, 20, 100),
+    ("letter", "mlp16", 100, 26, 100),
 ]
 STUDY = [
     {

@@ -71,12 +71,12 @@ def cifar10_features(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
 
 
 def cifar10_components(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
-    """The 64 leading principal components of these features, for a linear head.
+    """The 32 leading principal components of these features, for a linear head.
 
     Of all 1,280 the exact Fisher information of the head would be a matrix of 12,810 x 12,810.
     """
     arrays = np.load(options.out / "cifar10-features.npz")
-    pca = PCA(64, random_state=0).fit(arrays["X_train"])
+    pca = PCA(32, random_state=0).fit(arrays["X_train"])
     train, test = (
         (pca.transform(arrays[f"X_{part}"]), arrays[f"y_{part}"]) for part in ("train", "test")
     )

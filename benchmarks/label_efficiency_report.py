@@ -544,11 +544,11 @@ largest to the smallest, in an order of the classes drawn by the seed; at least 
 class is among the first labels.
 
 *CIFAR-10 features* are the 1,280 outputs of EfficientNet-lite0, trained on ImageNet and frozen, for
-images of 128 pixels enlarged from CIFAR-10 (JPEG); the linear head sees their 64 leading principal
+images of 128 pixels enlarged from CIFAR-10 (JPEG); the linear head sees their 32 leading principal
 components. With a linear head FisherMask is BAIT without its backward step. *WordNet definitions*
 are the mean token vectors of WordLlama, 256 numbers, for the definition of a noun; the classes are
 its ten largest subjects. *Letters* are 16 numbers for a picture of one of the letters A to M, from
-KEEL. MLP heads have 32 hidden units.
+KEEL. MLP heads have 16 hidden units.
 
 All strategies get the same inputs, features and probabilities. Random, entropy and margin sampling
 are modAL's or ours; k-center, BADGE, TypiClust, DropQuery and MaxHerding are scikit-activeml's with

@@ -352,7 +352,7 @@ def write_setting(
         n_initial=20,
         n_instances=20,
         n_queries=2,
-        network="mlp32",
+        network="mlp16",
         pool_size=1000,
         test_size=500,
         trainings=1,
@@ -525,7 +525,7 @@ def test_study_goes_seed_by_seed_and_survives_a_strategy(
 
 
 def test_seeds_begin_where_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = ["study", "--network", "mlp32", "--n-queries", "1", "--pool-size", "200", "--seeds"]
+    argv = ["study", "--network", "mlp16", "--n-queries", "1", "--pool-size", "200", "--seeds"]
     argv += ["1", "--first-seed", "7", "--out", str(tmp_path), "--strategies", "random"]
     monkeypatch.setattr("sys.argv", argv)
     label_efficiency.main()
