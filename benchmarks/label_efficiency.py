@@ -11,6 +11,11 @@ Run from the root of the repository::
     python -m benchmarks.label_efficiency --dataset digits --n-instances 20 --seeds 8
     python -m benchmarks.label_efficiency --dataset fashion-mnist --data-dir ~/data --download \
         --imbalance 50 --strategies random entropy BADGE FisherMask
+    python -m benchmarks.label_efficiency --study --data-dir output/data --seeds 8
+
+The last runs the settings on pretrained features and on tabular data, seed by seed: all settings
+and strategies with one seed, then with two, and so on. The files are made by
+``benchmarks.label_efficiency_data``.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import csv
 import json
 import os
 import platform
+import traceback
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +39,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from tqdm.auto import tqdm
 
 from benchmarks.networks import NETWORKS, SeveralTrainings, make_net
-from benchmarks.strategies import FISHERMASK, PEERS, STRATEGIES
+from benchmarks.strategies import PEERS, STRATEGIES
 from skfishermask import ActiveLearningCurveDisplay, active_learning_curve
 
 METRICS = {
@@ -43,6 +49,7 @@ METRICS = {
 }
 COLUMNS = ["strategy", "seed", "n_labeled", *METRICS, "fit_time", "query_time"]
 SETTINGS = [
+    "first_seed",
     "imbalance",
     "n_initial",
     "n_instances",
@@ -52,6 +59,36 @@ SETTINGS = [
     "test_size",
     "trainings",
 ]
+# Data set, network, imbalance, first labels with batches of 20 and of 100.
+KINDS = [
+    ("cifar10-features", "mlp16", 50, 20, 100),
+    ("cifar10-components", "linear", 50, 20, 100),
+    ("wordnet", "mlp16", 50, 20, 100),
+    ("letter", "mlp16", 100, 26, 100),
+]
+STUDY = [
+    {
+        "dataset": dataset,
+        "network": network,
+        "imbalance": ratio,
+        "n_initial": n_initial,
+        "n_instances": n_instances,
+        "n_queries": n_queries,
+        "pool_size": 2000,
+        "test_size": 2600,
+        "trainings": 1,
+    }
+    for dataset, network, imbalance, few, many in KINDS
+    for ratio in (1, imbalance)
+    for n_initial, n_instances, n_queries in ((few, 20, 4), (many, 100, 2))
+]
+# For the default, as the protocol says.
+CANDIDATES = [
+    "FisherMask, lambda 0.01",
+    "FisherMask, coverage where balanced",
+    "FisherMask, coverage-weighted",
+]
+STUDIED = [*PEERS, "FisherMask", *CANDIDATES]
 PACKAGES = ["skfishermask", "torch", "scikit-learn", "skorch", "numpy", "scikit-activeml"]
 
 
@@ -142,7 +179,7 @@ def write_results(
             for step, n_labeled in enumerate(result["n_labeled"]):
                 is_last = step == len(score) - 1
                 rows.append(
-                    {"strategy": name, "seed": seed, "n_labeled": n_labeled}
+                    {"strategy": name, "seed": options.first_seed + seed, "n_labeled": n_labeled}
                     | {m: f"{result[f'test_{m}'][seed, step]:.6f}" for m in METRICS}
                     | {
                         "fit_time": f"{result['fit_time'][seed, step]:.4f}",
@@ -179,9 +216,11 @@ def parse() -> argparse.Namespace:
     add("--data-dir", type=Path, default=Path("output/data"), help="where torchvision's data lie")
     add("--download", action="store_true", help="let torchvision download them")
     add("--imbalance", type=float, default=1, help="largest class of the pool over the smallest")
-    add("--strategies", nargs="+", default=[*PEERS, *FISHERMASK], choices=[*STRATEGIES],
+    add("--study", action="store_true", help="run the settings of the study, not one of your own")
+    add("--strategies", nargs="+", default=STUDIED, choices=[*STRATEGIES],
         metavar="NAME", help=f"of: {', '.join(STRATEGIES)}")  # fmt: skip
     add("--seeds", type=int, default=4, help="paired repeats (default: 4)")
+    add("--first-seed", type=int, default=0, help="for trying out what other seeds will confirm")
     add("--n-initial", type=int, default=20)
     add("--n-instances", type=int, default=20, help="labels a query (default: 20)")
     add("--n-queries", type=int, default=5)
@@ -195,41 +234,64 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    options = parse()
+def run(options: argparse.Namespace, n_seeds: int) -> dict[str, dict[str, np.ndarray]]:
+    """All strategies in one setting; what the checkpoints hold is not computed again.
+
+    A strategy that fails is reported and left out, so that it stops no others.
+    """
     X, y, n_train = load(options.dataset, options.data_dir, options.download)
     splits = [
         make_split(y, n_train, seed, options.pool_size, options.test_size, options.imbalance)
-        for seed in range(options.seeds)
+        for seed in range(options.first_seed, options.first_seed + n_seeds)
     ]
     net = make_net(options.network, X.shape[1:], len(np.unique(y)), options.device)
     folder = options.out / setting_name(options)
     results = {}
     for name in tqdm(options.strategies, desc=folder.name, unit="strategy"):
-        results[name] = active_learning_curve(
-            SeveralTrainings(net, options.trainings),
-            X,
-            y,
-            query_strategy=STRATEGIES[name],
-            n_initial=options.n_initial,
-            n_instances=options.n_instances,
-            n_queries=options.n_queries,
-            cv=splits,
-            scoring=mean_scores,
-            n_jobs=options.n_jobs,
-            random_state=0,
-            checkpoint=folder / "checkpoint" / slug(name),
-            verbose=1,
-        )
+        try:
+            results[name] = active_learning_curve(
+                SeveralTrainings(net, options.trainings),
+                X,
+                y,
+                query_strategy=STRATEGIES[name],
+                n_initial=options.n_initial,
+                n_instances=options.n_instances,
+                n_queries=options.n_queries,
+                cv=splits,
+                scoring=mean_scores,
+                n_jobs=options.n_jobs,
+                random_state=0,
+                checkpoint=folder / "checkpoint" / slug(name),
+            )
+        except Exception:  # whatever a peer raises
+            print(f"{folder.name}, {name}:\n{traceback.format_exc()}")
+            continue
         write_results(folder, options, {name: results[name]})
+    return results
+
+
+def study(options: argparse.Namespace) -> None:
+    for n_seeds in range(1, options.seeds + 1):
+        for setting in STUDY:
+            setting = setting | {"dataset": str(options.data_dir / f"{setting['dataset']}.npz")}
+            run(argparse.Namespace(**vars(options) | setting), n_seeds)
+
+
+def main() -> None:
+    options = parse()
+    if options.study:
+        study(options)
+        return
+    results = run(options, options.seeds)
+    folder = options.out / setting_name(options)
     display = ActiveLearningCurveDisplay.from_results(
         results, score_name="test_accuracy", band="sem"
     )
     display.figure_.savefig(folder / "curves.png", dpi=150)
-    print(f"\n{'mean accuracy over the curve':<30}{'mean':>8}{'- random':>12}{'s.e.':>8}")
+    print(f"\n{'mean accuracy over the curve':<45}{'mean':>8}{'- random':>12}{'s.e.':>8}")
     means = {name: r["test_accuracy"].mean(axis=1) for name, r in results.items()}
     for name, mean in means.items():
-        line = f"{name:<30}{mean.mean():>8.4f}"
+        line = f"{name:<45}{mean.mean():>8.4f}"
         if "random" in means and name != "random" and options.seeds > 1:
             difference = mean - means["random"]
             error = difference.std(ddof=1) / np.sqrt(len(difference))

@@ -16,15 +16,27 @@ from torch.nn import functional as F
 
 
 class MLP(nn.Module):
-    """One hidden layer of 64 units."""
+    """One hidden layer."""
 
-    def __init__(self, shape: tuple[int, ...], n_classes: int) -> None:
+    def __init__(self, shape: tuple[int, ...], n_classes: int, n_hidden: int = 64) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 64), nn.ReLU())
-        self.output = nn.Linear(64, n_classes)
+        hidden = nn.Linear(int(np.prod(shape)), n_hidden)
+        self.features = nn.Sequential(nn.Flatten(), hidden, nn.ReLU())
+        self.output = nn.Linear(n_hidden, n_classes)
 
     def forward(self, X: Tensor) -> Tensor:
         return self.output(self.features(X))
+
+
+class Linear(nn.Module):
+    """The output layer alone: a linear head on the inputs."""
+
+    def __init__(self, shape: tuple[int, ...], n_classes: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(int(np.prod(shape)), n_classes)
+
+    def forward(self, X: Tensor) -> Tensor:
+        return self.output(X.flatten(1))
 
 
 class CNN(nn.Module):
@@ -189,7 +201,14 @@ class Recurrent(nn.Module):
         return self.output(states[:, -1])
 
 
-NETWORKS = {"mlp": MLP, "cnn": CNN, "resnet18": ResNet18}
+class SmallMLP(MLP):
+    """16 hidden units, which makes thousands of queries on a CPU affordable."""
+
+    def __init__(self, shape: tuple[int, ...], n_classes: int) -> None:
+        super().__init__(shape, n_classes, n_hidden=16)
+
+
+NETWORKS = {"linear": Linear, "mlp16": SmallMLP, "mlp": MLP, "cnn": CNN, "resnet18": ResNet18}
 
 
 class UntilAccuracy(Callback):

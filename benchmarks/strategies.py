@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from modAL.uncertainty import entropy_sampling, margin_sampling
 from skactiveml.base import SkactivemlClassifier
-from skactiveml.pool import Badge, CoreSet
-from sklearn.base import BaseEstimator
+from skactiveml.pool import Badge, CoreSet, DropQuery, MaxHerding, TypiClust
+from sklearn.base import BaseEstimator, clone
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from skfishermask import FisherMaskSampler, select_batch
 from skfishermask.data.batches import NetBatches
@@ -42,8 +44,8 @@ def features_and_logits(net: Any, X: Any) -> tuple[Tensor, Tensor]:
     return torch.cat(features).detach(), torch.cat(logits)
 
 
-class LastLayer(SkactivemlClassifier):
-    """The network's output layer as a classifier of its features, as scikit-activeml wants one."""
+class FromNet(SkactivemlClassifier):
+    """Probabilities that a function gives for samples, as scikit-activeml wants a classifier."""
 
     def __init__(
         self,
@@ -56,11 +58,29 @@ class LastLayer(SkactivemlClassifier):
         super().__init__(classes, missing_label, cost_matrix, random_state)
         self.probabilities = probabilities
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LastLayer:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FromNet:
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        return self.probabilities
+        return self.probabilities(X)
+
+    def predict(self, X: Any, **kwargs: Any) -> np.ndarray:
+        return self.probabilities(X).argmax(axis=1)
+
+
+def drawn_seed() -> int:
+    """Seed from the global generator, which is seeded for the query."""
+    return int(check_random_state(None).randint(2**31 - 1))
+
+
+def inputs(X: Any) -> Tensor:
+    """The samples as the net takes them, flattened to (n, d)."""
+    return torch.as_tensor(X).flatten(1)
+
+
+def unit_inputs(X: Any) -> np.ndarray:
+    """The same, scaled to unit length."""
+    return F.normalize(inputs(X).double()).numpy()
 
 
 def k_center(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
@@ -68,8 +88,7 @@ def k_center(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
     net = unwrap(learner).net
     labeled, _ = features_and_logits(net, learner.X_training)
     pool, _ = features_and_logits(net, X_pool)
-    strategy = CoreSet(random_state=check_random_state(None).randint(2**31 - 1))
-    return strategy.query(
+    return CoreSet(random_state=drawn_seed()).query(
         labeled.numpy(force=True).astype(float),
         learner.y_training.astype(float),
         candidates=pool.numpy(force=True).astype(float),
@@ -82,17 +101,150 @@ def badge(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
     net = unwrap(learner).net
     labeled, _ = features_and_logits(net, learner.X_training)
     pool, logits = features_and_logits(net, X_pool)
-    strategy = Badge(random_state=check_random_state(None).randint(2**31 - 1))
+    probabilities = logits.double().softmax(1).numpy(force=True)
     return np.asarray(
-        strategy.query(
+        Badge(random_state=drawn_seed()).query(
             labeled.numpy(force=True).astype(float),
             learner.y_training.astype(float),
-            clf=LastLayer(logits.double().softmax(1).numpy(force=True)),
+            clf=FromNet(lambda _: probabilities),
             fit_clf=False,
             candidates=pool.numpy(force=True).astype(float),
             batch_size=n_instances,
         )
     )
+
+
+def max_herding(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
+    """MaxHerding (Bae et al. 2024) by scikit-activeml, with the authors' kernel of radius 1."""
+    return MaxHerding(metric_dict={"gamma": 1.0}, random_state=drawn_seed()).query(
+        unit_inputs(learner.X_training),
+        learner.y_training.astype(float),
+        candidates=unit_inputs(X_pool),
+        batch_size=n_instances,
+    )
+
+
+def typi_clust(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
+    """TypiClust (Hacohen et al. 2022) by scikit-activeml, with the authors' clustering and k."""
+    n_labeled = len(learner.X_training)
+    few = n_labeled + n_instances <= 50
+    strategy = TypiClust(
+        cluster_algo=KMeans if few else MiniBatchKMeans,
+        cluster_algo_dict={} if few else {"batch_size": 5000},
+        k=20,
+        random_state=drawn_seed(),
+    )
+    X = np.concatenate([unit_inputs(learner.X_training), unit_inputs(X_pool)])
+    y = np.concatenate([learner.y_training, np.full(len(X_pool), np.nan)])
+    return np.asarray(strategy.query(X, y, batch_size=n_instances)) - n_labeled
+
+
+def tcm(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
+    """TCM (Doucet et al. 2024): TypiClust, then margin; here from 5 labels a class on."""
+    classes = unwrap(learner).net.classes_
+    if len(learner.y_training) < 5 * len(classes):
+        return typi_clust(learner, X_pool, n_instances)
+    return margin_sampling(learner, X_pool, n_instances=n_instances)[0]
+
+
+def drop_query(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
+    """DropQuery (Gupte et al. 2024) by scikit-activeml: 3 draws that drop 75% of the inputs."""
+    shape = X_pool.shape[1:]
+
+    def probabilities(X: np.ndarray) -> np.ndarray:
+        return learner.predict_proba(X.reshape(-1, *shape).astype(X_pool.dtype))
+
+    n_labeled = len(learner.X_training)
+    X = torch.cat([inputs(learner.X_training), inputs(X_pool)]).numpy()
+    y = np.concatenate([learner.y_training, np.full(len(X_pool), np.nan)])
+    seed = drawn_seed()
+    strategy = DropQuery(
+        dropout_rate=0.75,
+        n_dropout_samples=3,
+        cluster_algo_dict={"random_state": seed},
+        random_state=seed,
+    )
+    found = strategy.query(X, y, clf=FromNet(probabilities), fit_clf=False, batch_size=n_instances)
+    return np.asarray(found) - n_labeled
+
+
+def kernel(a: Tensor, b: Tensor, radius: float) -> Tensor:
+    return torch.exp(-torch.cdist(a, b).square() / radius**2)
+
+
+def herd(
+    pool: Tensor, labeled: Tensor, weights: Tensor, n_instances: int, radius: float
+) -> np.ndarray:
+    """Greedy weighted coverage: each pick raises sum_j weights_j max_i k(x_i, x_j) the most.
+
+    x_i are the labelled samples and the picks, x_j the pool; k(a, b) = exp(-|a - b|^2 / radius^2).
+    """
+    similarity = kernel(pool, pool, radius)
+    covered = kernel(pool, labeled, radius).amax(1)
+    picks: list[int] = []
+    for _ in range(n_instances):
+        gains = (similarity - covered).relu_() @ weights
+        gains[picks] = -1
+        picks.append(int(gains.argmax()))
+        covered = torch.maximum(covered, similarity[picks[-1]])
+    return np.array(picks)
+
+
+def margin_uncertainty(probabilities: np.ndarray) -> Tensor:
+    """One minus the difference of the two largest probabilities."""
+    top = torch.as_tensor(probabilities).topk(2, dim=1).values
+    return 1 - (top[:, 0] - top[:, 1])
+
+
+def calibration_error(probabilities: Tensor, y: Tensor, n_bins: int = 15) -> float:
+    """Expected calibration error: |accuracy - confidence| by bins of confidence."""
+    confidence, predicted = probabilities.max(1)
+    bins = (confidence * n_bins).long().clamp(max=n_bins - 1)
+    difference = torch.zeros(n_bins, dtype=confidence.dtype)
+    difference.index_add_(0, bins, (predicted == y).to(confidence.dtype) - confidence)
+    return float(difference.abs().sum()) / len(y)
+
+
+def temperature(learner: Any) -> float:
+    """The temperature that calibrates a net trained without a fifth of the labels on that fifth."""
+    X, y = learner.X_training, np.asarray(learner.y_training)
+    order = check_random_state(None).permutation(len(y))
+    held, kept = np.split(order, [max(1, len(y) // 5)])
+    classes = np.unique(y[kept])
+    held = held[np.isin(y[held], classes)]
+    if len(classes) < 2 or not len(held):
+        return 1.0
+    net = clone(unwrap(learner).net).fit(X[kept], np.searchsorted(classes, y[kept]))
+    _, logits = features_and_logits(net, X[held])
+    logits = logits[:, : len(classes)].double()  # the net has an output for classes it has not seen
+    targets = torch.as_tensor(np.searchsorted(classes, y[held]))
+    return min(
+        np.logspace(-1, 1, 49),
+        key=lambda t: calibration_error((logits / t).softmax(1), targets),
+    )
+
+
+def u_herding(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
+    """UHerding (Bae et al. 2025) as its authors adapt it.
+
+    The radius is the smallest distance between two labelled samples, and the temperature of the
+    probabilities is calibrated on held-out labels.
+    """
+    net = unwrap(learner).net
+    _, logits = features_and_logits(net, X_pool)
+    probabilities = (logits.double() / temperature(learner)).softmax(1)
+    pool, labeled = (F.normalize(inputs(X)) for X in (X_pool, learner.X_training))
+    distances = torch.pdist(labeled)
+    radius = float(distances[distances > 1e-6].min())
+    weights = margin_uncertainty(probabilities).to(pool.dtype)
+    return herd(pool, labeled, weights, n_instances, radius)
+
+
+def u_herding_fixed(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
+    """UHerding with MaxHerding's radius 1, and the net's own probabilities."""
+    pool, labeled = (F.normalize(inputs(X)) for X in (X_pool, learner.X_training))
+    weights = margin_uncertainty(learner.predict_proba(X_pool)).to(pool.dtype)
+    return herd(pool, labeled, weights, n_instances, 1.0)
 
 
 def bait_binary(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
@@ -116,71 +268,94 @@ def bait_binary(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
     return positions.numpy(force=True)
 
 
-class WeightedTarget(BaseEstimator):
-    """FisherMask with another target.
+class WithCoverage(BaseEstimator):
+    """A share of the batch by UHerding (radius 1), the rest by FisherMask given these.
 
-    F is the mean over the classes of the mean Fisher information of the samples that the network
-    puts there (`balanced`), or the pool and the labelled samples have given shares in it
-    (`pool_share`). `regularization` is a multiple of tr(F) / k where `relative` is True.
+    Parameters
+    ----------
+    share : float or None, default=None
+        None: all of it where the classes that the net predicts for the pool are balanced, none
+        where their effective number, 1 / sum_c (mean p_c)^2, is half of the number of classes.
+    regularization : float, default=0.01
+        FisherMask's.
     """
 
-    def __init__(
-        self,
-        balanced: bool = True,
-        regularization: float = 1.0,
-        relative: bool = False,
-        n_directions: int | None = None,
-        mask: str = "global",
-        oversample: float = 1.0,
-        pool_share: float | None = None,
-    ) -> None:
-        self.balanced = balanced
+    def __init__(self, share: float | None = None, regularization: float = 0.01) -> None:
+        self.share = share
         self.regularization = regularization
-        self.relative = relative
-        self.n_directions = n_directions
-        self.mask = mask
-        self.oversample = oversample
-        self.pool_share = pool_share
+
+    def __call__(self, learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
+        share = self.share
+        if share is None:
+            mean = learner.predict_proba(X_pool).mean(axis=0)
+            effective = 1 / np.square(mean / mean.sum()).sum()
+            share = max(0.0, 2 * effective / len(mean) - 1)
+        n_covering = round(share * n_instances)
+        if n_covering == 0:
+            return self._fishermask(learner, X_pool, n_instances, learner.X_training)
+        covering = u_herding_fixed(learner, X_pool, n_covering)
+        if n_covering == n_instances:
+            return covering
+        rest = np.setdiff1d(np.arange(len(X_pool)), covering)
+        labeled = np.concatenate([learner.X_training, X_pool[covering]])
+        n_left = n_instances - n_covering
+        others = self._fishermask(learner, X_pool[rest], n_left, labeled)
+        return np.concatenate([covering, rest[others]])
+
+    def _fishermask(self, learner: Any, X_pool: Any, n: int, X_labeled: Any) -> np.ndarray:
+        sampler = fisher(regularization=self.regularization, random_state=drawn_seed())
+        return sampler(learner, X_pool, n, X_labeled=X_labeled)[0]
+
+
+class CoverageWeighted(BaseEstimator):
+    """FisherMask on embeddings weighted by what the labels do not cover yet.
+
+    V(x) <- sqrt(w(x) / mean w) V(x) for the candidates and in F, where w(x) = 1 - max_l k(x, l)
+    over the labelled l, k(a, b) = exp(-|a - b|^2 / radius^2) on inputs of unit length.
+
+    Parameters
+    ----------
+    radius : float, default=1.0
+        Of the kernel.
+    regularization : float, default=0.01
+        FisherMask's.
+    """
+
+    def __init__(self, radius: float = 1.0, regularization: float = 0.01) -> None:
+        self.radius = radius
+        self.regularization = regularization
 
     def __call__(
         self, learner: Any, X_pool: Any, n_instances: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        # One pick by the sampler, for its mask; then the same mathematics with another F.
-        sampler = FisherMaskSampler(
-            mask=self.mask, batch_size=BATCH_SIZE, n_directions=self.n_directions, random_state=0
-        )
+        # One pick from one candidate, for the mask.
+        sampler = fisher(max_candidates=1, random_state=drawn_seed())
         sampler(learner, X_pool, 1)
-        net, mask = unwrap(learner).net, sampler.mask_
-        pool, labeled = (self._embed(net, X, mask) for X in (X_pool, learner.X_training))
-        V = torch.cat([pool, labeled])
-        if self.balanced:
-            _, logits = features_and_logits(net, np.concatenate([X_pool, learner.X_training]))
-            predicted = logits.argmax(1)
-            parts = [V[predicted == c] for c in predicted.unique()]
-            fisher = torch.stack([fisher_matrix(part) for part in parts]).mean(0)
-        elif self.pool_share is not None:
-            share = self.pool_share
-            fisher = share * fisher_matrix(pool) + (1 - share) * fisher_matrix(labeled)
-        else:
-            fisher = fisher_matrix(V)
-        scale = float(fisher.trace()) / len(fisher) if self.relative else 1.0
+        net = unwrap(learner).net
+        pool, labeled = (self._embed(net, X, sampler.mask_) for X in (X_pool, learner.X_training))
+        weights = self._uncovered(X_pool, learner.X_training)
+        pool *= (weights / weights.mean()).sqrt()[:, None, None]
+        n, n_labeled = len(pool), len(labeled)
         positions, gains = select_batch(
             pool,
             n_instances,
-            fisher,
+            fisher_matrix(pool) * (n / (n + n_labeled)),  # a labelled sample covers itself
             fisher_labeled=fisher_matrix(labeled),
-            n_labeled=len(labeled),
-            regularization=self.regularization * scale,
-            oversample=self.oversample,
+            n_labeled=n_labeled,
+            regularization=self.regularization,
         )
         return positions.numpy(force=True), gains.numpy(force=True)
+
+    def _uncovered(self, X_pool: Any, X_labeled: Any) -> Tensor:
+        pool, labeled = (F.normalize(inputs(X)) for X in (X_pool, X_labeled))
+        nearest = torch.cdist(pool, labeled).amin(1)
+        return 1 - torch.exp(-nearest.square() / self.radius**2)
 
     def _embed(self, net: Any, X: Any, mask: ParameterMask) -> Tensor:
         return fisher_embedding(
             net.module_,
             NetBatches(net, X, batch_size=BATCH_SIZE),
             mask,
-            n_directions=self.n_directions,
             to_logits=to_logits_of(net),
         )
 
@@ -197,11 +372,19 @@ PEERS: dict[str, Callable[..., Any] | str] = {
     "BADGE": badge,
     "BAIT": fisher(mask="output_layer", oversample=2.0),
     "BAIT Binary": bait_binary,
+    "TypiClust": typi_clust,
+    "TCM": tcm,
+    "DropQuery": drop_query,
+    "MaxHerding": max_herding,
+    "UHerding": u_herding,
+    "UHerding, radius 1": u_herding_fixed,
 }
 FISHERMASK: dict[str, Callable[..., Any] | str] = {
     "FisherMask": fisher(),
+    "FisherMask, lambda 0.01": fisher(regularization=0.01),
     "FisherMask, 1 direction": fisher(n_directions=1),
     "FisherMask, 3 directions": fisher(n_directions=3),
+    "FisherMask, identity target": fisher(target="identity"),
     "FisherMask, unweighted": fisher(weighting="none"),
     "FisherMask, half by entropy": fisher(entropy_share=0.5),
     "FisherMask, per-layer mask": fisher(mask="per_layer"),
@@ -209,22 +392,8 @@ FISHERMASK: dict[str, Callable[..., Any] | str] = {
     "FisherMask, random mask": fisher(mask="random"),
     "FisherMask, output layer": fisher(mask="output_layer"),
     "FisherMask, all parameters": fisher(mask="all"),
+    "FisherMask, half coverage": WithCoverage(0.5),
+    "FisherMask, coverage where balanced": WithCoverage(),
+    "FisherMask, coverage-weighted": CoverageWeighted(),
 }
-# What was tried to make it better.
-VARIANTS: dict[str, Callable[..., Any] | str] = {
-    "oversample 2": fisher(oversample=2.0),
-    "lambda 0.1": fisher(regularization=0.1),
-    "lambda 0.01": fisher(regularization=0.01),
-    "lambda tr(F)/k": WeightedTarget(balanced=False, relative=True),
-    "balanced target": WeightedTarget(),
-    "pool alone in F": WeightedTarget(balanced=False, pool_share=1.0),
-    "half of F from the pool": WeightedTarget(balanced=False, pool_share=0.5),
-    "mask of 450": fisher(mask_fraction=450),
-    "mask of 1320": fisher(mask_fraction=1320),
-    "quarter by entropy": fisher(entropy_share=0.25),
-    "1 direction, lambda 0.01": fisher(n_directions=1, regularization=0.01),
-    "3 directions, lambda 0.01": fisher(n_directions=3, regularization=0.01),
-    "1 direction, oversample 2": fisher(n_directions=1, oversample=2.0),
-    "identity target": fisher(target="identity"),
-}
-STRATEGIES = PEERS | FISHERMASK | VARIANTS
+STRATEGIES = PEERS | FISHERMASK

@@ -169,3 +169,26 @@ def columns(module: nn.Module, indices: Mapping[str, Tensor]) -> Tensor:
             found.append(start + indices[name])
         start += parameter.numel()
     return torch.cat(found)
+
+
+def herd(
+    pool: Tensor, labeled: Tensor, weights: Tensor, n_instances: int, radius: float
+) -> list[int]:
+    """Greedy weighted coverage: each pick is the candidate after which most is covered."""
+
+    def coverage(centres: list[Tensor]) -> float:
+        return sum(
+            float(weight)
+            * max(math.exp(-float((c - x).square().sum()) / radius**2) for c in centres)
+            for x, weight in zip(pool, weights, strict=True)
+        )
+
+    picks: list[int] = []
+    for _ in range(n_instances):
+        covered = {
+            i: coverage([*labeled, *pool[picks], pool[i]])
+            for i in range(len(pool))
+            if i not in picks
+        }
+        picks.append(max(covered, key=covered.__getitem__))
+    return picks
