@@ -127,6 +127,64 @@ def test_tokens_as_many_as_samples() -> None:
     assert_close(V, directions(p) @ g)
 
 
+class ReversedRows(nn.Module):
+    """Its first layer has the samples' rows in reversed order, and a dead unit is dead for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2, 4, bias=False)
+        self.output = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.hidden(x.flip(0)).flip(0).relu())
+
+
+def test_a_single_living_row_says_nothing_of_the_others() -> None:
+    torch.manual_seed(0)
+    module = ReversedRows().double()
+    with torch.no_grad():
+        module.hidden.weight.abs_()
+    # The row in the middle is where it would be in any order.
+    x = torch.tensor([[-1.0, -2], [1, 2], [-2, -1], [1, 3], [2, 1], [3, 4]]).double()
+    g, p = oracles.scores(module, x)
+    diagonal, V = read(module, [x[:3], x[3:]])
+    assert_close(diagonal, oracles.diagonal(g, p))
+    assert_close(V, directions(p) @ g)
+
+
+@pytest.mark.filterwarnings("error:Reading sample by sample")
+@pytest.mark.parametrize(
+    ("dtype", "n", "tolerance"),
+    # More samples than there are powers of two to tell them apart.
+    [(torch.float64, 520, 1e-10), (torch.float32, 70, 1e-5), (torch.float16, 70, 2e-2)],
+)
+def test_more_samples_than_powers_of_two(dtype: torch.dtype, n: int, tolerance: float) -> None:
+    torch.manual_seed(0)
+    module = networks.TimeFirst().to(dtype)
+    x = networks.tokens(n)
+    mask = mask_of(module, ["output.weight", *[n for n, _ in module.named_parameters()][:1]])
+    together = fisher_embedding(module, [x], mask, dtype=torch.float64)
+    alone = fisher_embedding(module, x.split(1), mask, dtype=torch.float64)
+    assert float((together - alone).norm() / alone.norm()) < tolerance
+
+
+@pytest.mark.filterwarnings("error:Reading sample by sample")
+def test_large_gradients_in_16_bits() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    with torch.no_grad():
+        # Gradients at the hidden units are near the largest number there is, 65,504.
+        module[0].weight.mul_(1e-4)
+        module[0].bias.zero_()
+        module[2].weight.mul_(2e4)
+    x = torch.randn(6, 3, 4)
+    module = networks.Net(lambda net, x: net.inner(x.transpose(0, 1)).mean(0), inner=module).half()
+    mask = mask_of(module, ["inner.0.weight"])
+    together = fisher_embedding(module, [x.half()], mask)
+    alone = fisher_embedding(module, x.half().split(1), mask)
+    assert float((together - alone).norm() / alone.norm()) < 2e-2
+
+
 def test_a_network_that_does_not_use_its_parameters() -> None:
     module = Net(lambda net, x: 2 * x, unused=nn.Linear(3, 3))
     for x in (torch.randn(1, 3), torch.randn(4, 3)):
