@@ -9,9 +9,12 @@ READY := $(VENV)/.ready
 OLDEST := .venv-oldest
 PIP := -m pip install --disable-pip-version-check
 PIP_INSTALL := $(PIP) --quiet
+# What users find in the reference.
+USERS_READ := sampler.py classifier.py activeml.py modal.py fisher/information.py fisher/mask.py \
+	evaluation/curve.py evaluation/display.py
 # modAL-python pins skorch==0.9.0, hence without its dependencies; the test extra brings pandas.
 MODAL := --no-deps modAL-python==0.4.2.1
-PYTEST := -m pytest --doctest-modules -n $(WORKERS) --dist worksteal tests skfishermask
+PYTEST := -m pytest --doctest-modules -n $(WORKERS) --dist loadgroup tests skfishermask
 # Warnings are errors, and every reference must lead somewhere. The builders share what they have read.
 SPHINX := -m sphinx -q -W -n --keep-going -j $(WORKERS) -d docs/_build/doctrees
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
@@ -39,8 +42,7 @@ test: $(READY) ## run the tests and the examples in the docstrings
 lint: $(READY) ## check style, formatting and docstrings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/numpydoc lint $(wildcard skfishermask/*.py skfishermask/fisher/information.py skfishermask/fisher/mask.py \
-		skfishermask/evaluation/curve.py skfishermask/evaluation/display.py)
+	$(BIN)/numpydoc lint $(addprefix skfishermask/,$(USERS_READ))
 
 types: $(READY) ## check the types
 	$(BIN)/mypy

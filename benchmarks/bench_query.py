@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from sklearn.datasets import load_digits
 from tqdm.auto import tqdm
 
 from benchmarks import harness
@@ -34,13 +35,12 @@ from benchmarks.bench_embedding import (
     one_by_one,
 )
 from benchmarks.bench_selection import authors_rows, gains_with_two_products, select_naively
+from benchmarks.dense import batch_information, objective, select_batch_oracle
 from benchmarks.harness import BATCH_SIZE
 from benchmarks.memory import peak_resident, private, resident, watching_memory
 from benchmarks.strategies import badge, k_center
 from skfishermask import FisherMaskSampler, fisher_embedding
 from skfishermask.fisher import fisher_matrix
-from tests.nets import digits
-from tests.oracles import batch_information, objective, select_batch_oracle
 
 # The authors' number of samples for the diagonal, which is the default, too.
 DIAGONAL = {"n_mask_samples": 1024}
@@ -233,8 +233,8 @@ class KnobCase:
     """A small network in the middle of active learning, and the exact answer for its query."""
 
     def __init__(self, given: argparse.Namespace, seed: int) -> None:
-        X, y = digits()
-        X = X.reshape(-1, 1, 8, 8)
+        X, y = load_digits(return_X_y=True)
+        X = (X / 16).astype("float32").reshape(-1, 1, 8, 8)
         self.n_labeled = 100
         n_pool, self.n_instances = (60, 5) if given.quick else (len(X) - 100, 50)
         order = np.random.default_rng(seed).permutation(len(X))
@@ -244,7 +244,7 @@ class KnobCase:
         sampler = self.sampler()
         sampler(self.net, self.pool, 1, X_labeled=self.labeled)
         self.mask = sampler.mask_
-        # The tests' slow, plain float64 code is the judge, on the CPU.
+        # Slow, plain float64 code is the judge, on the CPU.
         module = copy.deepcopy(self.net.module_).double().cpu()
         self.V, V_labeled = (
             fisher_embedding(

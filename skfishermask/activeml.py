@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,11 +15,16 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from skfishermask.data import Unwrapped, unwrap
-from skfishermask.fisher import MaskStrategy, ToLogits, Weighting
+from skfishermask.data import Data, Estimator, Labels, NetSamples, Unwrapped, unwrap
 from skfishermask.query import Query
-from skfishermask.sampler import FisherMaskSampler
-from skfishermask.selection import Batch, Objective, StoredEmbedding, gains_along
+from skfishermask.settings import (
+    MethodParameters,
+    Seed,
+    Settings,
+    at_least_one,
+    parameter,
+    with_method_parameters,
+)
 
 try:
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier
@@ -40,7 +45,9 @@ except ImportError as error:
 __all__ = ["FisherMask"]
 
 
-class FisherMask(SingleAnnotatorPoolQueryStrategy):
+@with_method_parameters
+@dataclass(eq=False, repr=False)
+class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
     r"""FisherMask, with the interface of a pool-based scikit-activeml query strategy.
 
     It picks what :class:`skfishermask.FisherMaskSampler` picks: greedily, the batch that most
@@ -56,45 +63,10 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         For every draw. As everywhere in scikit-activeml, an int is not the seed itself: the
         seed is made from it and the number of unlabelled samples. None draws from NumPy's
         global random state.
-    mask : {"global", "per_layer", "relative", "random", "output_layer", "all"}, default="global"
-        Which parameters to look at. ``"output_layer"`` is BAIT.
-    mask_fraction : float, int or "auto", default="auto"
-        Size of the mask: a share of all parameters, a number, or chosen by their number.
-    n_mask_samples : int or None, default=1024
-        Number of samples for the diagonal Fisher information; None takes all.
-    weighting : {"probability", "none"}, default="probability"
-        ``"none"`` leaves class probabilities out of the embedding.
-    n_directions : int, float or None, default=None
-        Rows of a sample's Fisher embedding: all, so many, or as many as keep that share.
-    target : {"pool", "identity"}, default="pool"
-        F in the objective.
-    use_labeled : bool, default=True
-        Let the Fisher matrix of the labelled samples into M.
-    regularization : float, default=1.0
-        The multiple of the identity matrix in M.
-    oversample : float, default=1.0
-        Pick so many times `batch_size` forward, then drop those whose removal costs least.
-    lazy : bool, default=False
-        Bring candidates up to date only when their last known gain would win: much less to read,
-        and nearly always the same batch. False proves every pick.
-    entropy_share : float, default=0.0
-        Share of the batch that is taken by largest predictive entropy first.
-    max_candidates : int or None, default=None
-        Embed at most so many candidates, drawn at random.
+    <method parameters>
     net_batch_size : int or None, default=None
         Samples per pass through the network; None: the net's own. It is the sampler's
         `batch_size`, which in scikit-activeml is the number of samples to query.
-    to_logits : callable or None, default=None
-        Maps what the net's ``infer`` gives to logits (n, C). None: by the net's criterion, or by
-        `forward_outputs` of a ``SkorchClassifier``.
-    embedding_dtype : {"float32", "float16", "bfloat16", "float64"}, default="float32"
-        Storage of the embedding.
-    memory_share : float, default=0.5
-        Share of the free memory above which the embedding goes to a scratch file.
-    scratch_folder : str, path-like or None, default=None
-        Where that file goes. None: the system's temporary folder.
-    verbose : int, default=0
-        1 shows progress bars.
 
     Attributes
     ----------
@@ -146,58 +118,19 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
     True
     """
 
-    def __init__(
-        self,
-        missing_label: Any = MISSING_LABEL,
-        random_state: int | np.random.RandomState | None = None,
-        *,
-        mask: MaskStrategy = "global",
-        mask_fraction: float | int | Literal["auto"] = "auto",
-        n_mask_samples: int | None = 1024,
-        weighting: Weighting = "probability",
-        n_directions: int | float | None = None,
-        target: str = "pool",
-        use_labeled: bool = True,
-        regularization: float = 1.0,
-        oversample: float = 1.0,
-        lazy: bool = False,
-        entropy_share: float = 0.0,
-        max_candidates: int | None = None,
-        net_batch_size: int | None = None,
-        to_logits: ToLogits | None = None,
-        embedding_dtype: str = "float32",
-        memory_share: float = 0.5,
-        scratch_folder: str | os.PathLike[str] | None = None,
-        verbose: int = 0,
-    ) -> None:
-        super().__init__(missing_label=missing_label, random_state=random_state)
-        self.mask = mask
-        self.mask_fraction = mask_fraction
-        self.n_mask_samples = n_mask_samples
-        self.weighting = weighting
-        self.n_directions = n_directions
-        self.target = target
-        self.use_labeled = use_labeled
-        self.regularization = regularization
-        self.oversample = oversample
-        self.lazy = lazy
-        self.entropy_share = entropy_share
-        self.max_candidates = max_candidates
-        self.net_batch_size = net_batch_size
-        self.to_logits = to_logits
-        self.embedding_dtype = embedding_dtype
-        self.memory_share = memory_share
-        self.scratch_folder = scratch_folder
-        self.verbose = verbose
+    missing_label: Labels = MISSING_LABEL
+    random_state: Seed = parameter(None, "random_state")
+    _: KW_ONLY
+    net_batch_size: int | None = parameter(None, at_least_one(), None)
 
     def query(
         self,
-        X: Any,
-        y: Any,
-        clf: Any,
+        X: Data,
+        y: Labels,
+        clf: Estimator,
         fit_clf: bool = False,
-        sample_weight: Any = None,
-        candidates: Any = None,
+        sample_weight: Data = None,
+        candidates: Data = None,
         batch_size: int = 1,
         return_utilities: bool = False,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -257,45 +190,39 @@ class FisherMask(SingleAnnotatorPoolQueryStrategy):
         if hasattr(clf, "missing_label"):
             check_equal_missing_label(clf.missing_label, self.missing_label_)
         check_scalar(fit_clf, "fit_clf", bool)
-        sampler = self._sampler()
+        settings = Settings(self, self.net_batch_size, self.random_state_)
         if fit_clf:
             clf = _fit_clone(clf, X, y, sample_weight)
 
         unwrapped = _unwrap(clf)
-        labeled = is_labeled(y, missing_label=self.missing_label_)
-        kind = _RecordingQuery if return_utilities else Query
-        query = kind(
-            sampler,
+        is_known = is_labeled(y, missing_label=self.missing_label_)
+        labeled = self._samples(unwrapped, X[is_known], "X_labeled") if is_known.any() else None
+        query = Query(
+            settings,
             unwrapped.net,
-            unwrapped.transform(X_candidates),
-            unwrapped.transform(X[labeled]) if labeled.any() else None,
+            self._samples(unwrapped, X_candidates, "X_pool"),
             batch_size,
+            labeled=labeled,
         )
-        chosen, _ = query.run()
-        self.mask_ = query.mask
-        self.fisher_diagonal_ = query.diagonal
-        self.query_info_ = query.info
-        indices: np.ndarray = chosen if rows is None else rows[chosen]
-        if not isinstance(query, _RecordingQuery):
+        result = query.run(wants_utilities=return_utilities)
+        self.mask_ = result.mask
+        self.fisher_diagonal_ = result.diagonal
+        self.query_info_ = result.info
+        indices: np.ndarray = result.indices if rows is None else rows[result.indices]
+        utilities = result.utilities
+        if utilities is None:
             return indices
-        utilities = query.utilities
         if rows is not None:
             of_candidates = utilities
             utilities = np.full((batch_size, len(X)), np.nan)
             utilities[:, rows] = of_candidates
         return indices, utilities
 
-    def _sampler(self) -> FisherMaskSampler:
-        """Make the sampler that has these parameters, and check them."""
-        parameters = self.get_params(deep=False)
-        del parameters["missing_label"]
-        parameters["batch_size"] = parameters.pop("net_batch_size")
-        sampler = FisherMaskSampler(**parameters | {"random_state": self.random_state_})
-        sampler._validate_params()
-        return sampler
+    def _samples(self, unwrapped: Unwrapped, X: np.ndarray, name: str) -> NetSamples:
+        return NetSamples(unwrapped.net, unwrapped.transform(X), name, self.net_batch_size)
 
 
-def _fit_clone(clf: Any, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> Any:
+def _fit_clone(clf: Estimator, X: np.ndarray, y: np.ndarray, sample_weight: Data) -> Estimator:
     # Others do not know what a missing label is.
     check_type(clf, "clf", SkactivemlClassifier)
     if sample_weight is None:
@@ -309,7 +236,7 @@ def _fit_clone(clf: Any, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> An
     return clone(clf).fit(X, y, sample_weight=sample_weight)
 
 
-def _unwrap(clf: Any) -> Unwrapped:
+def _unwrap(clf: Estimator) -> Unwrapped:
     """Find the fitted net, in scikit-activeml's wrappers too."""
     while isinstance(clf, SkactivemlClassifier):
         if isinstance(clf, SkorchClassifier):
@@ -329,10 +256,10 @@ def _unwrap(clf: Any) -> Unwrapped:
     return unwrap(clf)
 
 
-def _as_skorch_classifier(clf: Any) -> NeuralNetClassifier:
+def _as_skorch_classifier(clf: Estimator) -> NeuralNetClassifier:
     """Make a skorch classifier of a SkorchClassifier's net, with the very same module."""
     net = clf.neural_net_
-    nonlinearity: Any = "auto"
+    nonlinearity: Callable[[torch.Tensor], torch.Tensor] | Literal["auto"] = "auto"
     if clf.forward_outputs is not None:
         name, (index, nonlinearity) = next(iter(clf.forward_outputs.items()))
         if index != 0:
@@ -359,28 +286,3 @@ def _as_skorch_classifier(clf: Any) -> NeuralNetClassifier:
         verbose=0,
         **options,
     ).initialize()
-
-
-class _RecordingQuery(Query):
-    """A query that goes through its choices again, for the gains of all candidates.
-
-    Attributes
-    ----------
-    utilities : ndarray of shape (n_instances, n_pool)
-        Gains before each choice; NaN for those chosen before or not embedded. After :meth:`run`.
-    """
-
-    utilities: np.ndarray
-
-    def _found(
-        self,
-        rows: np.ndarray,
-        V: StoredEmbedding,
-        objective: Objective,
-        on_prepared: Callable[[int], object],
-    ) -> Batch:
-        found = super()._found(rows, V, objective, on_prepared)
-        gains = gains_along(V, found.positions.tolist(), objective)
-        self.utilities = np.full((len(gains), self._n_pool), np.nan)
-        self.utilities[:, rows] = gains.cpu().numpy()
-        return found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import check_random_state, get_tags
+from sklearn.utils import Tags, check_random_state, get_tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     check_consistent_length,
@@ -21,11 +21,16 @@ from sklearn.utils.validation import (
 )
 
 from skfishermask.data import (
+    Data,
+    Estimator,
+    Labels,
     NetModule,
     Relabeled,
+    Whatever,
     as_rows,
     check_finite,
     check_no_loader,
+    check_no_module,
     check_no_text,
     default_net,
     innermost,
@@ -38,6 +43,7 @@ from skfishermask.data import (
     unwrap,
 )
 from skfishermask.fisher import seeded
+from skfishermask.settings import Seed, check_parameters
 
 
 @contextmanager
@@ -50,6 +56,10 @@ def _explained(what: str) -> Iterator[None]:
     except (RuntimeError, IndexError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{what}: {error}") from error
+
+
+def _dtype_of(module: torch.nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 class NetClassifier(ClassifierMixin, BaseEstimator):
@@ -65,10 +75,10 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         For :meth:`fit`.
     """
 
-    estimator: Any
-    random_state: int | np.random.RandomState | None
+    estimator: Estimator
+    random_state: Seed
 
-    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> Self:
+    def fit(self, X: Data, y: Labels = None, **fit_params: Whatever) -> Self:
         """Fit a clone of the estimator.
 
         Parameters
@@ -92,7 +102,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             If the data are not numbers, not finite or not of equal length, or if there are
             fewer than two classes.
         """
-        self._validate_params()
+        check_no_module(self.estimator)
+        check_parameters(self)
         X = self._check_input(X, reset=True)
         y = self._encode_labels(X, y)
         if self.estimator is None:
@@ -122,7 +133,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             self.estimator_ = estimator.fit(X, y, **fit_params)
         return self
 
-    def _encode_labels(self, X: Any, y: Any) -> np.ndarray | None:
+    def _encode_labels(self, X: Data, y: Labels) -> np.ndarray | None:
         if y is None and isinstance(X, torch.utils.data.Dataset):
             own = np.asarray([int(X[i][1]) for i in range(len(X))])  # type: ignore[arg-type]
             self.classes_ = np.unique(own)
@@ -151,11 +162,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         encoded: np.ndarray = encoder.transform(y).astype("int64")
         return encoded
 
-    def _check_input(self, X: Any, *, reset: bool = False, casts: bool = True) -> Any:
-        """Check data against those of `fit`, and cast them to what the estimator takes.
-
-        A query does without the cast: it casts batch by batch, and so a memory map stays one.
-        """
+    def _check_input(self, X: Data, *, reset: bool = False, casts: bool = True) -> Data:
+        """Check data against those of `fit`, and cast them to what the estimator takes."""
         check_no_loader(X, "X")
         if reset:
             self._forget_shapes()
@@ -196,6 +204,10 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             return X
         return self._cast(X, reset=reset, casts=casts)
 
+    def __skfishermask_checked__(self, X: Data) -> Data:
+        # A query casts batch by batch, and so a memory map stays one.
+        return self._check_input(X, casts=False)
+
     def _forget_shapes(self) -> None:
         self._sample_shape: tuple[int, ...] | None = None
         for name in ("n_features_in_", "feature_names_in_"):
@@ -211,7 +223,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
                 f"samples of shape {self._sample_shape} as input."
             )
 
-    def _cast(self, X: Any, *, reset: bool, casts: bool) -> Any:
+    def _cast(self, X: Data, *, reset: bool, casts: bool) -> Data:
         """Cast floating-point numbers to the dtype of the network, all to that of the default."""
         if is_several(X):
             return map_inputs(X, lambda _, part: self._cast(part, reset=reset, casts=casts))
@@ -227,22 +239,20 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         wide = torch.float32 if dtype == torch.bfloat16 else dtype
         return X.astype(str(wide).removeprefix("torch."), copy=False)
 
-    def _input_dtype(self, X: Any, *, reset: bool) -> torch.dtype:
+    def _input_dtype(self, X: Data, *, reset: bool) -> torch.dtype:
         """Find the floating-point dtype that the network takes."""
         if not reset:
-            module: Any = NetModule(unwrap(self.estimator_).net)
-        else:
-            net = innermost(self.estimator)
-            module = getattr(net, "module", None)
-            if not isinstance(module, torch.nn.Module):
-                net = clone(net) if net is not None else default_net(np.shape(X), 2)
-                # Its initial weights are not wanted: only its dtype.
-                with seeded(0):
-                    module = NetModule(net.initialize())
-        dtype: torch.dtype = next(module.parameters()).dtype
-        return dtype
+            return _dtype_of(NetModule(unwrap(self.estimator_).net))
+        net = innermost(self.estimator)
+        module = getattr(net, "module", None)
+        if isinstance(module, torch.nn.Module):
+            return _dtype_of(module)
+        net = clone(net) if net is not None else default_net(np.shape(X), 2)
+        # Its initial weights are not wanted: only its dtype.
+        with seeded(0):
+            return _dtype_of(NetModule(net.initialize()))
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: Data) -> np.ndarray:
         """Predict class probabilities.
 
         Parameters
@@ -279,7 +289,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             p = p / np.maximum(p.sum(axis=1, keepdims=True), np.finfo(p.dtype).tiny)
         return p
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Data) -> np.ndarray:
         """Predict class labels.
 
         Parameters
@@ -303,7 +313,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         # A bare query strategy has fitted attributes too, of its last query.
         return hasattr(self, "estimator_")
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         if self.estimator is not None:
             inner = get_tags(self.estimator)

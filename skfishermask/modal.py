@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
-from sklearn.utils import check_consistent_length, check_random_state, get_tags
+from sklearn.utils import Tags, check_consistent_length, check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from skfishermask.data import (
+    Data,
+    Labels,
+    Whatever,
     check_finite,
     check_no_loader,
     check_no_module,
@@ -109,13 +112,13 @@ class ActiveLearner(_ModALActiveLearner):
     def __init__(
         self,
         estimator: BaseEstimator,
-        query_strategy: Callable[..., Any] | None = None,
-        X_training: Any = None,
-        y_training: Any = None,
+        query_strategy: Callable[..., Whatever] | None = None,
+        X_training: Data = None,
+        y_training: Labels = None,
         bootstrap_init: bool = False,
         on_transformed: bool = False,
         force_all_finite: bool = True,
-        **fit_kwargs: Any,
+        **fit_kwargs: Whatever,
     ) -> None:
         check_no_module(estimator)
         check_no_loader(X_training, "X_training")
@@ -136,9 +139,10 @@ class ActiveLearner(_ModALActiveLearner):
         self.force_all_finite = force_all_finite
 
     @property
-    def classes_(self) -> Any:
+    def classes_(self) -> np.ndarray:
         """Class labels of the fitted estimator."""
-        return self.estimator.classes_
+        classes: np.ndarray = self.estimator.classes_
+        return classes
 
     def __sklearn_is_fitted__(self) -> bool:
         try:
@@ -147,14 +151,14 @@ class ActiveLearner(_ModALActiveLearner):
             return False
         return True
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         # A learner is what its estimator is, so that cross-validation stratifies for a classifier.
         tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)
         tags.estimator_type = inner.estimator_type
         tags.classifier_tags, tags.regressor_tags = inner.classifier_tags, inner.regressor_tags
         return tags
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
+    def get_params(self, deep: bool = True) -> dict[str, object]:
         """Get the parameters, without the training data.
 
         Parameters
@@ -168,12 +172,14 @@ class ActiveLearner(_ModALActiveLearner):
         dict
             Parameter names mapped to their values.
         """
-        params: dict[str, Any] = super().get_params(deep=deep)
+        params: dict[str, object] = super().get_params(deep=deep)
         for name in ("X_training", "y_training"):
             del params[name]
         return params
 
-    def fit(self, X: Any, y: Any, bootstrap: bool = False, **fit_kwargs: Any) -> ActiveLearner:
+    def fit(
+        self, X: Data, y: Labels, bootstrap: bool = False, **fit_kwargs: Whatever
+    ) -> ActiveLearner:
         """Forget the training data so far and train on these.
 
         Parameters
@@ -197,7 +203,12 @@ class ActiveLearner(_ModALActiveLearner):
         return self._fit_to_known(bootstrap=bootstrap, **fit_kwargs)
 
     def teach(
-        self, X: Any, y: Any, bootstrap: bool = False, only_new: bool = False, **fit_kwargs: Any
+        self,
+        X: Data,
+        y: Labels,
+        bootstrap: bool = False,
+        only_new: bool = False,
+        **fit_kwargs: Whatever,
     ) -> None:
         """Add samples to the training data and train on all of them.
 
@@ -222,8 +233,12 @@ class ActiveLearner(_ModALActiveLearner):
             self._fit_to_known(bootstrap=bootstrap, **fit_kwargs)
 
     def query(
-        self, X_pool: Any, *query_args: Any, return_metrics: bool = False, **query_kwargs: Any
-    ) -> tuple[Any, ...]:
+        self,
+        X_pool: Data,
+        *query_args: Whatever,
+        return_metrics: bool = False,
+        **query_kwargs: Whatever,
+    ) -> tuple[Whatever, ...]:
         """Let the strategy choose from the pool, calling it exactly once.
 
         Parameters
@@ -264,7 +279,7 @@ class ActiveLearner(_ModALActiveLearner):
             warnings.warn("The query strategy returned no metrics.", UserWarning, stacklevel=2)
         return indices, instances, metrics
 
-    def _add_training_data(self, X: Any, y: Any) -> None:
+    def _add_training_data(self, X: Data, y: Labels) -> None:
         self._check_training_data(X, y)
         if self.X_training is None:
             self.X_training, self.y_training = X, y
@@ -275,11 +290,11 @@ class ActiveLearner(_ModALActiveLearner):
                 stack_rows(self.y_training, y),
             )
 
-    def _fit_to_known(self, bootstrap: bool = False, **fit_kwargs: Any) -> ActiveLearner:
+    def _fit_to_known(self, bootstrap: bool = False, **fit_kwargs: Whatever) -> ActiveLearner:
         return self._fit_on_new(self.X_training, self.y_training, bootstrap, **fit_kwargs)
 
     def _fit_on_new(
-        self, X: Any, y: Any, bootstrap: bool = False, **fit_kwargs: Any
+        self, X: Data, y: Labels, bootstrap: bool = False, **fit_kwargs: Whatever
     ) -> ActiveLearner:
         if bootstrap:
             # The global generator, as in modAL: its users repeat a run by np.random.seed.
@@ -290,7 +305,7 @@ class ActiveLearner(_ModALActiveLearner):
             self.estimator.fit(X, y, **fit_kwargs)
         return self
 
-    def _check_training_data(self, X: Any, y: Any) -> None:
+    def _check_training_data(self, X: Data, y: Labels) -> None:
         check_no_loader(X, "X")
         if y is None:
             raise ValueError("y is None; expected one label for each sample in X.")

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import os
-from functools import partial
-from numbers import Integral, Real
-from typing import Any, ClassVar, Literal
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skfishermask.classifier import NetClassifier
 from skfishermask.data import (
-    DaskPool,
-    active_client,
+    DaskSamples,
+    Data,
+    Estimator,
+    NetSamples,
+    Unwrapped,
+    Whatever,
     check_no_loader,
     check_no_module,
     is_dask,
     take_rows,
     unwrap,
 )
-from skfishermask.fisher import MASK_STRATEGIES, MaskStrategy, ToLogits, Weighting
+from skfishermask.private_names import HasMethods, client_that_computes
 from skfishermask.query import Query
-from skfishermask.selection import EMBEDDING_DTYPES
+from skfishermask.settings import (
+    MethodParameters,
+    Seed,
+    Settings,
+    at_least_one,
+    check_parameters,
+    parameter,
+    with_method_parameters,
+)
 
 
-class FisherMaskSampler(NetClassifier):
+@with_method_parameters
+@dataclass(eq=False, repr=False)
+class FisherMaskSampler(MethodParameters, NetClassifier):
     r"""Query strategy that picks the batch which most reduces the inverse Fisher information.
 
     Called with a fitted skorch classifier it is a query strategy in modAL's manner. Fitted, it
@@ -43,59 +53,12 @@ class FisherMaskSampler(NetClassifier):
     estimator : skorch classifier, or a Pipeline or search object around one, default=None
         The classifier to wrap; :meth:`fit` fits a clone of it. None: a small default network
         made from the data. As a bare query strategy none is needed.
-    mask : {"global", "per_layer", "relative", "random", "output_layer", "all"}, default="global"
-        Which parameters to look at, see :meth:`skfishermask.ParameterMask.from_diagonal`.
-        ``"output_layer"`` is BAIT.
-    mask_fraction : float, int or "auto", default="auto"
-        Size of the mask. A float in (0, 1] is the share of all parameters (the authors use
-        0.002), an int is the number itself, ``"auto"`` the larger of 0.2 % of all parameters
-        and twice the output layer, at most 10,000.
-    n_mask_samples : int or None, default=1024
-        Number of samples, drawn from the labelled ones and the pool, for the diagonal Fisher
-        information; None takes all.
-    weighting : {"probability", "none"}, default="probability"
-        ``"none"`` leaves class probabilities out of the embedding, as the authors' code does.
-    n_directions : int, float or None, default=None
-        Rows of V(x). None: exact. An int: so many leading ones; a float in (0, 1): as many as
-        keep that share of the trace. The cost of everything falls in proportion.
-    target : {"pool", "identity"}, default="pool"
-        F in the objective: the mean Fisher information of labelled and pool samples, or the
-        identity matrix.
-    use_labeled : bool, default=True
-        Let the Fisher matrix of the labelled samples into M_0.
-    regularization : float, default=1.0
-        The multiple of the identity matrix in M_0.
-    oversample : float, default=1.0
-        Pick so many times `n_instances` forward, then drop the ones whose removal costs
-        least. BAIT uses 2.
-    lazy : bool, default=False
-        Bring candidates up to date only when their last known gain would win: much less to read,
-        and nearly always the same batch. False proves every pick.
-    entropy_share : float, default=0.0
-        Share of the batch, in [0, 1], that is taken by largest predictive entropy first; the
-        rest is picked greedily given these.
-    max_candidates : int or None, default=None
-        Embed at most so many pool samples, drawn at random.
+    <method parameters>
     batch_size : int or None, default=None
         Samples per pass through the network; None: the net's own.
-    to_logits : callable or None, default=None
-        Maps what the net's ``infer`` gives to logits (n, C), such as ``lambda out: out["scores"]``.
-        None: by the net's criterion and ``predict_nonlinearity``, of a tuple the first element, of
-        an output with ``logits`` (Hugging Face) these.
-    embedding_dtype : {"float32", "float16", "bfloat16", "float64"}, default="float32"
-        Storage of V; computation is in float32 at least.
-    memory_share : float, default=0.5
-        Share of the free memory, in (0, 1], that V may take. A larger V goes to a scratch file,
-        which the selection reads again for every few picks and which is gone afterwards. With
-        CUDA, V may first take that share of the card's memory, then of the host's.
-    scratch_folder : str, path-like or None, default=None
-        Where the scratch file goes: best a fast local disk. None: the system's temporary
-        folder, which on some systems is memory.
     random_state : int, RandomState or None, default=None
         For every draw. An int makes :meth:`fit` and queries reproducible, without touching
         global random state. None leaves :meth:`fit` to the global random states.
-    verbose : int, default=0
-        1 shows progress bars.
 
     Attributes
     ----------
@@ -159,88 +122,19 @@ class FisherMaskSampler(NetClassifier):
     ((3, 4), ['no', 'yes'])
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "estimator": [HasMethods(["fit", "predict_proba"]), None],
-        "mask": [StrOptions(set(MASK_STRATEGIES))],
-        "mask_fraction": [
-            Interval(Real, 0, 1, closed="right"),
-            Interval(Integral, 1, None, closed="left"),
-            StrOptions({"auto"}),
-        ],
-        "n_mask_samples": [Interval(Integral, 1, None, closed="left"), None],
-        "weighting": [StrOptions({"probability", "none"})],
-        "n_directions": [
-            Interval(Real, 0, 1, closed="neither"),
-            Interval(Integral, 1, None, closed="left"),
-            None,
-        ],
-        "target": [StrOptions({"pool", "identity"})],
-        "use_labeled": ["boolean"],
-        "regularization": [Interval(Real, 0, None, closed="neither")],
-        "oversample": [Interval(Real, 1, None, closed="left")],
-        "lazy": ["boolean"],
-        "entropy_share": [Interval(Real, 0, 1, closed="both")],
-        "max_candidates": [Interval(Integral, 1, None, closed="left"), None],
-        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
-        "to_logits": [callable, None],
-        "embedding_dtype": [StrOptions(set(EMBEDDING_DTYPES))],
-        "memory_share": [Interval(Real, 0, 1, closed="right")],
-        "scratch_folder": [str, os.PathLike, None],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }
-
-    def __init__(
-        self,
-        estimator: Any = None,
-        *,
-        mask: MaskStrategy = "global",
-        mask_fraction: float | int | Literal["auto"] = "auto",
-        n_mask_samples: int | None = 1024,
-        weighting: Weighting = "probability",
-        n_directions: int | float | None = None,
-        target: str = "pool",
-        use_labeled: bool = True,
-        regularization: float = 1.0,
-        oversample: float = 1.0,
-        lazy: bool = False,
-        entropy_share: float = 0.0,
-        max_candidates: int | None = None,
-        batch_size: int | None = None,
-        to_logits: ToLogits | None = None,
-        embedding_dtype: str = "float32",
-        memory_share: float = 0.5,
-        scratch_folder: str | os.PathLike[str] | None = None,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int = 0,
-    ) -> None:
-        self.estimator = estimator
-        self.mask = mask
-        self.mask_fraction = mask_fraction
-        self.n_mask_samples = n_mask_samples
-        self.weighting = weighting
-        self.n_directions = n_directions
-        self.target = target
-        self.use_labeled = use_labeled
-        self.regularization = regularization
-        self.oversample = oversample
-        self.lazy = lazy
-        self.entropy_share = entropy_share
-        self.max_candidates = max_candidates
-        self.batch_size = batch_size
-        self.to_logits = to_logits
-        self.embedding_dtype = embedding_dtype
-        self.memory_share = memory_share
-        self.scratch_folder = scratch_folder
-        self.random_state = random_state
-        self.verbose = verbose
-
-    def _validate_params(self) -> None:
-        check_no_module(self.estimator)
-        super()._validate_params()
+    estimator: Estimator = parameter(None, HasMethods(["fit", "predict_proba"]), None)
+    _: KW_ONLY
+    batch_size: int | None = parameter(None, at_least_one(), None)
+    random_state: Seed = parameter(None, "random_state")
 
     def __call__(
-        self, classifier: Any, X_pool: Any, n_instances: int = 1, *, X_labeled: Any = None
+        self,
+        classifier: Estimator,
+        X_pool: Data,
+        n_instances: int = 1,
+        *,
+        X_labeled: Data = None,
+        X_target: Data = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Choose a batch from the pool, in the manner of a modAL query strategy.
 
@@ -257,6 +151,9 @@ class FisherMaskSampler(NetClassifier):
         X_labeled : array-like, dict or tuple of arrays or Dataset, optional
             The labelled samples. None: the learner's ``X_training`` where it keeps one, else
             there are none.
+        X_target : array-like, dict or tuple of arrays or Dataset, optional
+            Samples, without labels, like those on which the network is to do well: a balanced or
+            a deployment set where the pool is neither. F is their mean Fisher matrix then.
 
         Returns
         -------
@@ -280,41 +177,48 @@ class FisherMaskSampler(NetClassifier):
         ConnectionError
             If the Dask cluster that holds the pool is gone.
         """
-        self._validate_params()
-        for X, name in ((X_pool, "X_pool"), (X_labeled, "X_labeled")):
+        check_no_module(self.estimator)
+        check_parameters(self)
+        for X, name in ((X_pool, "X_pool"), (X_labeled, "X_labeled"), (X_target, "X_target")):
             check_no_loader(X, name)
-        unwrapped = unwrap(classifier)
+        return self._choose(unwrap(classifier), X_pool, n_instances, X_labeled, X_target)
+
+    def _choose(
+        self, unwrapped: Unwrapped, X_pool: Data, n_instances: int, X_labeled: Data, X_target: Data
+    ) -> tuple[np.ndarray, np.ndarray]:
+        net, client = unwrapped.net, None
         if X_labeled is None:
             X_labeled = unwrapped.X_training
-        if is_dask(X_labeled):
-            X_labeled = np.asarray(X_labeled)
-        if X_labeled is not None:
-            X_labeled = unwrapped.transform(X_labeled)
-        kind: Any = Query
+        labeled, target = (
+            None
+            if X is None
+            else NetSamples(net, unwrapped.transform(_here(X)), name, self.batch_size)
+            for X, name in ((X_labeled, "X_labeled"), (X_target, "X_target"))
+        )
+        pool: NetSamples | DaskSamples
         if is_dask(X_pool):
-            X_pool = DaskPool(X_pool, unwrapped.transform)
-            client = active_client(X_pool.array)
-            if client is not None:
-                from skfishermask.cluster import ClusterQuery
-
-                kind = partial(ClusterQuery, client=client)
+            pool = DaskSamples(net, X_pool, unwrapped.transform, self.batch_size)
+            client = client_that_computes(pool.array)
         else:
-            X_pool = unwrapped.transform(X_pool)
-        query = kind(self, unwrapped.net, X_pool, X_labeled, n_instances)
-        indices, gains = query.run()
-        self.mask_ = query.mask
-        self.fisher_diagonal_ = query.diagonal
-        self.query_info_ = query.info
-        return indices, gains
+            pool = NetSamples(net, unwrapped.transform(X_pool), "X_pool", self.batch_size)
+        settings = Settings(self, self.batch_size, self.random_state)
+        result = Query(
+            settings, net, pool, n_instances, labeled=labeled, target=target, client=client
+        ).run()
+        self.mask_ = result.mask
+        self.fisher_diagonal_ = result.diagonal
+        self.query_info_ = result.info
+        return result.indices, result.gains
 
     def query(
         self,
-        X_pool: Any,
+        X_pool: Data,
         n_instances: int = 1,
         *,
-        X_labeled: Any = None,
+        X_labeled: Data = None,
+        X_target: Data = None,
         return_metrics: bool = False,
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Data, ...]:
         """Choose a batch from the pool with the fitted estimator.
 
         Parameters
@@ -325,6 +229,8 @@ class FisherMaskSampler(NetClassifier):
             Number of samples to choose.
         X_labeled : same kinds as `X_pool`, optional
             The labelled samples; None: there are none.
+        X_target : same kinds as `X_pool`, optional
+            Samples like those on which the network is to do well, see :meth:`__call__`.
         return_metrics : bool, default=False
             Return the gains too.
 
@@ -338,24 +244,26 @@ class FisherMaskSampler(NetClassifier):
             Decrease of the objective when each was chosen; only if `return_metrics`.
         """
         check_is_fitted(self)
-        indices, gains = self(self, X_pool, n_instances, X_labeled=X_labeled)
+        # As for any other classifier: its input is checked, and its net found inside.
+        indices, gains = self(self, X_pool, n_instances, X_labeled=X_labeled, X_target=X_target)
         instances = take_rows(X_pool, indices)
         return (indices, instances, gains) if return_metrics else (indices, instances)
 
 
 def fisher_mask_sampling(
-    classifier: Any,
-    X_pool: Any,
+    classifier: Estimator,
+    X_pool: Data,
     n_instances: int = 1,
     *,
-    X_labeled: Any = None,
-    **parameters: Any,
+    X_labeled: Data = None,
+    X_target: Data = None,
+    **parameters: Whatever,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose a batch by FisherMask: the function form, in modAL's manner.
 
     Parameters
     ----------
-    classifier, X_pool, n_instances, X_labeled
+    classifier, X_pool, n_instances, X_labeled, X_target
         See :class:`FisherMaskSampler`.
     **parameters
         Parameters of :class:`FisherMaskSampler`.
@@ -396,4 +304,8 @@ def fisher_mask_sampling(
     (3, 4)
     """
     sampler = FisherMaskSampler(**parameters)
-    return sampler(classifier, X_pool, n_instances, X_labeled=X_labeled)
+    return sampler(classifier, X_pool, n_instances, X_labeled=X_labeled, X_target=X_target)
+
+
+def _here(X: Data) -> Data:
+    return np.asarray(X) if is_dask(X) else X

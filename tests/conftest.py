@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+# They start processes of their own: `make test` runs them in one of its two, one after the other.
+WITH_PROCESSES = {"test_cluster.py", "test_places.py", "test_pretended.py", "test_private_names.py"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.name in WITH_PROCESSES:
+            item.add_marker(pytest.mark.xdist_group("processes"))
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("pretended") and "PRETENDED_DEVICE" not in os.environ:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
@@ -22,15 +23,14 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
-from skfishermask.cluster import worker as _worker
+from skfishermask.cluster import worker
 from skfishermask.selection import Question
 from tests.nets import digits, fitted, logits_net, mlp, options
 from tests.problems import problem
 
-distributed = pytest.importorskip("distributed")
-da = pytest.importorskip("dask.array")
-
-from skfishermask.cluster import pool as ours  # noqa: E402, once Dask is known to be there
+dask = pytest.importorskip("dask", reason="needs Dask, which is an extra")
+distributed = pytest.importorskip("distributed", reason="needs Dask, which is an extra")
+da = pytest.importorskip("dask.array", reason="needs Dask, which is an extra")
 
 UNEVEN = ((100, 1, 357, 42, 700), (64,))
 N_POOL = sum(UNEVEN[0])
@@ -89,18 +89,47 @@ def processes(in_processes: Any) -> Iterator[Any]:
         yield in_processes
 
 
+class WatchedClient(distributed.Client):
+    """Tells the names of the functions whose tasks were started."""
+
+    on_start: Callable[[str], None] = staticmethod(lambda name: None)
+
+    def submit(self, function: Any, *args: Any, **options: Any) -> Any:
+        self.on_start(function.__name__)
+        return super().submit(function, *args, **options)
+
+    def compute(self, collections: Any, *args: Any, **options: Any) -> Any:
+        started = super().compute(collections, *args, **options)
+        if isinstance(started, list):
+            self.on_start(str(started[0].key).split("-")[0])
+        return started
+
+
 def cluster(n_workers: int, **more: Any) -> Any:
     made = distributed.LocalCluster(
         **({"n_workers": n_workers, "threads_per_worker": 1, "dashboard_address": ":0"} | more)
     )
 
-    class Both(distributed.Client):  # type: ignore[misc, name-defined]
+    class Both(WatchedClient):
         def __exit__(self, *error: Any) -> Any:
             closed = super().__exit__(*error)
             made.close()
             return closed
 
     return Both(made)
+
+
+def at_question(number: int, act: Callable[[], object]) -> Callable[[str], None]:
+    """Act once, before the first worker is asked so many questions of the selection."""
+    asked = 0
+
+    def on_start(name: str) -> None:
+        nonlocal asked
+        asked += name == "ask"
+        if name == "ask" and asked == number:
+            act()
+
+    return on_start
 
 
 def sampler(**more: Any) -> FisherMaskSampler:
@@ -151,6 +180,16 @@ def test_same_choice(
     for name in ("n_candidates", "n_labeled", "n_directions", "mask_size", "embedding_bytes"):
         assert there.query_info_[name] == here.query_info_[name]
     assert tasks(processes) == []
+
+
+def test_same_choice_with_target_samples(
+    threads: Any, net: Any, pool: np.ndarray, labeled: np.ndarray
+) -> None:
+    target = digits()[0][60:100].astype("float64")
+    asked = {"X_labeled": labeled, "X_target": target}
+    expected = sampler()(net, pool, 20, **asked)
+    assert expected[0].tolist() != chosen_by(sampler(), net, pool, labeled, 20)[0].tolist()
+    assert_same(sampler()(net, da.from_array(pool, UNEVEN), 20, **asked), expected)
 
 
 @pytest.mark.parametrize("n_workers", [1, 4])
@@ -253,8 +292,6 @@ def test_what_the_net_infers_is_read_on_the_workers(
 
 
 def test_a_scheduler_that_was_asked_for_is_used(threads: Any, net: Any, pool: np.ndarray) -> None:
-    import dask
-
     found = sampler()
     with dask.config.set(scheduler="sync"):
         found(net, da.from_array(pool, UNEVEN), 3)
@@ -298,50 +335,33 @@ def test_what_crosses_the_network_does_not_grow_with_the_pool(
     assert sizes[1] < asked.query_info_["embedding_bytes"] / 4
 
 
-def test_this_process_holds_no_chunk_and_no_embedding(processes: Any, net: Any) -> None:
+def test_this_process_holds_no_chunk_and_no_embedding(processes: Any) -> None:
+    # One direction: quick to embed.
+    net = DoubleNet(nn.Linear(64, 2), criterion=nn.CrossEntropyLoss, verbose=0).initialize()
     rng = np.random.default_rng(0)
 
     def chunk(block_info: Any = None) -> np.ndarray:
         start = block_info[None]["array-location"][0][0]
-        return np.random.default_rng(start).random((20_000, 64))
+        return np.random.default_rng(start).random((4_000, 64))
 
-    X = da.map_blocks(
-        chunk, chunks=((20_000,) * 2, (64,)), dtype="float64", meta=rng.random((0, 0))
-    )
+    X = da.map_blocks(chunk, chunks=((4_000,) * 2, (64,)), dtype="float64", meta=rng.random((0, 0)))
     largest = 0
 
     def arrays() -> list[Any]:
         return [x for x in gc.get_objects() if type(x) in (np.ndarray, Tensor)]
 
-    def watch(count: int) -> None:
-        """Look at all arrays and tensors between picks, but those of other tests."""
+    def watch(name: str) -> None:
+        """Look at all arrays and tensors whenever a task starts, but those of other tests."""
         nonlocal largest
         largest = max(largest, *(x.nbytes for x in arrays() if id(x) not in others))
 
-    asked = FisherMaskSampler(random_state=0, mask_fraction=200, n_mask_samples=300)
-    query = ours.ClusterQuery(asked, net, pool_of(X), None, 5, processes)
+    asked = FisherMaskSampler(random_state=0, mask="all")
     others = {id(x): x for x in arrays()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(query, "_picks_bar", lambda n: Bar(watch))
-        query.run()
-    # A chunk takes 10 MB, its embeddings 144 MB; what is here are a few hundred rows of these.
-    assert 0 < largest < 20_000 * 64 * 8
-
-
-class Bar:
-    def __init__(self, update: Callable[[int], None]) -> None:
-        self.update = update
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-def pool_of(X: Any) -> Any:
-    from skfishermask.data.dask import DaskPool
-
-    return DaskPool(X, lambda chunk: chunk)
+        patch.setattr(processes, "on_start", watch)
+        asked(net, X, 5)
+    # A chunk takes 2 MB, its embeddings as much; what is here are a few hundred rows of these.
+    assert 0 < largest < 4_000 * 64 * 8
 
 
 # --- Faults ---------------------------------------------------------------------------
@@ -360,45 +380,35 @@ def test_a_killed_worker_changes_nothing(
     pool: np.ndarray,
     labeled: np.ndarray,
     phase: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = chosen_by(sampler(), net, pool, labeled)
     killed: list[str] = []
     with cluster(2, processes=True) as client:
 
-        def kill_in(name: str) -> None:
-            if name == phase and not killed:
-                killed.append(name)
+        def kill() -> None:
+            if not killed:
+                killed.append(phase)
                 kill_one(client)
 
-        put, wait = ours.ClusterQuery._put, ours._Cluster.wait
-
-        def watched_put(self: Any, question: Any) -> Any:
-            kill_in({0: "start", 4: "selection"}.get(question.number, ""))
-            return put(self, question)
-
-        def watched_wait(self: Any, futures: Any, on_done: Any = None) -> None:
-            started = str(futures[0].key)
-            kill_in(
-                next((x for x in ("diagonal", "embedding") if started.startswith(f"{x}_of")), "")
-            )
-            wait(self, futures, on_done)
-
-        monkeypatch.setattr(ours.ClusterQuery, "_put", watched_put)
-        monkeypatch.setattr(ours._Cluster, "wait", watched_wait)
+        fifth = at_question(9, kill)
+        client.on_start = fifth if phase == "selection" else at_start("embedding_of", kill)
         found = chosen_by(sampler(), net, da.from_array(pool, UNEVEN), labeled)
         assert killed == [phase]
         assert tasks(client) == []
     assert_same(found, expected)
 
 
+def at_start(function: str, act: Callable[[], object]) -> Callable[[str], None]:
+    return lambda name: act() if name == function else None
+
+
 def test_a_shard_that_travels_says_that_it_has_lost_its_state(threads: Any) -> None:
     embedding, target = problem(30, 2, 10)
-    start = _worker.Start(1.0, target, picks_a_round=1, lazy=False)
+    start = worker.Start(1.0, target, picks_a_round=1, lazy=False)
     all_of_them = torch.tensor([-math.inf], dtype=torch.float64)
 
     def ask() -> list[Any]:
-        shard = _worker.Shard([_worker.Part(0, embedding)])
+        shard = worker.Shard([worker.Part(0, embedding)])
         shard.begin(start, [], 0)
         question = Question(0, 0, [], [], [], [], all_of_them, count=3, n_picks=1)
         again = pickle.loads(pickle.dumps(shard))
@@ -420,15 +430,15 @@ def test_interrupting_leaves_nothing_on_the_cluster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Ctrl-C comes while this process waits: here as soon as it does so in the phase.
-    wait = ours._Cluster.wait
+    wait = distributed.wait
     started = {"diagonal": "diagonal_of", "embedding": "embedding_of", "selection": "ask"}
 
-    def interrupted(self: Any, futures: Any, on_done: Any = None) -> None:
-        if str(futures[0].key).startswith(started[phase]):
+    def interrupted(futures: Any, *args: Any, **options: Any) -> Any:
+        if any(str(future.key).startswith(started[phase]) for future in futures):
             raise KeyboardInterrupt
-        wait(self, futures, on_done)
+        return wait(futures, *args, **options)
 
-    monkeypatch.setattr(ours._Cluster, "wait", interrupted)
+    monkeypatch.setattr(distributed, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         chosen_by(sampler(), net, da.from_array(pool, UNEVEN), labeled)
     assert tasks(threads) == []
@@ -444,29 +454,23 @@ def test_data_of_the_user_stay(threads: Any, net: Any, pool: np.ndarray) -> None
     np.testing.assert_array_equal(X.compute(), pool)
 
 
-def test_a_cluster_without_workers_is_gone(
-    net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ours, "_LOOK", 0.1)
-    monkeypatch.setattr(ours, "_GRACE", 0.5)
-    with cluster(1, processes=False) as client:
-        put = ours.ClusterQuery._put
+# How long to look for a cluster that does not answer.
+SOON = {"distributed.comm.timeouts.connect": "500ms"}
 
-        def leave(self: Any, question: Any) -> Any:
-            if question.number == 2:
-                client.cluster.scale(0)
-            return put(self, question)
 
-        monkeypatch.setattr(ours.ClusterQuery, "_put", leave)
+def test_a_cluster_without_workers_is_gone(net: Any, pool: np.ndarray) -> None:
+    with cluster(1, processes=False) as client, dask.config.set(SOON):
+        client.on_start = at_question(3, lambda: client.cluster.scale(0))
         with pytest.raises(ConnectionError, match=r"cluster at .* is gone: it has had no worker"):
             sampler()(net, da.from_array(pool, UNEVEN), 10)
 
 
-def test_a_cluster_that_never_had_a_worker_is_gone(
-    net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ours, "_GRACE", 0.5)
-    with cluster(0), pytest.raises(ConnectionError, match="it has had no worker"):
+def test_a_cluster_that_never_had_a_worker_is_gone(net: Any, pool: np.ndarray) -> None:
+    with (
+        cluster(0),
+        dask.config.set(SOON),
+        pytest.raises(ConnectionError, match="it has had no worker"),
+    ):
         sampler()(net, da.from_array(pool, UNEVEN), 10)
 
 
@@ -480,12 +484,7 @@ input()
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.kills
-def test_a_scheduler_that_is_killed_is_gone(
-    net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import dask
-
-    monkeypatch.setattr(ours, "_LOOK", 0.1)
+def test_a_scheduler_that_is_killed_is_gone(net: Any, pool: np.ndarray) -> None:
     # Workers must find this module, which has the net's class.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -493,36 +492,24 @@ def test_a_scheduler_that_is_killed_is_gone(
         subprocess.Popen([sys.executable, "-c", SCHEDULER], env=environment, **pipes) as process,
         dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
     ):
+
+        def kill() -> None:
+            process.kill()
+            process.wait()
+
         try:
             address = process.stdout.readline().strip()
-            with distributed.Client(address):
-                put = ours.ClusterQuery._put
-
-                def kill(self: Any, question: Any) -> Any:
-                    if question.number == 2:
-                        process.kill()
-                        process.wait()
-                    return put(self, question)
-
-                monkeypatch.setattr(ours.ClusterQuery, "_put", kill)
+            with WatchedClient(address) as client:
+                client.on_start = at_question(3, kill)
                 with pytest.raises(ConnectionError, match=r"Dask cluster at tcp://.* is gone"):
                     sampler()(net, da.from_array(pool, UNEVEN), 10)
         finally:
             process.kill()
 
 
-def test_a_cluster_that_is_closed_is_gone(
-    net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_is_closed_is_gone(net: Any, pool: np.ndarray) -> None:
     with cluster(1, processes=False) as client:
-        put = ours.ClusterQuery._put
-
-        def close(self: Any, question: Any) -> Any:
-            if question.number == 2:
-                client.cluster.close()
-            return put(self, question)
-
-        monkeypatch.setattr(ours.ClusterQuery, "_put", close)
+        client.on_start = at_question(3, client.cluster.close)
         with pytest.raises(ConnectionError, match=r"Dask cluster at .* is gone"):
             sampler()(net, da.from_array(pool, UNEVEN), 10)
 
@@ -555,19 +542,40 @@ def test_an_output_that_is_not_finite_is_named(threads: Any) -> None:
         FisherMaskSampler(mask="output_layer")(net, da.from_array(X, (50, 64)), 5)
 
 
-def test_too_little_memory_is_found_before_the_work(
-    threads: Any, net: Any, pool: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ours._Cluster, "memory", lambda self: (2, 1e6))
-    with pytest.raises(MemoryError, match=r"the cluster's 2 workers may take 0\.00 GB together"):
-        sampler()(net, da.from_array(pool, UNEVEN), 5)
+def test_too_little_memory_is_found_before_the_work(net: Any, pool: np.ndarray) -> None:
+    # A worker that has too little memory for itself is not to stop over that.
+    shares = ("target", "spill", "pause", "terminate")
+    with (
+        dask.config.set({f"distributed.worker.memory.{share}": False for share in shares}),
+        cluster(2, processes=False, memory_limit="500kB") as client,
+    ):
+        started: list[str] = []
+        client.on_start = started.append
+        message = r"the cluster's 2 workers may take 0\.00 GB together"
+        with pytest.raises(MemoryError, match=message):
+            sampler()(net, da.from_array(pool, UNEVEN), 5)
+    assert started == []
+
+
+class OnTheGpuOfAWorker(nn.Module):
+    """Refuses to be run on a worker's CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with contextlib.suppress(ValueError):
+            distributed.get_worker()
+            assert x.device.type == "cuda"
+        return self.mlp(x)
 
 
 @pytest.mark.cuda
-def test_workers_use_their_gpu(processes: Any, net: Any, pool: np.ndarray) -> None:
-    part = processes.submit(
-        lambda: _worker.Part(0, torch.ones(1, 1, 1, device="cuda")).values.device.type
-    )
-    assert part.result() == "cuda"
-    expected = sampler()(net, pool, 20)
-    assert_same(sampler()(net, da.from_array(pool, UNEVEN), 20), expected)
+def test_workers_use_their_gpu(processes: Any, pool: np.ndarray) -> None:
+    X = pool.astype("float32")
+    net = NeuralNetClassifier(OnTheGpuOfAWorker, criterion=nn.CrossEntropyLoss, verbose=0)
+    net.initialize()
+    expected = sampler()(net, X, 20)
+    found = sampler()(net, da.from_array(X, UNEVEN), 20)
+    assert_same(found, expected, rtol=1e-4)

@@ -11,8 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skfishermask import FisherMaskSampler
-from skfishermask.data.batches import NetBatches
-from skfishermask.data.dask import ChunkBatches, DaskPool, active_client, is_dask
+from skfishermask.data import DaskSamples, NetSamples, is_dask
+from skfishermask.private_names import client_that_computes
 from tests.nets import digits, fitted, logits_net
 
 da = pytest.importorskip("dask.array")
@@ -87,20 +87,21 @@ def test_one_chunk_at_a_time(net: Any, pool: np.ndarray) -> None:
 
 def test_batches_are_those_of_the_array(net: Any, pool: np.ndarray) -> None:
     rows = np.array([0, 3, 99, 100, 102, 399])
-    chunked = DaskPool(da.from_array(pool, CHUNKS), same)
-    batches = ChunkBatches(net, chunked, rows, 2)
+    X = da.from_array(pool, CHUNKS)
+    batches = DaskSamples(net, X, same, 2).batches(rows)
     found = list(batches)
     assert len(found) == len(batches) == 5
     assert batches.n_rows == 6
-    assert torch.equal(torch.cat(found), torch.cat(list(NetBatches(net, pool, rows))))
-    whole = list(ChunkBatches(net.set_params(batch_size=-1), chunked, rows, None))
+    expected = NetSamples(net, pool, "X_pool").batches(rows)
+    assert torch.equal(torch.cat(found), torch.cat(list(expected)))
+    whole = list(DaskSamples(net.set_params(batch_size=-1), X, same).batches(rows))
     net.set_params(batch_size=32)
     assert list(map(len, whole)) == [3, 1, 1, 1]
 
 
-def test_other_axes_become_one_chunk() -> None:
+def test_other_axes_become_one_chunk(net: Any) -> None:
     X = da.from_array(np.arange(60.0).reshape(6, 5, 2), (4, 2, 1))
-    pool = DaskPool(X, same)
+    pool = DaskSamples(net, X, same)
     assert pool.array.chunks == ((4, 2), (5,), (2,))
     assert len(pool) == 6
     assert pool.parts(np.array([1, 3, 5])) == [(0, slice(0, 2)), (1, slice(2, 3))]
@@ -145,4 +146,4 @@ def test_no_client_is_active() -> None:
     X = da.ones((4, 2))
     assert is_dask(X)
     assert not is_dask(np.ones(3))
-    assert active_client(X) is None
+    assert client_that_computes(X) is None

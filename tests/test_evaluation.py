@@ -26,7 +26,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import Callback
 
-from skfishermask import FisherMaskSampler, _initial, active_learning_curve
+from skfishermask import FisherMaskSampler, active_learning_curve
+from skfishermask.evaluation.initial import initial_samples
 from tests.nets import digits, logits_net
 
 X, Y = load_iris(return_X_y=True)
@@ -105,13 +106,14 @@ def test_initial_samples_are_in_training_part_and_stratified() -> None:
 @pytest.mark.parametrize(("n", "expected"), [(3, [1, 1, 1]), (10, [7, 2, 1]), (40, [28, 11, 1])])
 def test_stratified_draw(n: int, expected: list[int]) -> None:
     y = np.repeat([0, 1, 2], [70, 29, 1])
-    rows = _initial._stratified(y, n, np.random.RandomState(0))
+    (rows,) = initial_samples(n, y, [(np.arange(100), np.arange(0))], [0])
     assert len(set(rows)) == n
     assert np.bincount(y[rows]).tolist() == expected
 
 
 def test_stratified_draw_of_fewer_than_classes() -> None:
-    assert len(set(_initial._stratified(np.arange(10), 4, np.random.RandomState(0)))) == 4
+    (rows,) = initial_samples(4, np.arange(10), [(np.arange(10), np.arange(0))], [0])
+    assert len(set(rows)) == 4
 
 
 def test_strategies_are_paired() -> None:
@@ -401,10 +403,10 @@ def test_goes_on_without_random_state(tmp_path: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 sys.path.insert(0, os.getcwd())
 from skorch import NeuralNetClassifier
-from skfishermask import FisherMaskSampler, _checkpoint
+from skfishermask import FisherMaskSampler
 from tests.test_evaluation import small_run
 
 moment, folder = sys.argv[1:]
@@ -427,7 +429,7 @@ match moment:
     case "query":
         kill_at(FisherMaskSampler, "__call__", 2)
     case "write":
-        kill_at(_checkpoint.json, "dump", 3, write_half)
+        kill_at(json, "dump", 3, write_half)
     case "fit":
         kill_at(NeuralNetClassifier, "fit", 2)
 small_run(folder)

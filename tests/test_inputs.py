@@ -249,10 +249,7 @@ def test_sparse_matrices_go_through_a_pipeline(make: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])  # the second one needs a cast
 @pytest.mark.parametrize("through", ["sampler", "strategy"])
-def test_a_memory_map_is_never_read_whole(
-    through: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("skfishermask.data.rows._CHUNK", 64 * 100)
+def test_a_memory_map_is_never_read_whole(through: str, dtype: str, tmp_path: Path) -> None:
     fitted = FisherMaskSampler(net(), max_candidates=50, **(TINY | {"n_mask_samples": 50}))
     fitted.fit(X_LABELED, Y_LABELED)
     large = np.tile(X_POOL, (400, 1)).astype(dtype)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from skfishermask import FisherMaskSampler
-from skfishermask.data.batches import NetBatches, n_samples
-from skfishermask.data.logits import to_logits_of
+from skfishermask.data import NetSamples, to_logits_of
 from skfishermask.data.net import check_net
 from skfishermask.fisher import predicted_probabilities
 
@@ -56,7 +55,7 @@ CONVENTIONS = {
 def test_logits_give_the_probabilities_that_the_net_predicts(make: Any) -> None:
     net = make().initialize()
     expected = net.predict_proba(X[:40])
-    batches = NetBatches(net, X[:40])
+    batches = batches_of(net, X[:40])
     found = predicted_probabilities(net.module_, batches, to_logits=to_logits_of(net))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-7)
 
@@ -141,7 +140,13 @@ def test_not_initialized() -> None:
         check_net(nets.logits_net())
 
 
-def rows_of(batches: NetBatches) -> np.ndarray:
+def batches_of(
+    net: Any, X: Any, rows: np.ndarray | None = None, batch_size: int | None = None
+) -> Any:
+    return NetSamples(net, X, "X_pool", batch_size).batches(rows)
+
+
+def rows_of(batches: Any) -> np.ndarray:
     return torch.cat([b if isinstance(b, Tensor) else b["x"] for b in batches]).cpu().numpy()
 
 
@@ -168,9 +173,9 @@ class ReversedLoader(DataLoader):
 )
 def test_rows_come_whole_and_in_order(iterator: dict[str, Any]) -> None:
     net = nets.logits_net(**iterator).initialize()
-    np.testing.assert_array_equal(rows_of(NetBatches(net, X[:50])), X[:50])
+    np.testing.assert_array_equal(rows_of(batches_of(net, X[:50])), X[:50])
     rows = np.array([4, 3, 9, 30])
-    np.testing.assert_array_equal(rows_of(NetBatches(net, X[:50], rows)), X[rows])
+    np.testing.assert_array_equal(rows_of(batches_of(net, X[:50], rows)), X[rows])
 
 
 @pytest.mark.parametrize(
@@ -179,14 +184,14 @@ def test_rows_come_whole_and_in_order(iterator: dict[str, Any]) -> None:
 )
 def test_batch_size(size: int | None, batch_size: int, expected: list[int]) -> None:
     net = nets.logits_net(batch_size=batch_size).initialize()
-    batches = NetBatches(net, X[:50], batch_size=size)
+    batches = batches_of(net, X[:50], batch_size=size)
     assert [len(b) for b in batches] == expected
     assert len(batches) == len(expected)
     assert batches.n_rows == 50
 
 
 def test_no_rows() -> None:
-    assert list(NetBatches(nets.logits_net().initialize(), X, np.arange(0))) == []
+    assert list(batches_of(nets.logits_net().initialize(), X, np.arange(0))) == []
 
 
 INPUTS = {
@@ -201,13 +206,13 @@ INPUTS = {
 @pytest.mark.parametrize("data", INPUTS.values(), ids=INPUTS)
 def test_kinds_of_input(data: Any) -> None:
     net = nets.logits_net().initialize()
-    assert n_samples(net, data) == 9
-    np.testing.assert_array_equal(rows_of(NetBatches(net, data, batch_size=4)), X[:9])
+    assert len(NetSamples(net, data, "X_pool")) == 9
+    np.testing.assert_array_equal(rows_of(batches_of(net, data, batch_size=4)), X[:9])
 
 
 def test_a_data_frame_gives_its_columns_by_name_as_skorch_does() -> None:
     frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]})
-    (batch,) = NetBatches(nets.logits_net().initialize(), frame)
+    (batch,) = batches_of(nets.logits_net().initialize(), frame)
     assert batch["a"].tolist() == [[1.0], [2.0], [3.0]]
 
 
@@ -216,7 +221,7 @@ def test_a_memory_map_is_read_row_by_row(tmp_path: Any) -> None:
     np.save(path, X[:50])
     mapped = np.load(path, mmap_mode="r")
     net = nets.logits_net().initialize()
-    np.testing.assert_array_equal(rows_of(NetBatches(net, mapped)), X[:50])
+    np.testing.assert_array_equal(rows_of(batches_of(net, mapped)), X[:50])
 
 
 def test_an_iterable_without_length() -> None:
@@ -225,13 +230,13 @@ def test_an_iterable_without_length() -> None:
             return iter([1, 2])
 
     with pytest.raises(TypeError, match="found Stream"):
-        n_samples(nets.logits_net().initialize(), Stream())
+        batches_of(nets.logits_net().initialize(), Stream())
 
 
 @pytest.mark.parametrize("iterator", [{}, {"iterator_valid__num_workers": 1}], ids=str)
 def test_the_global_random_state_is_not_touched(iterator: dict[str, Any]) -> None:
     net = nets.logits_net(**iterator).initialize()
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    list(NetBatches(net, X[:50]))
+    list(batches_of(net, X[:50]))
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import nets
 import numpy as np
 import oracles
+import psutil
 import pytest
 import torch
 from modAL.models import ActiveLearner as ModALActiveLearner
@@ -22,9 +24,14 @@ from sklearn.utils._param_validation import InvalidParameterError
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
-from skfishermask import FisherMaskSampler, fisher_mask_sampling
+from skfishermask import (
+    FisherMaskSampler,
+    fisher_embedding,
+    fisher_mask_sampling,
+    select_batch,
+)
+from skfishermask.fisher import fisher_matrix
 from skfishermask.modal import ActiveLearner
-from skfishermask.selection.storage import ScratchEmbedding
 
 X, Y = nets.digits()
 X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:260]
@@ -44,16 +51,21 @@ def oracle_query(
     target, oversample = options.get("target", "pool"), options.get("oversample", 1.0)
     use_labeled = options.get("use_labeled", True)
     n_labeled = 0 if X_labeled is None else len(X_labeled)
-    samples = X_POOL if X_labeled is None else np.concatenate([X_labeled, X_POOL])
+    parts = [X_POOL] if X_labeled is None else [X_labeled, X_POOL]
+    n_samples = sum(map(len, parts))
+    samples = np.concatenate([*parts, options.get("X_target", X_POOL[:0])])
     g, p = oracles.scores(net.module_, torch.as_tensor(samples))
-    diagonal = oracles.diagonal(g, p)
+    diagonal = oracles.diagonal(g[:n_samples], p[:n_samples])
     n_output = sum(t.numel() for t in list(net.module_.parameters())[-2:])
     best = diagonal[:-n_output].argsort(descending=True, stable=True)[: k - n_output]
     kept = torch.cat([best.sort().values, torch.arange(len(diagonal) - n_output, len(diagonal))])
     V = p.sqrt()[:, :, None] * g[:, :, kept]
     if options.get("weighting") == "none":
         V = g[:, :, kept]
+    V, V_target = V[:n_samples], V[n_samples:]
     fisher = (V.mT @ V).mean(0) if target == "pool" else torch.eye(k).double()
+    if len(V_target):
+        fisher = (V_target.mT @ V_target).mean(0)
     labeled = {}
     if X_labeled is not None and use_labeled:
         labeled = {"fisher_labeled": (V[:n_labeled].mT @ V[:n_labeled]).mean(0)}
@@ -77,8 +89,10 @@ def oracle_query(
         {"regularization": 0.01},
         {"weighting": "none"},
         {"oversample": 2.0},
+        {"X_target": X[300:330]},
+        {"X_target": X[300:330], "target": "identity", "use_labeled": False},
     ],
-    ids=str,
+    ids=lambda options: " ".join(options) or "plain",
 )
 @pytest.mark.parametrize("labeled", [True, False])
 def test_a_query_chooses_what_the_dense_oracle_chooses(options: dict, labeled: bool) -> None:
@@ -86,8 +100,10 @@ def test_a_query_chooses_what_the_dense_oracle_chooses(options: dict, labeled: b
     net = nets.fitted(nets.logits_net())
     net.module_.double()
     X_labeled = X_LABELED if labeled else None
-    sampler = FisherMaskSampler(**SMALL, **options)
-    indices, gains = sampler(net, X_POOL, 12, X_labeled=X_labeled)
+    given = {name: value for name, value in options.items() if name != "X_target"}
+    sampler = FisherMaskSampler(**SMALL, **given)
+    X_target = options.get("X_target")
+    indices, gains = sampler(net, X_POOL, 12, X_labeled=X_labeled, X_target=X_target)
     expected, expected_gains = oracle_query(net, 160, 12, X_labeled, **options)
     assert len(sampler.mask_) == 160
     if options.get("oversample"):
@@ -277,6 +293,35 @@ def test_the_objective_falls_by_the_gains(net: Any, n_pool: int, options: dict[s
     assert one.query_info_["objective"][0] == pytest.approx(before, rel=1e-9)
 
 
+def test_few_rows_with_target_samples_choose_as_in_all_dimensions(net: Any) -> None:
+    X_pool, X_target = X_POOL[:8], X[300:306]
+    sampler = FisherMaskSampler(**SMALL | {"mask_fraction": 700})
+    indices, gains = sampler(net, X_pool, 4, X_labeled=X[:5], X_target=X_target)
+    assert sampler.query_info_["dimensions"] == 8 * 9
+
+    def embedded(samples: np.ndarray) -> Tensor:
+        return fisher_embedding(net.module_, [torch.as_tensor(samples)], sampler.mask_).double()
+
+    fisher, labeled = fisher_matrix(embedded(X_target)), fisher_matrix(embedded(X[:5]))
+    expected = select_batch(embedded(X_pool), 4, fisher, fisher_labeled=labeled, n_labeled=5)
+    assert indices.tolist() == expected[0].tolist()
+    np.testing.assert_allclose(gains, expected[1], rtol=1e-5)
+    M = torch.eye(700).double() + 5 / 9 * labeled
+    before, after = sampler.query_info_["objective"]
+    assert before == pytest.approx(float(torch.linalg.solve(M, fisher).trace()), rel=1e-5)
+    assert after == pytest.approx(before - gains.sum(), rel=1e-9)
+
+
+def test_target_samples_that_are_none(net: Any) -> None:
+    sampler = FisherMaskSampler(**SMALL)
+    with pytest.raises(ValueError, match="Expected X_target with at least one sample"):
+        sampler(net, X_POOL, 3, X_target=X[:0])
+    with pytest.raises(ValueError, match=r"but the target samples have shape \(5,\)"):
+        sampler(net, X_POOL, 3, X_target=X[:3, :5])
+    with pytest.raises(ValueError, match="X_target contains NaN or infinity, first in row 2"):
+        sampler(net, X_POOL, 3, X_target=np.where(np.arange(4)[:, None] == 2, np.nan, X[:4]))
+
+
 def test_few_rows_choose_as_in_all_dimensions(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options = SMALL | {"mask_fraction": 700, "embedding_dtype": "float64"}
     few, all_of_them = FisherMaskSampler(**options), FisherMaskSampler(**options)
@@ -326,7 +371,14 @@ def test_entropy_share(net: Any) -> None:
 def test_verbose_shows_progress(net: Any, capsys: pytest.CaptureFixture) -> None:
     FisherMaskSampler(verbose=1, **SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)
     shown = capsys.readouterr()
-    for step in ("Fisher diagonal", "Labelled", "Fisher embedding", "Preparing", "Selection"):
+    for step in (
+        "Fisher diagonal",
+        "Labelled",
+        "Fisher embedding",
+        "Fisher matrix",
+        "Preparing",
+        "Selection",
+    ):
         assert f"{step}: 100%" in shown.err
     assert shown.out == ""
     FisherMaskSampler(**SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)
@@ -399,17 +451,36 @@ def test_not_fitted() -> None:
         FisherMaskSampler()(nets.logits_net(), X_POOL, 3)
 
 
-def test_too_large_for_memory_is_said_before_the_work(
-    net: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Counting(nn.Module):
+    """Counts the samples that it has read, and stops like a Ctrl-C after so many."""
+
+    def __init__(self, stops_at: float = math.inf) -> None:
+        super().__init__()
+        self.mlp = nets.mlp()
+        self.n_read, self.stops_at = 0, stops_at
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_read += len(x)
+        if self.n_read > self.stops_at:
+            raise KeyboardInterrupt
+        return self.mlp(x)
+
+
+def counting_net(stops_at: float = math.inf) -> Any:
+    return NeuralNetClassifier(
+        Counting(stops_at), criterion=nn.CrossEntropyLoss, **nets.options()
+    ).initialize()
+
+
+def test_too_large_for_memory_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     class Little:
         available = 10_000
 
-    monkeypatch.setattr("skfishermask.selection.storage.psutil.virtual_memory", Little)
-    for work in ("fisher_diagonal", "embedding_blocks"):
-        monkeypatch.setattr(f"skfishermask.query.{work}", None)  # Not reached.
+    monkeypatch.setattr("psutil.virtual_memory", Little)
+    net = counting_net()
     with pytest.raises(MemoryError, match=r"200 candidates x 9 directions x 160 .* max_candidates"):
         FisherMaskSampler(**SMALL)(net, X_POOL, 3)
+    assert net.module_.n_read < 10
 
 
 SCRATCH = SMALL | {"memory_share": 1e-9}
@@ -429,39 +500,31 @@ def test_scratch_file_gives_the_same_batch(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("where", ["embedding_blocks", "find_batch"])
-def test_scratch_file_is_gone_after_an_exception(
-    net: Any, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[ScratchEmbedding] = []
-
-    class Recorded(ScratchEmbedding):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            made.append(self)
-
-    def interrupted(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("skfishermask.selection.storage.ScratchEmbedding", Recorded)
-    monkeypatch.setattr(f"skfishermask.query.{where}", interrupted)
+# After the diagonal, 200 samples are embedded; then come their entropies.
+@pytest.mark.parametrize("n_read", [300, 450], ids=["embedding", "selection"])
+def test_scratch_file_is_gone_after_an_exception(n_read: int, tmp_path: Path) -> None:
+    options = {"mask": "output_layer", "entropy_share": 1.0, "scratch_folder": tmp_path}
+    sampler, process = FisherMaskSampler(**SCRATCH | options), psutil.Process()
+    sampler(counting_net(), X_POOL, 3)
+    assert sampler.query_info_["embedding_storage"] == "scratch file"
+    n_open = process.num_fds()
     with pytest.raises(KeyboardInterrupt):
-        FisherMaskSampler(**SCRATCH, scratch_folder=tmp_path)(net, X_POOL, 3)
-    assert made[0]._file.closed
+        sampler(counting_net(n_read - 200), X_POOL, 3)
+    assert process.num_fds() == n_open
     assert list(tmp_path.iterdir()) == []
 
 
 def test_too_large_for_the_scratch_folder_is_said_before_the_work(
-    net: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Full:
         free = 1_000_000
 
-    monkeypatch.setattr("skfishermask.selection.storage.shutil.disk_usage", lambda folder: Full)
-    for work in ("fisher_diagonal", "embedding_blocks"):
-        monkeypatch.setattr(f"skfishermask.query.{work}", None)  # Not reached.
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Full)
+    net = counting_net()
     with pytest.raises(MemoryError, match=r"0.00 GB in .*scratch_folder"):
         FisherMaskSampler(**SCRATCH, scratch_folder=tmp_path)(net, X_POOL, 3)
+    assert net.module_.n_read < 10
 
 
 def test_no_trace_after_a_query_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:

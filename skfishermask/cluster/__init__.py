@@ -1,5 +1,6 @@
-"""A query where the pool's chunks are: on the workers of a Dask cluster."""
+"""The same stations on the workers of a Dask cluster."""
 
-from skfishermask.cluster.pool import ClusterQuery
+from skfishermask.cluster.client import Cluster
+from skfishermask.cluster.pool import ClusterPool
 
-__all__ = ["ClusterQuery"]
+__all__ = ["Cluster", "ClusterPool"]

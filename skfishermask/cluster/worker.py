@@ -7,20 +7,32 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from skfishermask.data import NetModule, chunk_batches, naming_rows, net_from_state, to_logits_of
+from skfishermask.data import (
+    Batches,
+    DaskObject,
+    Data,
+    NetModule,
+    ReadableNet,
+    chunk_batches,
+    naming_rows,
+    net_from_state,
+    to_logits_of,
+)
 from skfishermask.fisher import (
     ParameterMask,
+    Weighting,
     embedding_blocks,
     fisher_diagonal,
     fisher_matrix,
     predicted_probabilities,
 )
+from skfishermask.private_names import memory_limit_of
 from skfishermask.selection import (
     Answer,
     Block,
@@ -32,6 +44,8 @@ from skfishermask.selection import (
     stored,
 )
 
+S = TypeVar("S")
+T = TypeVar("T")
 # What tasks give to be summed up: the number of samples, and sums over them.
 Sums = tuple[int, dict[str, Tensor]]
 
@@ -55,31 +69,31 @@ class Chunk:
     batch_size: int | None
 
     @contextmanager
-    def read(self, packed: bytes, chunk: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """Give the network, the batches of inputs and what makes logits of outputs."""
+    def read(self, packed: bytes, chunk: Data) -> Iterator[tuple[ReadableNet, Batches]]:
+        """Give the network and the batches of its inputs."""
         import cloudpickle
 
         # Anew in each task, because the tasks of a worker share its memory.
         kind, parts, criteria, to_logits, transform = cloudpickle.loads(packed)
         net = net_from_state(kind, parts, "cuda" if torch.cuda.is_available() else "cpu")
         batches = chunk_batches(net, chunk, self.rows, self.start, transform, self.batch_size)
-        to_logits = to_logits_of(net, to_logits)
-        with naming_rows([batches], to_logits):
-            yield NetModule(net, criteria), batches, to_logits
+        readable = ReadableNet(net, NetModule(net, criteria), to_logits_of(net, to_logits))
+        with naming_rows(batches, readable.to_logits):
+            yield readable, batches
 
 
-def diagonal_of(packed: bytes, chunk: Any, which: Chunk, r: int) -> Sums:
+def diagonal_of(packed: bytes, chunk: Data, which: Chunk, r: int) -> Sums:
     """Sum up the diagonal Fisher information of a chunk's samples."""
-    with which.read(packed, chunk) as (module, batches, to_logits):
-        means = fisher_diagonal(module, batches, n_directions=r, to_logits=to_logits)
+    with which.read(packed, chunk) as (net, batches):
+        means = fisher_diagonal(net.module, batches, n_directions=r, to_logits=net.to_logits)
     n = len(which.rows)
     return n, {name: n * mean.cpu() for name, mean in means.items()}
 
 
-def probabilities_of(packed: bytes, chunk: Any, which: Chunk) -> Tensor:
+def probabilities_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor:
     """Predict the class probabilities of a chunk's samples."""
-    with which.read(packed, chunk) as (module, batches, to_logits):
-        return predicted_probabilities(module, batches, to_logits=to_logits).cpu()
+    with which.read(packed, chunk) as (net, batches):
+        return predicted_probabilities(net.module, batches, to_logits=net.to_logits).cpu()
 
 
 class Part:
@@ -95,19 +109,26 @@ class Part:
 
 def embedding_of(
     packed: bytes,
-    chunk: Any,
+    chunk: Data,
     which: Chunk,
     position: int,
     mask: ParameterMask,
     dtype: torch.dtype,
-    options: dict[str, Any],
+    r: int,
+    weighting: Weighting,
 ) -> Part:
     """Embed a chunk's candidates."""
-    with which.read(packed, chunk) as (module, batches, to_logits):
-        shape = len(which.rows), options["n_directions"], len(mask)
-        values = torch.empty(shape, dtype=dtype, device=next(module.parameters()).device)
+    with which.read(packed, chunk) as (net, batches):
+        values = torch.empty((len(which.rows), r, len(mask)), dtype=dtype, device=net.device)
         start = 0
-        for block in embedding_blocks(module, batches, mask, to_logits=to_logits, **options):
+        for block in embedding_blocks(
+            net.module,
+            batches,
+            mask,
+            weighting=weighting,
+            n_directions=r,
+            to_logits=net.to_logits,
+        ):
             values[start : start + len(block)] = block
             start += len(block)
     return Part(position, values)
@@ -150,7 +171,7 @@ class Shard:
         self._number = -1
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[Shard], tuple[list[Part]]]:
         return Shard, (self._parts,)
 
     def __sizeof__(self) -> int:
@@ -192,7 +213,7 @@ class Shard:
             return found
 
     @staticmethod
-    def _each(act: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    def _each(act: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """Act on all items, with as many threads as the worker may use."""
         from distributed import get_worker
 
@@ -212,12 +233,11 @@ def ask(
     return shard.ask(question)
 
 
-def same(value: Any) -> Any:
+def same(value: T) -> T:
     """Give what was sent."""
     return value
 
 
-def memory_limit(dask_worker: Any) -> int | None:
+def memory_limit(dask_worker: DaskObject) -> int | None:
     """Tell how much memory a worker may take."""
-    limit: int | None = dask_worker.memory_manager.memory_limit
-    return limit
+    return memory_limit_of(dask_worker)

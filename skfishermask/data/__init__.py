@@ -1,17 +1,13 @@
 """Whatever users hand over, down to a fitted skorch net and the batches that it sees."""
 
-from skfishermask.data.batches import NetBatches, n_samples, naming_rows
-from skfishermask.data.dask import ChunkBatches, DaskPool, active_client, chunk_batches, is_dask
+from skfishermask.data.batches import Batches, NetSamples, Source, naming_rows
+from skfishermask.data.dask import DaskSamples, chunk_batches, is_dask
 from skfishermask.data.default_net import default_net
-from skfishermask.data.logits import not_finite, to_logits_of
-from skfishermask.data.net import (
-    NetModule,
-    check_no_module,
-    explaining_labels,
-    is_binary,
-    net_module,
-)
+from skfishermask.data.handed import DaskObject, Data, Estimator, Labels, Whatever
+from skfishermask.data.logits import to_logits_of
+from skfishermask.data.net import NetModule, check_no_module, explaining_labels, is_binary
 from skfishermask.data.net_state import net_from_state, net_state
+from skfishermask.data.readable import ReadableNet, read_net
 from skfishermask.data.rows import (
     Relabeled,
     as_rows,
@@ -29,13 +25,19 @@ from skfishermask.data.rows import (
 from skfishermask.data.unwrap import Unwrapped, innermost, unwrap
 
 __all__ = [
-    "ChunkBatches",
-    "DaskPool",
-    "NetBatches",
+    "Batches",
+    "DaskObject",
+    "DaskSamples",
+    "Data",
+    "Estimator",
+    "Labels",
     "NetModule",
+    "NetSamples",
+    "ReadableNet",
     "Relabeled",
+    "Source",
     "Unwrapped",
-    "active_client",
+    "Whatever",
     "as_rows",
     "check_finite",
     "check_no_loader",
@@ -51,13 +53,11 @@ __all__ = [
     "is_text",
     "map_inputs",
     "n_rows",
-    "n_samples",
     "naming_rows",
     "net_from_state",
-    "net_module",
     "net_state",
-    "not_finite",
     "parts_of",
+    "read_net",
     "stack_rows",
     "take_rows",
     "to_logits_of",

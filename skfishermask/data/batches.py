@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import skorch
@@ -13,19 +13,62 @@ import torch
 from skorch.utils import to_tensor
 from torch.utils.data import DataLoader, Subset
 
+from skfishermask.data.handed import Data
 from skfishermask.data.logits import not_finite
+from skfishermask.data.rows import as_rows, check_finite
 from skfishermask.fisher import Batch, NonFiniteOutputError, ToLogits
 
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
 
 
-def n_samples(net: skorch.NeuralNet, X: Any) -> int:
-    """Count the rows that the net sees in X."""
-    return len(_dataset(net, X))
+class Batches(Protocol):
+    """Inputs of a net, batch by batch, readable again.
+
+    Attributes
+    ----------
+    name : str
+        What messages call the user's data.
+    rows : ndarray of int
+        Which of their rows these are.
+    """
+
+    name: str
+    rows: np.ndarray
+
+    @property
+    def n_rows(self) -> int:
+        """Number of samples."""
+
+    def __len__(self) -> int:
+        """Give the number of batches."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give tensors on the net's device, what its module's forward takes first."""
 
 
-def _dataset(net: skorch.NeuralNet, X: Any) -> Any:
+class Source(Protocol):
+    """Samples that a net reads.
+
+    Attributes
+    ----------
+    name : str
+        What messages call them.
+    """
+
+    name: str
+
+    def __len__(self) -> int:
+        """Count the samples."""
+
+    def first(self) -> Batch:
+        """Give the first sample alone."""
+
+    def batches(self, rows: np.ndarray | None = None) -> Batches:
+        """Give some rows, ascending, or all."""
+
+
+def _dataset(net: skorch.NeuralNet, X: Data) -> Data:
     dataset = net.get_dataset(X)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise TypeError(
@@ -56,7 +99,7 @@ class NetBatches:
     def __init__(
         self,
         net: skorch.NeuralNet,
-        X: Any,
+        X: Data,
         rows: np.ndarray | None = None,
         batch_size: int | None = None,
         name: str = "X",
@@ -113,31 +156,59 @@ class NetBatches:
             yield to_tensor(_inputs(batch), self._net.device)
 
 
-class _Numbered(Protocol):
-    """Batches that know which rows of the user's data they hold."""
+class NetSamples:
+    """Samples in whatever a user keeps them in, as a net sees them.
 
-    name: str
-    rows: np.ndarray
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        The net.
+    X : array-like, dict or tuple of arrays, or Dataset
+        What the net takes in ``predict``.
+    name : str
+        What messages call X.
+    batch_size : int, optional
+        None: the net's own.
+    """
+
+    def __init__(
+        self, net: skorch.NeuralNet, X: Data, name: str, batch_size: int | None = None
+    ) -> None:
+        self.name = name
+        self._net, self._X, self._batch_size = net, as_rows(X, name), batch_size
+        self._n = len(_dataset(net, self._X))
+
+    def __len__(self) -> int:
+        return self._n
 
     @property
-    def n_rows(self) -> int: ...
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of a sample; () where there are no arrays to tell."""
+        return tuple(self._X.shape[1:]) if isinstance(self._X, np.ndarray | torch.Tensor) else ()
+
+    def check_finite(self) -> None:
+        """Raise ValueError at NaN or infinity."""
+        check_finite(self._X, self.name)
+
+    def first(self) -> Batch:
+        """Give the first sample alone."""
+        return next(iter(self.batches(np.arange(1))))
+
+    def batches(self, rows: np.ndarray | None = None) -> NetBatches:
+        """Give some rows, ascending, or all."""
+        return NetBatches(self._net, self._X, rows, self._batch_size, self.name)
 
 
 @contextmanager
-def naming_rows(parts: Sequence[_Numbered], to_logits: ToLogits) -> Iterator[None]:
+def naming_rows(batches: Batches, to_logits: ToLogits) -> Iterator[None]:
     """Turn the count of samples read into a row of the user's data, in messages."""
     try:
         yield
     except NonFiniteOutputError as error:
-        row = error.row
-        for part in parts:
-            if row < part.n_rows:
-                raise not_finite(part.rows[row], part.name, to_logits) from error
-            row -= part.n_rows
-        raise
+        raise not_finite(batches.rows[error.row], batches.name, to_logits) from error
 
 
-def _inputs(batch: Any) -> Any:
+def _inputs(batch: Batch) -> Batch:
     """Take the inputs from what a loader gives: (X, y), or X alone."""
     if isinstance(batch, Mapping) or not isinstance(batch, list | tuple):
         return batch

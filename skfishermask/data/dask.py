@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
+import skorch
 
 from skfishermask.data.batches import NetBatches
+from skfishermask.data.handed import DaskObject, Data
 from skfishermask.data.rows import as_rows, check_finite
 from skfishermask.fisher import Batch
 
@@ -19,36 +20,19 @@ def is_dask(data: object) -> bool:
     return "dask" in sys.modules and hasattr(data, "__dask_graph__")
 
 
-def active_client(array: Any) -> Any:
-    """Find the ``distributed.Client`` that Dask would compute this array with.
+class DaskSamples:
+    """Samples in chunks of rows, none of which is computed before it is asked for.
 
     Parameters
     ----------
-    array : dask.array.Array
-        The array.
-
-    Returns
-    -------
-    Client or None
-        None: Dask would use a scheduler within this process or machine.
-    """
-    from dask.base import get_scheduler
-
-    # Whoever has a client has imported distributed.
-    distributed = sys.modules.get("distributed")
-    client = getattr(get_scheduler(collections=[array]), "__self__", None)
-    return client if distributed and isinstance(client, distributed.Client) else None
-
-
-class DaskPool:
-    """A pool in chunks of rows, none of which is computed before it is asked for.
-
-    Parameters
-    ----------
+    net : skorch.NeuralNet
+        The net that reads them.
     array : dask.array.Array
         The samples, along the first axis.
     transform : callable
         Turns computed rows into what the network sees.
+    batch_size : int, optional
+        None: the net's own.
 
     Attributes
     ----------
@@ -67,7 +51,15 @@ class DaskPool:
         If it holds no numbers, or if the lengths of its chunks are unknown.
     """
 
-    def __init__(self, array: Any, transform: Callable[[Any], Any]) -> None:
+    name = "X_pool"
+
+    def __init__(
+        self,
+        net: skorch.NeuralNet,
+        array: DaskObject,
+        transform: Callable[[Data], Data],
+        batch_size: int | None = None,
+    ) -> None:
         import dask.array as da
 
         if not isinstance(array, da.Array):
@@ -85,6 +77,7 @@ class DaskPool:
                 f"The lengths of X_pool's chunks must be known, found shape {array.shape}. "
                 "X_pool.compute_chunk_sizes() finds them out."
             )
+        self._net, self._batch_size = net, batch_size
         self.array = array.rechunk(dict.fromkeys(range(1, array.ndim), -1))
         self.transform = transform
         self.starts = np.cumsum([0, *self.array.chunks[0]])
@@ -92,32 +85,20 @@ class DaskPool:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def chunks(self) -> list[Any]:
-        """List the chunks.
-
-        Returns
-        -------
-        list of Delayed
-            Each an array, once it is computed.
-        """
-        found: list[Any] = self.array.to_delayed().ravel().tolist()
+    def chunks(self) -> list[DaskObject]:
+        """List the chunks, each an array once it is computed."""
+        found: list[DaskObject] = self.array.to_delayed().ravel().tolist()
         return found
 
-    def first(self, net: Any) -> NetBatches:
-        """Compute the first sample alone.
-
-        Parameters
-        ----------
-        net : skorch.NeuralNet
-            The net.
-
-        Returns
-        -------
-        NetBatches
-            One batch of one sample.
-        """
+    def first(self) -> Batch:
+        """Compute the first sample alone."""
         row = self.array[:1].compute()
-        return chunk_batches(net, row, np.arange(1), 0, self.transform, 1)
+        return next(iter(chunk_batches(self._net, row, np.arange(1), 0, self.transform, 1)))
+
+    def batches(self, rows: np.ndarray | None = None) -> ChunkBatches:
+        """Give some rows, ascending, or all: computed in this process."""
+        rows = np.arange(len(self)) if rows is None else rows
+        return ChunkBatches(self._net, self, rows, self._batch_size)
 
     def parts(self, rows: np.ndarray) -> list[tuple[int, slice]]:
         """Find where rows lie.
@@ -138,11 +119,11 @@ class DaskPool:
 
 
 def chunk_batches(
-    net: Any,
-    chunk: Any,
+    net: skorch.NeuralNet,
+    chunk: Data,
     rows: np.ndarray,
     start: int,
-    transform: Callable[[Any], Any],
+    transform: Callable[[Data], Data],
     batch_size: int | None,
 ) -> NetBatches:
     """Give the network's inputs from one chunk, which has been computed.
@@ -158,7 +139,7 @@ def chunk_batches(
     start : int
         The row of the chunk's first sample in the pool.
     transform, batch_size
-        As for `DaskPool` and `NetBatches`.
+        As for `DaskSamples`.
 
     Returns
     -------
@@ -178,7 +159,7 @@ def chunk_batches(
 
 
 class ChunkBatches:
-    """The network's inputs from a pool whose chunks this process computes, one after the other.
+    """The network's inputs from chunks that this process computes, one after the other.
 
     As `NetBatches`, except that no batch spans two chunks.
 
@@ -186,8 +167,8 @@ class ChunkBatches:
     ----------
     net : skorch.NeuralNet
         The net.
-    pool : DaskPool
-        The pool.
+    samples : DaskSamples
+        The chunks.
     rows : ndarray of int
         Which rows, ascending.
     batch_size : int, optional
@@ -196,8 +177,14 @@ class ChunkBatches:
 
     name = "X_pool"
 
-    def __init__(self, net: Any, pool: DaskPool, rows: np.ndarray, batch_size: int | None) -> None:
-        self._net, self._pool, self._batch_size = net, pool, batch_size
+    def __init__(
+        self,
+        net: skorch.NeuralNet,
+        samples: DaskSamples,
+        rows: np.ndarray,
+        batch_size: int | None,
+    ) -> None:
+        self._net, self._samples, self._batch_size = net, samples, batch_size
         self.rows = rows
 
     @property
@@ -208,15 +195,15 @@ class ChunkBatches:
     def __len__(self) -> int:
         """Give the number of batches: one a chunk at least."""
         size = NetBatches.size_of(self._net, self._batch_size)
-        counts = [part.stop - part.start for _, part in self._pool.parts(self.rows)]
+        counts = [part.stop - part.start for _, part in self._samples.parts(self.rows)]
         return sum(1 if size == -1 else -(-count // size) for count in counts)
 
     def __iter__(self) -> Iterator[Batch]:
         """Give tensors on the net's device, what its module's forward takes first."""
-        pool, chunks = self._pool, self._pool.chunks()
-        for number, part in pool.parts(self.rows):
-            rows, start = self.rows[part], int(pool.starts[number])
+        samples, chunks = self._samples, self._samples.chunks()
+        for number, part in samples.parts(self.rows):
+            rows, start = self.rows[part], int(samples.starts[number])
             chunk = chunks[number].compute()
             yield from chunk_batches(
-                self._net, chunk, rows, start, pool.transform, self._batch_size
+                self._net, chunk, rows, start, samples.transform, self._batch_size
             )

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import skorch
 import torch
 from torch import Tensor, nn
 
+from skfishermask.data.handed import Whatever
 from skfishermask.data.net import criterion_of, is_binary
 from skfishermask.fisher import ToLogits, first_output
+from skfishermask.private_names import predict_nonlinearity_of
 
 
-def _has_logits(output: Any) -> bool:
+def _has_logits(output: Whatever) -> bool:
     """Tell whether this is such as a Hugging Face model gives."""
     return isinstance(getattr(output, "logits", None), Tensor)
 
 
-def _logits(output: Any) -> Tensor:
+def _logits(output: Whatever) -> Tensor:
     found = output.logits if _has_logits(output) else first_output(output)
     if not isinstance(found, Tensor):
         raise ValueError(
@@ -28,7 +29,7 @@ def _logits(output: Any) -> Tensor:
     return found
 
 
-def _binary_logits(output: Any) -> Tensor:
+def _binary_logits(output: Whatever) -> Tensor:
     z = _logits(output)
     z = z.reshape(len(z))
     return torch.stack([torch.zeros_like(z), z], dim=1)
@@ -52,7 +53,7 @@ class _LogProbabilities:
     """
 
     def __init__(self, net: skorch.NeuralNet) -> None:
-        self._nonlinearity = net._get_predict_nonlinearity()
+        self._nonlinearity = predict_nonlinearity_of(net)
         self._binary = is_binary(net)
         self._by_rule = net.predict_nonlinearity == "auto"
         self.expected = (
@@ -62,7 +63,7 @@ class _LogProbabilities:
             "outputs there is to_logits."
         )
 
-    def __call__(self, output: Any) -> Tensor:
+    def __call__(self, output: Whatever) -> Tensor:
         if self._by_rule and _has_logits(output):
             # By their name, whatever the criterion: such models often have a loss of their own.
             return _binary_logits(output) if self._binary else output.logits
@@ -87,7 +88,7 @@ def to_logits_of(net: skorch.NeuralNet, to_logits: ToLogits | None = None) -> To
     Returns
     -------
     callable
-        Output of ``net.infer`` -> logits. Where the criterion takes logits, they are used as
+        Whatever of ``net.infer`` -> logits. Where the criterion takes logits, they are used as
         they are; else the net's own ``predict_nonlinearity`` gives probabilities, and their
         logarithm is what is needed, since a softmax undoes it.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import skorch
 import torch
@@ -12,7 +11,9 @@ from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
+from skfishermask.data.handed import Labels, Whatever
 from skfishermask.fisher import Batch, ToLogits, predicted_probabilities
+from skfishermask.private_names import as_written, criteria_of
 
 
 def is_net(estimator: object) -> bool:
@@ -42,7 +43,7 @@ def check_no_module(estimator: object) -> None:
 
 
 @contextmanager
-def explaining_labels(y: Any) -> Iterator[None]:
+def explaining_labels(y: Labels) -> Iterator[None]:
     """Say what a net, which fails at strings without a word about labels, expects of them."""
     try:
         yield
@@ -80,10 +81,8 @@ def check_net(net: skorch.NeuralNet) -> None:
 
 
 def criterion_of(net: skorch.NeuralNet) -> nn.Module:
-    """Give the net's criterion as the user wrote it."""
-    # torch.compile wraps the criterion as well.
-    criterion: nn.Module = getattr(net.criterion_, "_orig_mod", net.criterion_)
-    return criterion
+    """Give the net's criterion as the user wrote it: ``torch.compile`` wraps it as well."""
+    return as_written(net.criterion_)
 
 
 class NetModule(nn.Module):
@@ -114,7 +113,7 @@ class NetModule(nn.Module):
             modules = {"": next(iter(modules.values()))}
         self._modules.update(modules)
 
-    def forward(self, x: Any = None, /, **inputs: Any) -> Any:
+    def forward(self, x: Batch = None, /, **inputs: Whatever) -> Whatever:
         """Give what the net infers from a batch: from a dict, if there are keywords."""
         return self._net.infer(inputs or x)
 
@@ -122,7 +121,7 @@ class NetModule(nn.Module):
 class _EvaluatedNet(NetModule):
     """What a net predicts with: its forward is the net's own ``evaluation_step``."""
 
-    def forward(self, x: Any = None, /, **inputs: Any) -> Any:
+    def forward(self, x: Batch = None, /, **inputs: Whatever) -> Whatever:
         # What a loader gives: the inputs, and labels, which skorch makes up in prediction.
         return self._net.evaluation_step((inputs or x, torch.zeros(1)), training=False)
 
@@ -141,7 +140,7 @@ class _TracedNet(NetModule):
         self._to_logits = to_logits
         self.used: list[str] = []
 
-    def forward(self, x: Any = None, /, **inputs: Any) -> Any:
+    def forward(self, x: Batch = None, /, **inputs: Whatever) -> Whatever:
         with torch.enable_grad():
             for parameter in self.parameters():
                 parameter.requires_grad_(True)
@@ -174,7 +173,7 @@ def _modules_of(net: skorch.NeuralNet) -> list[str]:
 
 
 def _criteria_of(net: skorch.NeuralNet) -> list[str]:
-    names = [f"{name}_" for name in net._criteria]
+    names = criteria_of(net)
     return [name for name in _torch_parts(net) if name in names]
 
 
@@ -223,13 +222,13 @@ def _check_evaluation_step(net: skorch.NeuralNet, batch: Batch, to_logits: ToLog
     """Raise ValueError unless the net predicts what it infers."""
     # Setting the mode, evaluation_step reaches the criteria too.
     criteria = _criteria_of(net)
-    inferred: list[Any] = []
+    inferred: list[Whatever] = []
 
-    def noting(output: Any) -> Tensor:
+    def noting(output: Whatever) -> Tensor:
         inferred.append(output)
         return to_logits(output)
 
-    def reading(output: Any) -> Tensor:
+    def reading(output: Whatever) -> Tensor:
         # It may pick the logits out of what infer gives.
         picked = isinstance(output, Tensor) and not isinstance(inferred[0], Tensor | tuple)
         return output if picked else to_logits(output)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import skorch
 from torch import nn
+
+from skfishermask.data.handed import Whatever
+from skfishermask.private_names import as_written
 
 # Parts of a net that only training uses, and that may be large or unable to travel.
 _TRAINING = ("callbacks", "callbacks_", "history_", "_optimizers", "train_split")
@@ -19,7 +21,7 @@ class _NotCompiled(nn.Module):
         super().__init__()
         self._orig_mod = module
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Whatever:
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -27,19 +29,19 @@ class _NotCompiled(nn.Module):
                 raise
             return getattr(self._orig_mod, name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Whatever, **kwargs: Whatever) -> Whatever:
         """Run the module."""
         return self._orig_mod(*args, **kwargs)
 
 
-def _travelling(module: nn.Module, copied: dict[int, Any]) -> nn.Module:
-    plain = getattr(module, "_orig_mod", module)
+def _travelling(module: nn.Module, copied: dict[int, object]) -> nn.Module:
+    plain = as_written(module)
     # One memo for all: modules that share parameters still do so afterwards.
     found: nn.Module = copy.deepcopy(plain, copied).cpu()
     return found if plain is module else _NotCompiled(found)
 
 
-def net_state(net: skorch.NeuralNet) -> tuple[type, dict[str, Any]]:
+def net_state(net: skorch.NeuralNet) -> tuple[type, dict[str, object]]:
     """Take what reading a net needs out of it, to travel to another process.
 
     Parameters
@@ -57,14 +59,14 @@ def net_state(net: skorch.NeuralNet) -> tuple[type, dict[str, Any]]:
     parts = dict(vars(net), device="cpu")
     for name in (*_TRAINING, *(key for key in parts if key.startswith("optimizer"))):
         parts.pop(name, None)
-    copied: dict[int, Any] = {}
+    copied: dict[int, object] = {}
     for name, value in parts.items():
         if isinstance(value, nn.Module):
             parts[name] = _travelling(value, copied)
     return type(net), parts
 
 
-def net_from_state(kind: type, parts: dict[str, Any], device: str) -> skorch.NeuralNet:
+def net_from_state(kind: type, parts: dict[str, object], device: str) -> skorch.NeuralNet:
     """Make a net again of what `net_state` gave, to read it.
 
     Parameters

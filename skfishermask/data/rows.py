@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,35 +11,37 @@ import torch
 from sklearn.utils import check_consistent_length
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
+from skfishermask.data.handed import Data, Labels
+
 # Numbers that are looked at in one go.
-_CHUNK = 1 << 22
+_CHUNK = 1 << 18
 
 
-def is_mapping(data: Any) -> bool:
+def is_mapping(data: Data) -> bool:
     """Tell whether this is a dict of inputs; SciPy's DOK matrix, a dict too, is not."""
     return isinstance(data, Mapping) and not sp.issparse(data)
 
 
-def is_several(data: Any) -> bool:
+def is_several(data: Data) -> bool:
     """Tell whether these are several inputs: a dict of them, or a tuple of arrays, as in skorch."""
     return is_mapping(data) or (
         isinstance(data, tuple) and len(data) > 0 and all(len(_shape(part)) > 0 for part in data)
     )
 
 
-def _shape(data: Any) -> tuple[int, ...]:
+def _shape(data: Data) -> tuple[int, ...]:
     # A tuple of numbers, or of lists of them, holds the rows of one input.
     return data.shape if isinstance(data, np.ndarray | torch.Tensor) or sp.issparse(data) else ()
 
 
-def map_inputs(data: Any, function: Callable[[Any, Any], Any]) -> Any:
+def map_inputs(data: Data, function: Callable[[object, Data], Data]) -> Data:
     """Apply a function to the key of each of several inputs and to it; keep their container."""
     if is_mapping(data):
         return {key: function(key, part) for key, part in data.items()}
     return tuple(function(i, part) for i, part in enumerate(data))
 
 
-def parts_of(data: Any) -> list[Any]:
+def parts_of(data: Data) -> list[Data]:
     """List the inputs, where there are several, or the one there is."""
     if not is_several(data):
         return [data]
@@ -48,13 +50,13 @@ def parts_of(data: Any) -> list[Any]:
     return list(data.values()) if is_mapping(data) else list(data)
 
 
-def is_text(data: Any) -> bool:
+def is_text(data: Data) -> bool:
     """Tell whether the samples are strings, one after the other."""
     is_list = isinstance(data, list | tuple) or getattr(data, "ndim", 0) == 1
     return is_list and len(data) > 0 and all(isinstance(text, str) for text in data)
 
 
-def check_no_loader(data: Any, name: str) -> None:
+def check_no_loader(data: Data, name: str) -> None:
     """Raise TypeError at a DataLoader: it decides itself which rows come when."""
     if isinstance(data, DataLoader):
         raise TypeError(
@@ -63,7 +65,7 @@ def check_no_loader(data: Any, name: str) -> None:
         )
 
 
-def check_no_text(data: Any, name: str) -> None:
+def check_no_text(data: Data, name: str) -> None:
     """Raise ValueError at samples that are strings."""
     if is_text(data):
         raise ValueError(
@@ -72,7 +74,7 @@ def check_no_text(data: Any, name: str) -> None:
         )
 
 
-def as_rows(data: Any, name: str, *, numbers: bool = True) -> Any:
+def as_rows(data: Data, name: str, *, numbers: bool = True) -> Data:
     """Turn what a network cannot take row by row into what it can, or say why not.
 
     A list of rows becomes an array (or a tensor), a sparse matrix one of the CSR format; other
@@ -117,13 +119,13 @@ def as_rows(data: Any, name: str, *, numbers: bool = True) -> Any:
     return data
 
 
-def n_rows(data: Any) -> int:
+def n_rows(data: Data) -> int:
     """Count the samples."""
     data = parts_of(data)[0]
     return int(data.shape[0]) if hasattr(data, "shape") else len(data)
 
 
-def check_finite(data: Any, name: str, start: int = 0) -> None:
+def check_finite(data: Data, name: str, start: int = 0) -> None:
     """Raise ValueError, naming the data and the first bad row, at NaN or infinity.
 
     A memory map is read in chunks. What cannot be checked without loading it sample by sample, a
@@ -179,7 +181,7 @@ def _refuse(name: str, row: int) -> NoReturn:
     raise ValueError(f"Input {name} contains NaN or infinity, first in row {row}.")
 
 
-def take_rows(data: Any, indices: Any) -> Any:
+def take_rows(data: Data, indices: Data) -> Data:
     """Take samples, in the container they came in."""
     if is_several(data):
         return map_inputs(data, lambda _, part: take_rows(part, indices))
@@ -195,7 +197,7 @@ def take_rows(data: Any, indices: Any) -> Any:
     return data[indices]
 
 
-class Relabeled(Dataset[Any]):
+class Relabeled(Dataset[tuple[Data, Labels]]):
     """The samples of a Dataset with other labels: skorch would take the Dataset's own.
 
     Parameters
@@ -206,7 +208,7 @@ class Relabeled(Dataset[Any]):
         One for each.
     """
 
-    def __init__(self, dataset: Any, labels: Any) -> None:
+    def __init__(self, dataset: Data, labels: Labels) -> None:
         self.dataset = dataset
         self.labels = labels
 
@@ -214,13 +216,13 @@ class Relabeled(Dataset[Any]):
         """Count the samples."""
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> tuple[Any, Any]:
+    def __getitem__(self, i: int) -> tuple[Data, Labels]:
         """Give a sample and its label."""
         item = self.dataset[i]
         return (item[0] if isinstance(item, list | tuple) else item), self.labels[i]
 
 
-def stack_rows(old: Any, new: Any) -> Any:
+def stack_rows(old: Data, new: Data) -> Data:
     """Put new samples behind old ones, in the container of the old ones."""
     if is_mapping(old) or hasattr(old, "columns"):
         found = list(new.keys()) if hasattr(new, "keys") else type(new).__name__

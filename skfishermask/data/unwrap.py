@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Protocol, runtime_checkable
 
+import skorch
 from sklearn.ensemble import BaseEnsemble
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from skfishermask.data.handed import Data, Estimator
 from skfishermask.data.net import check_net, check_no_module, is_net
 
 
@@ -28,29 +30,37 @@ class Unwrapped:
         Labelled samples that a modAL learner keeps, before the transformers.
     """
 
-    net: Any
-    transformers: list[Callable[[Any], Any]] = field(default_factory=list)
-    X_training: Any = None
+    net: skorch.NeuralNet
+    transformers: list[Callable[[Data], Data]] = field(default_factory=list)
+    X_training: Data = None
 
     @property
-    def transform(self) -> Callable[[Any], Any]:
+    def transform(self) -> Callable[[Data], Data]:
         """What gives the data as the net sees them, and knows nothing of the net."""
         return partial(_transformed, self.transformers)
 
 
-def _transformed(transformers: list[Callable[[Any], Any]], X: Any) -> Any:
+@runtime_checkable
+class Checking(Protocol):
+    """An estimator around another one that checks samples before it hands them on."""
+
+    def __skfishermask_checked__(self, X: Data) -> Data:
+        """Give samples that are like those of the fit, or raise ValueError."""
+
+
+def _transformed(transformers: list[Callable[[Data], Data]], X: Data) -> Data:
     for transformer in transformers:
         X = transformer(X)
     return X
 
 
-def _wraps_one(estimator: Any) -> bool:
+def _wraps_one(estimator: Estimator) -> bool:
     """Tell whether this is a meta-estimator that hands the data on as they are to one other."""
     many_or_others = isinstance(estimator, BaseEnsemble) or hasattr(estimator, "transform")
     return hasattr(estimator, "estimator") and not many_or_others
 
 
-def innermost(estimator: Any) -> Any:
+def innermost(estimator: Estimator) -> Estimator:
     """Find what a pipeline ends in or a meta-estimator wraps, fitted or not."""
     while not is_net(estimator):
         if isinstance(estimator, Pipeline):
@@ -62,7 +72,7 @@ def innermost(estimator: Any) -> Any:
     return estimator
 
 
-def unwrap(classifier: Any) -> Unwrapped:
+def unwrap(classifier: Estimator) -> Unwrapped:
     """Find the skorch net inside a classifier.
 
     Parameters
@@ -84,7 +94,7 @@ def unwrap(classifier: Any) -> Unwrapped:
         If the classifier or a part of it is not fitted.
     """
     inner, X_training = classifier, None
-    transformers: list[Callable[[Any], Any]] = []
+    transformers: list[Callable[[Data], Data]] = []
     while not is_net(inner):
         if hasattr(inner, "query_strategy") and hasattr(inner, "estimator"):
             if X_training is None:
@@ -99,9 +109,8 @@ def unwrap(classifier: Any) -> Unwrapped:
             inner = inner.best_estimator_
         elif _wraps_one(inner):
             check_is_fitted(inner)
-            # A sampler checks what it hands on.
-            if hasattr(inner, "_check_input"):
-                transformers.append(partial(inner._check_input, casts=False))
+            if isinstance(inner, Checking):
+                transformers.append(inner.__skfishermask_checked__)
             inner = inner.estimator_
         else:
             check_no_module(inner)

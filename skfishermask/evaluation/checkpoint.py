@@ -11,16 +11,25 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from skfishermask.data import n_rows, parts_of, take_rows
+from skfishermask.data import Data, Whatever, n_rows, parts_of, take_rows
 
 # Rows of a pool that are looked at to tell it from another.
 _ROWS_READ = 64
+
+
+class Record(TypedDict):
+    """One step of a split: a training, and the query after it."""
+
+    score: float | dict[str, float]
+    fit_time: float
+    query_time: float | None
+    chosen: list[int] | None
 
 
 class Checkpoint:
@@ -34,10 +43,10 @@ class Checkpoint:
         What makes the run, in values that JSON knows. A folder with another one is refused.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], description: dict[str, Any]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], description: dict[str, object]) -> None:
         self.folder = Path(folder)
         self._run_file = self.folder / "run.json"
-        self._description: dict[str, Any] = _as_read_back(description)
+        self._description: dict[str, object] = _as_read_back(description)
         if self._run_file.exists():
             found = _read(self._run_file)
             for name, value in self._description.items():
@@ -71,7 +80,7 @@ class Checkpoint:
     def _file(self, number: int) -> Path:
         return self.folder / f"split_{number:04d}.json"
 
-    def read(self, number: int, identity: dict[str, Any]) -> list[dict[str, Any]]:
+    def read(self, number: int, identity: dict[str, object]) -> list[Record]:
         """Give the records of a part so far.
 
         Parameters
@@ -92,20 +101,20 @@ class Checkpoint:
                     "of this split. Use another folder, or the same data, cv, n_initial and "
                     "random_state."
                 )
-        records: list[dict[str, Any]] = found["steps"]
+        records: list[Record] = found["steps"]
         return records
 
-    def write(self, number: int, identity: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    def write(self, number: int, identity: dict[str, object], records: list[Record]) -> None:
         """Store the records of a part, in place of those before."""
         _write(self._file(number), identity | {"steps": records})
 
 
-def _as_read_back(content: dict[str, Any]) -> dict[str, Any]:
-    read_back: dict[str, Any] = json.loads(json.dumps(content))
+def _as_read_back(content: dict[str, object]) -> dict[str, object]:
+    read_back: dict[str, object] = json.loads(json.dumps(content))
     return read_back
 
 
-def _write(file: Path, content: Any) -> None:
+def _write(file: Path, content: Mapping[str, object]) -> None:
     # At a kill the file is the old one or the new one, never half of one.
     half = file.with_suffix(".tmp")
     with half.open("w", encoding="utf-8") as stream:
@@ -115,7 +124,7 @@ def _write(file: Path, content: Any) -> None:
     half.replace(file)
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> Whatever:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -124,7 +133,7 @@ def _read(file: Path) -> Any:
         ) from error
 
 
-def fingerprint(data: Any) -> str:
+def fingerprint(data: Data) -> str:
     """Tell data apart by type, shape and the content of rows spread over them.
 
     A one-dimensional array is read whole. Of a Dataset only the length is looked at: reading its
@@ -160,7 +169,7 @@ def _fingerprint_of_weights(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(thing: Any) -> Any:
+def describe(thing: Whatever) -> object:
     """Describe an estimator, a function or a parameter by names and values, without addresses."""
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing

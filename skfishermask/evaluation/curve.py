@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from types import FrameType
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ from sklearn.utils import check_consistent_length, check_random_state
 from tqdm.auto import tqdm
 
 from skfishermask.data import (
+    Data,
+    Estimator,
+    Labels,
+    Whatever,
     as_rows,
     check_no_module,
     explaining_labels,
@@ -29,25 +34,29 @@ from skfishermask.data import (
     parts_of,
     take_rows,
 )
-from skfishermask.evaluation.checkpoint import Checkpoint, describe, fingerprint
+from skfishermask.evaluation.checkpoint import Checkpoint, Record, describe, fingerprint
 from skfishermask.evaluation.initial import check_counts, initial_samples
 from skfishermask.fisher import seeded
 
+# A query strategy in modAL's manner: (learner, X_pool, n_instances=...) -> indices, or a pair.
+Strategy: TypeAlias = Callable[..., Data]
+# (estimator, X, y) -> a number, or several by their names.
+Scorer: TypeAlias = Callable[[Estimator, Data, Labels], float | Mapping[str, float]]
 # What a seed is for: draws for one purpose must not depend on those for another.
 _INITIAL, _FIT, _QUERY = range(3)
 
 
 def active_learning_curve(
-    estimator: Any,
-    X: Any,
-    y: Any,
+    estimator: Estimator,
+    X: Data,
+    y: Labels,
     *,
-    query_strategy: Any,
-    n_initial: Any,
+    query_strategy: Strategy | Literal["random"],
+    n_initial: Data,
     n_instances: int,
     n_queries: int,
-    cv: Any = None,
-    scoring: Any = None,
+    cv: Whatever = None,
+    scoring: Whatever = None,
     n_jobs: int | None = None,
     random_state: int | np.random.RandomState | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -179,9 +188,9 @@ def active_learning_curve(
     _check_budget(len(starts[0]), n_instances, n_queries, splits)
     kept = None
     if checkpoint is not None:
-        description = {
+        description: dict[str, object] = {
             "estimator": describe(estimator),
-            "query_strategy": describe(strategy),
+            "query_strategy": describe(query_strategy),
             "scoring": describe(scoring),
             "X": fingerprint(X),
             "y": fingerprint(y),
@@ -193,16 +202,8 @@ def active_learning_curve(
     run = _Run(estimator, strategy, scorer, n_instances, n_queries, seed, kept)
 
     tasks = [(i, *splits[i], start) for i, start in enumerate(starts)]
-    n_steps = n_queries + 1
-    with tqdm(total=len(tasks) * n_steps, unit="training", disable=not verbose) as progress:
-        if effective_n_jobs(n_jobs) == 1:
-            records = [run.split(X, y, *task, progress.update) for task in tasks]
-        else:
-            records = []
-            parallel = Parallel(n_jobs=n_jobs, return_as="generator")
-            for found in parallel(delayed(run.split)(X, y, *task) for task in tasks):
-                records.append(found)
-                progress.update(n_steps)
+    with tqdm(total=len(tasks) * (n_queries + 1), unit="training", disable=not verbose) as bar:
+        records = run.splits(X, y, tasks, n_jobs, bar.update)
     return _gather(records, starts, n_instances, n_queries, return_indices=return_indices)
 
 
@@ -229,7 +230,7 @@ def _check_budget(
         )
 
 
-def _random_sampling(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
+def _random_sampling(learner: Estimator, X_pool: Data, n_instances: int = 1) -> np.ndarray:
     # The global generator, which is seeded for the call.
     shuffled: np.ndarray = check_random_state(None).permutation(n_rows(X_pool))
     return shuffled[:n_instances]
@@ -246,7 +247,7 @@ def _interruptible() -> Iterator[None]:
         return
     before, interrupted = signal.getsignal(signal.SIGINT), False
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         interrupted = True
         if callable(before):
@@ -264,46 +265,67 @@ def _interruptible() -> Iterator[None]:
 class _Learner:
     """What a query strategy sees: a modAL learner, as far as strategies use one."""
 
-    def __init__(self, estimator: Any, query_strategy: Any, X: Any, y: np.ndarray) -> None:
+    def __init__(
+        self, estimator: Estimator, query_strategy: Strategy, X: Data, y: np.ndarray
+    ) -> None:
         self.estimator = estimator
         self.query_strategy = query_strategy
         self.X_training = X
         self.y_training = y
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: Data) -> Labels:
         return self.estimator.predict(X)
 
-    def predict_proba(self, X: Any) -> Any:
+    def predict_proba(self, X: Data) -> Data:
         return self.estimator.predict_proba(X)
 
-    def score(self, X: Any, y: Any) -> Any:
-        return self.estimator.score(X, y)
+    def score(self, X: Data, y: Labels) -> float:
+        score: float = self.estimator.score(X, y)
+        return score
 
 
 @dataclass
 class _Run:
     """One call: what is the same for all splits."""
 
-    estimator: Any
-    strategy: Any
-    scorer: Any
+    estimator: Estimator
+    strategy: Strategy
+    scorer: Scorer
     n_instances: int
     n_queries: int
     seed: int
     kept: Checkpoint | None
 
+    def splits(
+        self,
+        X: Data,
+        y: np.ndarray,
+        tasks: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]],
+        n_jobs: int | None,
+        progress: Callable[[int], object],
+    ) -> list[list[Record]]:
+        """Give the records of all splits, which may run at the same time."""
+        if effective_n_jobs(n_jobs) == 1:
+            return [self.split(X, y, *task, progress) for task in tasks]
+        records = []
+        parallel = Parallel(n_jobs=n_jobs, return_as="generator")
+        for found in parallel(delayed(self.split)(X, y, *task) for task in tasks):
+            records.append(found)
+            progress(self.n_queries + 1)
+        return records
+
     def split(
         self,
-        X: Any,
+        X: Data,
         y: np.ndarray,
         number: int,
         train: np.ndarray,
         test: np.ndarray,
         start: np.ndarray,
         progress: Callable[[int], object] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Record]:
         """Give the record of every step: scores, seconds, and the rows chosen after it."""
-        identity = {
+        identity: dict[str, object] = {
             "training samples": fingerprint(train),
             "test samples": fingerprint(test),
             "initial samples": fingerprint(start),
@@ -328,15 +350,15 @@ class _Run:
 
     def _step(
         self,
-        X: Any,
+        X: Data,
         y: np.ndarray,
         number: int,
         step: int,
         train: np.ndarray,
         labeled: np.ndarray,
-        X_test: Any,
+        X_test: Data,
         y_test: np.ndarray,
-    ) -> dict[str, Any]:
+    ) -> Record:
         X_labeled, y_labeled = take_rows(X, labeled), y[labeled]
         with seeded(_seed_of(self.seed, number, step, _FIT)):
             began = time.perf_counter()
@@ -344,7 +366,7 @@ class _Run:
                 fitted = clone(self.estimator).fit(X_labeled, y_labeled)
             fit_time = time.perf_counter() - began
             scores = self.scorer(fitted, X_test, y_test)
-        record = {
+        record: Record = {
             "score": {k: float(v) for k, v in scores.items()}
             if isinstance(scores, Mapping)
             else float(scores),
@@ -367,7 +389,7 @@ class _Run:
             record["chosen"] = pool[self._checked(chosen, len(pool))].tolist()
         return record
 
-    def _checked(self, chosen: Any, n_pool: int) -> np.ndarray:
+    def _checked(self, chosen: Data, n_pool: int) -> np.ndarray:
         if isinstance(chosen, tuple) and len(chosen) == 2:
             chosen = chosen[0]
         if isinstance(chosen, torch.Tensor):
@@ -388,8 +410,12 @@ class _Run:
         return rows
 
 
+def _named(score: float | dict[str, float]) -> dict[str, float]:
+    return score if isinstance(score, dict) else {"score": score}
+
+
 def _gather(
-    records: list[list[dict[str, Any]]],
+    records: list[list[Record]],
     starts: list[np.ndarray],
     n_instances: int,
     n_queries: int,
@@ -399,18 +425,14 @@ def _gather(
     result: dict[str, np.ndarray] = {
         "n_labeled": len(starts[0]) + n_instances * np.arange(n_queries + 1, dtype=np.int64)
     }
-    first = records[0][0]["score"]
-    if isinstance(first, Mapping):
-        for name in first:
-            result[f"test_{name}"] = np.array([[r["score"][name] for r in s] for s in records])
-    else:
-        result["test_score"] = np.array([[r["score"] for r in s] for s in records])
+    for name in _named(records[0][0]["score"]):
+        result[f"test_{name}"] = np.array([[_named(r["score"])[name] for r in s] for s in records])
     result["fit_time"] = np.array([[r["fit_time"] for r in s] for s in records])
     result["query_time"] = np.array([[r["query_time"] for r in s[:n_queries]] for s in records])
     if return_indices:
         result["indices"] = np.array(
             [
-                [*start.tolist(), *(row for r in s[:n_queries] for row in r["chosen"])]
+                [*start.tolist(), *(row for r in s[:n_queries] for row in r["chosen"] or ())]
                 for start, s in zip(starts, records, strict=True)
             ],
             dtype=np.int64,

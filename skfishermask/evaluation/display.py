@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Self
+from typing import Literal, Self
 
 import numpy as np
 from sklearn.utils import check_random_state
 
-from skfishermask.evaluation.curve import active_learning_curve
+from skfishermask.data import Data, Estimator, Labels, Whatever
+from skfishermask.evaluation.curve import Strategy, active_learning_curve
 
 
 class ActiveLearningCurveDisplay:
@@ -68,7 +69,7 @@ class ActiveLearningCurveDisplay:
         results: Mapping[str, Mapping[str, np.ndarray]],
         *,
         score_name: str = "test_score",
-        **plot_parameters: Any,
+        **plot_parameters: Whatever,
     ) -> Self:
         """Draw results that were computed before.
 
@@ -104,21 +105,21 @@ class ActiveLearningCurveDisplay:
     @classmethod
     def from_estimator(
         cls,
-        estimator: Any,
-        X: Any,
-        y: Any,
+        estimator: Estimator,
+        X: Data,
+        y: Labels,
         *,
-        query_strategy: Any,
-        n_initial: Any,
+        query_strategy: Strategy | Literal["random"] | Mapping[str, Strategy | Literal["random"]],
+        n_initial: Data,
         n_instances: int,
         n_queries: int,
-        cv: Any = None,
-        scoring: Any = None,
+        cv: Whatever = None,
+        scoring: Whatever = None,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         verbose: int = 0,
-        **plot_parameters: Any,
+        **plot_parameters: Whatever,
     ) -> Self:
         """Compute the curves of one or several strategies, and draw them.
 
@@ -146,7 +147,11 @@ class ActiveLearningCurveDisplay:
         """
         _pyplot()  # Said before the work, not after it.
         several = isinstance(query_strategy, Mapping)
-        strategies = dict(query_strategy) if several else {_name(query_strategy): query_strategy}
+        strategies: dict[str, Strategy | Literal["random"]] = (
+            dict(query_strategy)
+            if isinstance(query_strategy, Mapping)
+            else {_name(query_strategy): query_strategy}
+        )
         if not isinstance(random_state, Integral):
             random_state = check_random_state(random_state).randint(2**31 - 1)
         results = {}
@@ -173,13 +178,13 @@ class ActiveLearningCurveDisplay:
 
     def plot(
         self,
-        ax: Any = None,
+        ax: Whatever = None,
         *,
         band: str | None = "std",
         band_style: str = "fill_between",
         score_label: str | None = None,
-        line_kw: dict[str, Any] | None = None,
-        band_kw: dict[str, Any] | None = None,
+        line_kw: dict[str, Whatever] | None = None,
+        band_kw: dict[str, Whatever] | None = None,
     ) -> Self:
         """Draw the curves.
 
@@ -245,13 +250,13 @@ class ActiveLearningCurveDisplay:
         return self
 
 
-def _name(strategy: Any) -> str:
+def _name(strategy: Whatever) -> str:
     if isinstance(strategy, str):
         return strategy
     return str(getattr(strategy, "__name__", type(strategy).__name__))
 
 
-def _pyplot() -> Any:
+def _pyplot() -> Whatever:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

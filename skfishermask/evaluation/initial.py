@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 
+from skfishermask.data import Data
 
-def check_counts(**counts: Any) -> None:
+
+def check_counts(**counts: object) -> None:
     """Raise ValueError for what is not an int of at least 1.
 
     Parameters
@@ -23,7 +24,7 @@ def check_counts(**counts: Any) -> None:
 
 
 def initial_samples(
-    n_initial: Any,
+    n_initial: Data,
     y: np.ndarray,
     splits: Sequence[tuple[np.ndarray, np.ndarray]],
     seeds: Sequence[int],

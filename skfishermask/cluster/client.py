@@ -1,0 +1,189 @@
+"""The workers behind a Dask client: tasks that are waited for, and a cluster that may be gone."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TypeAlias
+
+from skfishermask.cluster import worker
+from skfishermask.data import DaskObject
+
+# distributed.Future, which has no types.
+Future: TypeAlias = DaskObject
+
+# Seconds between looks at whether the cluster is still there.
+_LOOK = 2.0
+
+
+def _grace() -> float:
+    """Give the seconds without a worker until a cluster is gone: a connection's."""
+    from dask.config import get
+    from dask.utils import parse_timedelta
+
+    seconds: float = parse_timedelta(get("distributed.comm.timeouts.connect"))
+    return seconds
+
+
+class Cluster:
+    """The workers behind a Dask client, and whatever one query has there.
+
+    Leaving the context takes back all tasks.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        The cluster's.
+
+    Attributes
+    ----------
+    n_workers : int
+        Their number, at the start: ConnectionError, if there are none.
+    memory : float
+        Bytes that they may take together.
+    n_bytes : dict of str to int
+        Bytes that went from here to the workers or back, by phase.
+    """
+
+    def __init__(self, client: DaskObject) -> None:
+        self._client = client
+        self._held: set[Future] = set()
+        self._empty_since = math.inf
+        self.n_bytes: dict[str, int] = {}
+        self.n_workers, self.memory = self._size()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Tasks that nobody wants are stopped, or forgotten once they are through.
+        self.release(list(self._held))
+
+    def count(self, phase: str, n_bytes: int) -> None:
+        """Note that so many bytes went from here to the workers or back."""
+        self.n_bytes[phase] = self.n_bytes.get(phase, 0) + n_bytes
+
+    def compute(self, delayed: Sequence[DaskObject]) -> list[Future]:
+        """Start the tasks of Dask collections."""
+        with self._reaching(), _quiet():
+            futures: list[Future] = self._client.compute(list(delayed))
+        self._held.update(futures)
+        return futures
+
+    def submit(self, function: Callable[..., object], *args: object, **options: object) -> Future:
+        """Start a task."""
+        with self._reaching(), _quiet():
+            future = self._client.submit(function, *args, pure=False, **options)
+        self._held.add(future)
+        return future
+
+    def release(self, futures: Sequence[Future]) -> None:
+        """Let the cluster forget tasks, once nothing else needs them."""
+        self._held.difference_update(futures)
+        for future in futures:
+            future.release()
+
+    def wait(
+        self, futures: Sequence[Future], on_done: Callable[[int], object] | None = None
+    ) -> None:
+        """Wait for tasks, without their results; raise what one of them raised."""
+        from distributed import wait
+
+        waiting, look = set(futures), min(_LOOK, _grace() / 2)
+        with self._reaching():
+            while waiting:
+                try:
+                    done, waiting = wait(waiting, look, return_when="FIRST_COMPLETED")
+                except TimeoutError:
+                    self._look()
+                    continue
+                for future in done:
+                    if future.status == "error":
+                        future.result()
+                if on_done is not None:
+                    on_done(len(done))
+
+    def results(
+        self, futures: Sequence[Future], on_done: Callable[[int], object] | None = None
+    ) -> list[DaskObject]:
+        """Wait for tasks, and give their results."""
+        self.wait(futures, on_done)
+        with self._reaching():
+            found: list[DaskObject] = self._client.gather(list(futures))
+        self.release(futures)
+        return found
+
+    def homes(self, futures: Sequence[Future]) -> dict[str, list[Future]]:
+        """Say which worker has which results."""
+        while True:
+            self.wait(futures)
+            with self._reaching():
+                who_has = self._client.who_has(list(futures))
+            found: dict[str, list[Future]] = {}
+            for future in futures:
+                for address in sorted(who_has[future.key])[:1]:
+                    found.setdefault(address, []).append(future)
+            # Those of a worker that has just died are on their way.
+            if sum(map(len, found.values())) == len(futures):
+                return found
+
+    def _size(self) -> tuple[int, float]:
+        """Give the number of workers, and how much memory they may take together."""
+        with self._reaching():
+            try:
+                self._client.wait_for_workers(1, timeout=_grace())
+            except TimeoutError as error:
+                raise ConnectionError(self._gone(self._no_worker())) from error
+            limits = self._client.run(worker.memory_limit)
+        return len(limits), sum(limit or math.inf for limit in limits.values())
+
+    def _look(self) -> None:
+        try:
+            n_threads = self._client.nthreads()
+        except OSError as error:
+            raise ConnectionError(self._gone(error)) from error
+        if n_threads:
+            self._empty_since = math.inf
+        elif time.monotonic() - self._empty_since > _grace():
+            raise ConnectionError(self._gone(self._no_worker()))
+        else:
+            self._empty_since = min(self._empty_since, time.monotonic())
+
+    @staticmethod
+    def _no_worker() -> str:
+        return f"it has had no worker for {_grace():g} s"
+
+    def _gone(self, why: object) -> str:
+        address = self._client.scheduler.address if self._client.scheduler else "its address"
+        return f"The Dask cluster at {address} is gone: {why}."
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        from distributed import CancelledError
+        from distributed.comm.core import CommClosedError
+
+        try:
+            yield
+        except (CancelledError, CommClosedError) as error:
+            raise ConnectionError(self._gone(error)) from error
+        except Exception as error:
+            if self._client.status == "closed":
+                raise ConnectionError(self._gone(error)) from error
+            raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let tasks be large: what a worker must be told has a size that cannot be helped."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sending large graph")
+        yield

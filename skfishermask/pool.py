@@ -1,0 +1,281 @@
+"""A pool that is here: its samples are read, embedded and chosen from in this process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skfishermask.data import ReadableNet, Source, naming_rows
+from skfishermask.fisher import (
+    FisherSum,
+    ParameterMask,
+    embedding_blocks,
+    fisher_diagonal,
+    fisher_matrix,
+    predicted_probabilities,
+)
+from skfishermask.progress import Bar, Progress
+from skfishermask.selection import (
+    Batch,
+    Needs,
+    Objective,
+    Room,
+    StoredEmbedding,
+    coordinates,
+    find_batch,
+    gains_along,
+    stored,
+)
+from skfishermask.settings import Settings
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What an embedded pool says: mean Fisher matrices, all in the same coordinates.
+
+    Attributes
+    ----------
+    dimensions : int
+        Number of these coordinates.
+    fisher : Tensor of shape (dimensions, dimensions), float64, or None
+        Of the candidates; None where it was not asked for.
+    others : list of Tensor of shape (dimensions, dimensions), float64
+        Of each of the other sets of samples.
+    """
+
+    dimensions: int
+    fisher: Tensor | None
+    others: list[Tensor]
+
+
+class Pool(Protocol):
+    """A pool, in this process or on a cluster. Leaving its context frees what it holds."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def place(self, needs: Needs) -> str:
+        """Say where the embedding goes; raise MemoryError where it cannot go anywhere."""
+
+    def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:
+        """Give the mean diagonal Fisher information of some rows."""
+
+    def probabilities(self, rows: np.ndarray) -> Tensor:
+        """Predict the class probabilities of some rows, (n, C)."""
+
+    def embed(
+        self,
+        rows: np.ndarray,
+        mask: ParameterMask,
+        needs: Needs,
+        others: Sequence[LocalSamples],
+        wants_fisher: bool,
+    ) -> Embedded:
+        """Embed candidates, to choose from later.
+
+        Parameters
+        ----------
+        rows : ndarray of int
+            The candidates.
+        mask : ParameterMask
+            The parameters to look at.
+        needs : Needs
+            What :meth:`place` was asked.
+        others : sequence of LocalSamples
+            Other samples whose mean Fisher matrices the objective needs.
+        wants_fisher : bool
+            Whether it needs that of the candidates.
+        """
+
+    def choose(self, objective: Objective, preselected: Sequence[int]) -> Batch:
+        """Choose among the embedded candidates."""
+
+    def facts(self) -> dict[str, object]:
+        """Give what there is to say of a pool of this kind alone, for ``query_info_``."""
+
+
+class LocalSamples:
+    """Samples that this process reads.
+
+    Parameters
+    ----------
+    net : ReadableNet
+        Reads them.
+    source : Source
+        The samples.
+    settings : Settings
+        How they are embedded.
+    progress : Progress
+        Is told how far it is.
+    """
+
+    def __init__(
+        self, net: ReadableNet, source: Source, settings: Settings, progress: Progress
+    ) -> None:
+        self.net, self.source, self.settings, self.progress = net, source, settings, progress
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:
+        """Give the mean diagonal Fisher information of some rows."""
+        batches = self.source.batches(rows)
+        shown = self.progress.each(batches, len(batches), "Fisher diagonal")
+        with naming_rows(batches, self.net.to_logits):
+            return fisher_diagonal(
+                self.net.module, shown, n_directions=n_directions, to_logits=self.net.to_logits
+            )
+
+    def probabilities(self, rows: np.ndarray) -> Tensor:
+        """Predict the class probabilities of some rows, (n, C)."""
+        batches = self.source.batches(rows)
+        with naming_rows(batches, self.net.to_logits):
+            return predicted_probabilities(self.net.module, batches, to_logits=self.net.to_logits)
+
+    def blocks(
+        self, rows: np.ndarray | None, mask: ParameterMask, n_directions: int, text: str
+    ) -> Iterator[Tensor]:
+        """Give the Fisher embeddings of some rows, or of all, block by block."""
+        batches = self.source.batches(rows)
+        with naming_rows(batches, self.net.to_logits):
+            yield from embedding_blocks(
+                self.net.module,
+                self.progress.each(batches, len(batches), text),
+                mask,
+                weighting=self.settings.weighting,
+                n_directions=n_directions,
+                to_logits=self.net.to_logits,
+            )
+
+    def embedding(self, mask: ParameterMask, n_directions: int) -> Tensor:
+        """Give the Fisher embeddings of all, (n, r, k)."""
+        return torch.cat(list(self.blocks(None, mask, n_directions, self._text)))
+
+    def mean_fisher(self, mask: ParameterMask, n_directions: int) -> Tensor:
+        """Give the mean Fisher matrix of all, (k, k)."""
+        total = FisherSum(len(mask), self.net.device)
+        for block in self.blocks(None, mask, n_directions, self._text):
+            total.add(block)
+        return total.mean()
+
+    @property
+    def _text(self) -> str:
+        return {"X_labeled": "Labelled", "X_target": "Target"}.get(self.source.name, "Samples")
+
+
+class LocalPool(LocalSamples):
+    """A pool in this process. For the methods see `Pool`."""
+
+    def __init__(
+        self, net: ReadableNet, source: Source, settings: Settings, progress: Progress
+    ) -> None:
+        super().__init__(net, source, settings, progress)
+        folder = settings.scratch_folder
+        self._room = Room(
+            net.device, settings.memory_share, None if folder is None else str(folder)
+        )
+        self._cleanup = ExitStack()
+        self._embedding: StoredEmbedding | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._embedding = None
+        self._cleanup.close()
+
+    def place(self, needs: Needs) -> str:  # noqa: D102, see Pool
+        return self._room.place(needs)
+
+    def embed(  # noqa: D102, see Pool
+        self,
+        rows: np.ndarray,
+        mask: ParameterMask,
+        needs: Needs,
+        others: Sequence[LocalSamples],
+        wants_fisher: bool,
+    ) -> Embedded:
+        has_few_rows = needs.dimensions < needs.k
+        with self.progress.step("embedding"):
+            found = [
+                other.embedding(mask, needs.r) if has_few_rows else other.mean_fisher(mask, needs.r)
+                for other in others
+            ]
+            V = self._room.make(self._room.place(needs), needs, self._cleanup)
+            start, every = 0, None if len(rows) == len(self) else rows
+            for block in self.blocks(every, mask, needs.r, "Fisher embedding"):
+                V.write(start, block)
+                start += len(block)
+        with self.progress.step("fisher"):
+            if has_few_rows:
+                # In no more dimensions than there are rows.
+                mine, theirs = coordinates(V, torch.cat(found) if found else None)
+                V = stored(mine)
+                if theirs is not None:
+                    found = [fisher_matrix(part) for part in theirs.split(list(map(len, found)))]
+            self._embedding = V
+            return Embedded(V.shape[2], self._fisher(V) if wants_fisher else None, found)
+
+    def _fisher(self, V: StoredEmbedding) -> Tensor:
+        total = FisherSum(V.shape[2], V.device)
+        with self.progress.bar(len(V), "Fisher matrix", "sample") as bar:
+            for _, values in V.chunks():
+                total.add(values)
+                bar.update(len(values))
+        return total.mean()
+
+    def choose(  # noqa: D102, see Pool
+        self, objective: Objective, preselected: Sequence[int]
+    ) -> Batch:
+        V = self._embedded()
+        with (
+            self.progress.bar(len(V), "Preparing", "sample") as prepared,
+            picks_bar(self.progress, len(V), objective) as picked,
+        ):
+            return find_batch(
+                V,
+                objective,
+                lazy=self.settings.lazy,
+                preselected=preselected,
+                on_pick=picked.update,
+                on_prepared=prepared.update,
+            )
+
+    def gains_along(self, positions: Sequence[int], objective: Objective) -> Tensor:
+        """Give the gains of all candidates before each of some picks, (picks, candidates)."""
+        return gains_along(self._embedded(), positions, objective)
+
+    def facts(self) -> dict[str, object]:  # noqa: D102, see Pool
+        return {}
+
+    def _embedded(self) -> StoredEmbedding:
+        if self._embedding is None:
+            raise RuntimeError("The pool was not embedded before it was to be chosen from.")
+        return self._embedding
+
+
+def picks_bar(progress: Progress, n: int, objective: Objective) -> AbstractContextManager[Bar]:
+    """Give a bar for picks: with `oversample` more are taken than are kept."""
+    total = min(n, math.ceil(objective.oversample * objective.n_instances))
+    return progress.bar(total, "Selection", "pick")
