@@ -19,8 +19,8 @@ from torch import Tensor
 from skfishermask.selection import Step, errors, stored
 from skfishermask.selection.candidates import Candidates
 from skfishermask.selection.linalg import trace_gains
-from skfishermask.selection.pools import LocalPool
-from skfishermask.selection.rounds import Information, choose
+from skfishermask.selection.pools import LazyPool, LocalPool
+from skfishermask.selection.rounds import Information, choose, give
 from tests.problems import problem
 
 
@@ -230,6 +230,25 @@ def test_bars_hold_through_a_choice(r: int, k: int, width: int, decay: float) ->
     pool.candidates.start(1.0, target)
     choose(pool, Information(1.0, target), 30, r, picks_a_round=width)
     assert sum(judged) == 30
+
+
+@pytest.mark.parametrize("kind", [LocalPool, LazyPool])
+def test_bars_hold_where_candidates_catch_up(kind: type[LocalPool]) -> None:
+    # Gains fall by orders of magnitude in steps that are computed in float32.
+    V, _ = problem(120, 4, 60, decay=0.0, scale=10.0)
+    V, eye = V.float(), torch.eye(60, dtype=torch.float64)
+    pool, information = kind(stored(V), 1), Information(1.0, eye)
+    pool.candidates.start(1.0, eye)
+    pool.advance(give(pool, information, range(40)))
+    found = pool.candidates
+    if isinstance(pool, LazyPool):
+        found = pool.refreshed(torch.arange(40, 120), 1)
+    v = V[found.positions].double()
+    x = v @ torch.linalg.inv(eye + V[:40].double().flatten(0, 1).T @ V[:40].double().flatten(0, 1))
+    exact = torch.linalg.solve(torch.eye(4).double() + x @ v.mT, x @ x.mT)
+    exact = exact.diagonal(dim1=1, dim2=2).sum(1)[~found.taken]
+    off = (found.gains[~found.taken] - exact).abs()
+    assert (off <= found.bars[~found.taken]).all()
 
 
 @pytest.mark.skipif(

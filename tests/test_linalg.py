@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -13,6 +15,23 @@ from skfishermask.selection.linalg import (
 )
 from skfishermask.selection.rounds import Best, Information
 from tests.problems import problem
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.cuda),
+    pytest.param("pretend", marks=pytest.mark.pretended),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param != "pretend":
+        yield request.param
+        return
+    from benchmarks.pretended import pretending
+
+    with pretending():
+        yield request.param
 
 
 @pytest.mark.parametrize("n", [20, 100])

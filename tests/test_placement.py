@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,3 +83,36 @@ def test_make(place: str, kind: type, tmp_path: Path) -> None:
         assert (type(made), made.shape, made.dtype) == (kind, (50, 2, 4), torch.float32)
         assert made.take([49])[0, 1, 3] == 399
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [0, 2])
+def test_pinned_memory_is_released_and_may_fail(
+    error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # CUDA's runtime is pretended.
+    called: list[tuple[object, ...]] = []
+
+    class Runtime:
+        def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
+            called.append(("register", pointer, size))
+            return error
+
+        def cudaHostUnregister(self, pointer: int) -> None:
+            called.append(("unregister", pointer))
+
+    monkeypatch.setattr("torch.cuda.cudart", Runtime)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: called.append(("wait", device)))
+    device = torch.device("cuda", 1)
+    with ExitStack() as cleanup, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        made = Room(device, share=0.5, folder=None).make("host memory", NEEDS, cleanup)
+        assert (made.device, made.shape) == (device, (50, 2, 4))
+        pointer = made._values.data_ptr()
+        assert called == [("register", pointer, 1600)]
+    if error:
+        [warning] = told
+        assert "could not be pinned for cuda:1 (CUDA error 2)" in str(warning.message)
+        assert len(called) == 1
+    else:
+        assert not told
+        assert called[1:] == [("wait", device), ("unregister", pointer)]

@@ -29,7 +29,7 @@ from skfishermask.selection import (
     merged,
     stored,
 )
-from skfishermask.selection.storage import ScratchEmbedding
+from skfishermask.selection.storage import ScratchEmbedding, TensorEmbedding
 from tests.problems import labeled, problem
 
 Chooser = Callable[..., Batch]
@@ -46,8 +46,10 @@ def in_a_scratch_file(V: Tensor, objective: Objective, width: int, **options: An
         return find_batch(scratch, objective, **options)
 
 
-def on_a_device(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
-    from benchmarks.pretended import Pretended, on_host, pretending
+def on_a_device(
+    V: Tensor, objective: Objective, width: int, in_host_memory: bool = False, **options: Any
+) -> Batch:
+    from benchmarks.pretended import DEVICE, Pretended, on_host, pretending
 
     with pretending(), picks_a_round(width):
         there = {
@@ -55,8 +57,13 @@ def on_a_device(V: Tensor, objective: Objective, width: int, **options: Any) -> 
             for name in ("fisher", "fisher_labeled")
             for value in [getattr(objective, name)]
         }
-        found = find_batch(stored(Pretended(V)), replace(objective, **there), **options)
+        embedding = TensorEmbedding(V, DEVICE) if in_host_memory else stored(Pretended(V))
+        found = find_batch(embedding, replace(objective, **there), **options)
     return replace(found, positions=on_host(found.positions), gains=on_host(found.gains))
+
+
+def in_memory_beside_a_device(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
+    return on_a_device(V, objective, width, in_host_memory=True, **options)
 
 
 def in_blocks(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
@@ -149,6 +156,7 @@ PLACES = [
     in_memory,
     in_a_scratch_file,
     pytest.param(on_a_device, marks=pytest.mark.pretended),
+    pytest.param(in_memory_beside_a_device, marks=pytest.mark.pretended),
     in_blocks,
     on_workers,
 ]

@@ -18,7 +18,7 @@ def test_on_a_pretended_device() -> None:
         pytest.skip("devices written in Python are newer than this torch")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "pretended", "-p", "no:cacheprovider"]
     found = subprocess.run(
-        [*command, str(TESTS / "test_places.py"), str(TESTS / "test_waits.py")],
+        [*command, *(str(TESTS / f"test_{name}.py") for name in ("linalg", "places", "waits"))],
         env=os.environ | {"PRETENDED_DEVICE": "1"},
         cwd=TESTS.parent,
         capture_output=True,

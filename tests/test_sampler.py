@@ -327,7 +327,7 @@ def test_few_rows_choose_as_in_all_dimensions(net: Any, monkeypatch: pytest.Monk
     few, all_of_them = FisherMaskSampler(**options), FisherMaskSampler(**options)
     found = few(net, X_POOL[:12], 6, X_labeled=X_LABELED)
     monkeypatch.setattr("skfishermask.selection.storage.Needs.dimensions", 700)
-    monkeypatch.setattr("skfishermask.selection.batch.has_few_rows", lambda shape: False)
+    monkeypatch.setattr("skfishermask.selection.objective.has_few_rows", lambda shape: False)
     expected = all_of_them(net, X_POOL[:12], 6, X_labeled=X_LABELED)
     assert (few.query_info_["dimensions"], all_of_them.query_info_["dimensions"]) == (108, 700)
     np.testing.assert_array_equal(found[0], expected[0])

@@ -2,14 +2,13 @@
 
 from skfishermask.selection.batch import (
     Batch,
-    Objective,
     chosen_from,
-    coordinates,
     find_batch,
     gains_along,
     select_batch,
 )
 from skfishermask.selection.candidates import CAREFUL, Candidates, Step
+from skfishermask.selection.objective import Objective, coordinates
 from skfishermask.selection.pools import LazyPool, LocalPool
 from skfishermask.selection.remote import Answer, Block, Question, RemotePool, merged
 from skfishermask.selection.storage import (

@@ -158,9 +158,13 @@ class Candidates:
         """How far each gain may be off, (n,)."""
         return self._bars[self.at]
 
-    def bounds(self, out: Tensor) -> Tensor:
-        """Give the largest gains there may be, (n,); minus infinity for those that are `out`."""
-        return (self.gains + self.bars).masked_fill_(out, -math.inf)
+    def bounds(self, out: Tensor, n_states: int | None = None) -> Tensor:
+        """Give the largest gains there may be, (n,); minus infinity for those that are `out`.
+
+        With `n_states`, in so many states from the first on: (n_states, n).
+        """
+        which = self.at if n_states is None else slice(n_states)
+        return (self._gains[which] + self._bars[which]).masked_fill_(out, -math.inf)
 
     def out(self, n_picks: int) -> Tensor:
         """Say who cannot be among the next picks: those taken, and equals of lower ones left."""
@@ -253,44 +257,42 @@ class Candidates:
             In which they go on. None: as these do.
         """
         rows = self.embedding.take(index).to(dtype or self.embedding.work_dtype)
-        part = Candidates(stored(rows), self.positions.index_select(0, index), n_states)
-        part.index, part._n_steps = index, self._n_steps
-        part.taken, part.norms = (x.index_select(0, index) for x in (self.taken, self.norms))
-        part.prints, part.has_equals = self.prints.index_select(0, index), self.has_equals
-        for mine, theirs in zip(part._states(), self._states(), strict=True):
-            torch.index_select(theirs[self.at], 0, index, out=mine[0])
+        part = self._made_of([self], rows, lambda x: x.index_select(0, index), n_states)
+        part.index = index
         return part
 
     @staticmethod
     def joined(several: Sequence[Candidates], n_states: int) -> Candidates:
         """Put candidates in memory together, as they stand, ordered by position."""
-        positions, order = torch.sort(torch.cat([one.positions for one in several]))
+        order = torch.cat([one.positions for one in several]).argsort()
         rows = torch.cat([one.embedding.take(range(len(one))) for one in several])[order]
-        whole = Candidates(stored(rows), positions, n_states)
-        whole._n_steps = several[0]._n_steps
-        for name in ("taken", "norms", "prints"):
-            setattr(whole, name, torch.cat([getattr(one, name) for one in several])[order])
-        whole.has_equals = any(one.has_equals for one in several)
-        for mine, *theirs in zip(whole._states(), *(one._states() for one in several), strict=True):
-            parts = [x[one.at] for x, one in zip(theirs, several, strict=True)]
-            mine[0] = torch.cat(parts)[order]
-        return whole
+        return Candidates._made_of(several, rows, lambda x: x[order], n_states)
 
     def to(self, device: torch.device | str) -> Candidates:
-        """Give candidates in memory on another device."""
+        """Give candidates in memory, as they stand, on another device."""
         rows = self.embedding.take(range(len(self))).to(device)
-        there = Candidates(stored(rows), self.positions.to(device), len(self._gains))
-        there.has_equals, there.at, there._n_steps = self.has_equals, self.at, self._n_steps
-        for name in ("index", "taken", "norms", "prints"):
-            setattr(there, name, getattr(self, name).to(device))
-        for mine, theirs in zip(there._states(), self._states(), strict=True):
-            mine.copy_(theirs)
-        return there
+        return self._made_of([self], rows, lambda x: x.to(device), 1)
 
-    def all_bounds(self, n_states: int, out: Tensor) -> Tensor:
-        """Give `bounds` in the first states, (n_states, n)."""
-        bounds = self._gains[:n_states] + self._bars[:n_states]
-        return bounds.masked_fill_(out, -math.inf)
+    @staticmethod
+    def _made_of(
+        several: Sequence[Candidates],
+        rows: Tensor,
+        change: Callable[[Tensor], Tensor],
+        n_states: int,
+    ) -> Candidates:
+        """Make candidates with these rows of others as they stand; change each tensor of theirs."""
+
+        def changed(parts: list[Tensor]) -> Tensor:
+            return change(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+        made = Candidates(stored(rows), changed([one.positions for one in several]), n_states)
+        made._n_steps = several[0]._n_steps
+        made.has_equals = any(one.has_equals for one in several)
+        for name in ("taken", "norms", "prints"):
+            setattr(made, name, changed([getattr(one, name) for one in several]))
+        for number, state in enumerate(made._states()):
+            state[0] = changed([one._states()[number][one.at] for one in several])
+        return made
 
     def put(self, part: Candidates, number: int) -> None:
         """Take over what is known of some of them in that one's state of this number."""

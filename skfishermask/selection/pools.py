@@ -41,14 +41,10 @@ class LocalPool:
     ) -> None:
         self._shared, self._start = start is not None, start or 0
         positions = torch.arange(len(embedding), device=embedding.device) + self._start
-        self.candidates = Candidates(embedding, positions, self._n_states(picks_a_round))
+        self.candidates = Candidates(embedding, positions, picks_a_round + 1)
         self.n_read = 0
         self.out = self.candidates.taken
         self._n_attempted = 0
-
-    @staticmethod
-    def _n_states(picks_a_round: int) -> int:
-        return picks_a_round + 1
 
     def shortlist(  # noqa: D102, see Pool
         self, count: int, n_picks: int
@@ -136,14 +132,10 @@ class LazyPool(LocalPool):
     def __init__(
         self, embedding: StoredEmbedding, picks_a_round: int, start: int | None = None
     ) -> None:
-        super().__init__(embedding, picks_a_round, start)
+        super().__init__(embedding, 0, start)
         self._history: list[Step] = []
         # How much of it each candidate has seen.
         self._since = torch.zeros_like(self.candidates.positions)
-
-    @staticmethod
-    def _n_states(picks_a_round: int) -> int:
-        return 1
 
     def shortlist(  # noqa: D102, see Pool
         self, count: int, n_picks: int
@@ -169,10 +161,6 @@ class LazyPool(LocalPool):
         self.candidates.put(short, len(taken))
         self.advance(taken)
         self._since.index_fill_(0, short.index, len(self._history))
-
-    def confirm(self, steps: Sequence[Step]) -> None:  # noqa: D102, see LocalPool
-        # Whoever asks a lazy pool tells it the steps that were right, and no others.
-        pass
 
     def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see Pool
         self._history += steps

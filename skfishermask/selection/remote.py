@@ -136,20 +136,15 @@ class Block:
             none = question.limits.new_full((1,), -math.inf)
             return Answer(none, none, everyone.subset(where, 1) if len(where) else None)
         known = pool.where(question.known)
+        can_go = torch.ones_like(everyone.taken)
         if isinstance(pool, LazyPool):
-            index, rest = pool.likely(question.count, question.n_picks, known)
-            short = pool.refreshed(index, 1)
-            pool.keep([], short)
-            bounds = everyone.bounds(pool.out).index_select(0, index)
-            reached = bounds >= torch.maximum(question.limits, rest.new_full((1,), -1e300))
-            left = torch.cat([bounds[~reached], rest[None]]).amax()
-            index = index[reached]
-            largest = torch.cat([bounds, rest[None]]).amax()
-            sent = everyone.subset(index, 1) if len(index) else None
-            return Answer(largest[None], left[None], sent)
+            # Only what is up to date can.
+            index, _ = pool.likely(question.count, question.n_picks, known)
+            pool.keep([], pool.refreshed(index, 1))
+            can_go = torch.zeros_like(can_go).index_fill_(0, index, True)
         everyone.attempt(question.steps)
         out = everyone.out(question.n_picks).index_fill(0, known, True)
-        bounds = everyone.all_bounds(len(question.steps) + 1, out)
+        bounds = everyone.bounds(out, len(question.steps) + 1)
         largest = bounds.amax(1)
         # What comes after a wrong step will not be kept.
         gains = [step.gain for step in question.steps]
@@ -158,7 +153,7 @@ class Block:
         limits = question.limits[:, None]
         # Also where there is no limit, those that cannot be picked any more stay here.
         reached = ((bounds >= limits) & (bounds > -math.inf))[: last + 1].any(0)
-        index = torch.nonzero(reached).squeeze(1)
+        index = torch.nonzero(reached & can_go).squeeze(1)
         if len(index) > question.count:
             index = index[torch.topk(bounds[last, index], question.count).indices].sort().values
         others = bounds.index_fill_(1, index, -math.inf).amax(1)
@@ -278,7 +273,7 @@ class RemotePool:
         near = self._near
         if near is None:
             return self._rest.new_full((n_states,), -math.inf)
-        bounds = near.all_bounds(n_states, near.taken)
+        bounds = near.bounds(near.taken, n_states)
         return torch.topk(bounds, min(_RANK, bounds.shape[1])).values[:, -1]
 
     def _take_in(self, sent: Candidates | None, size: int) -> None:

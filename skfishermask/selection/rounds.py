@@ -120,31 +120,6 @@ class Pool(Protocol):
         """
 
 
-@dataclass
-class Picks:
-    """What was taken, in order.
-
-    Attributes
-    ----------
-    positions : list of Tensor of shape ()
-        Positions in the pool.
-    gains : list of Tensor of shape ()
-        Decrease of tr(M^-1 F) by each.
-    """
-
-    positions: list[Tensor]
-    gains: list[Tensor]
-
-    def add(self, steps: Sequence[Step]) -> None:
-        """Note what was taken."""
-        self.positions += [step.position for step in steps]
-        self.gains += [step.gain for step in steps]
-
-    def told(self) -> tuple[list[int], Tensor]:
-        """Give both on the host, the gains in float64; waits for the device."""
-        return torch.stack(self.positions).tolist(), torch.stack(self.gains).cpu()
-
-
 @dataclass(frozen=True)
 class Best:
     """The best candidate on a shortlist.
@@ -267,8 +242,10 @@ def choose(
     picks_a_round: int = 1,
     forced: Sequence[int] = (),
     on_pick: Callable[[int], object] = lambda count: None,
-) -> Picks:
+) -> tuple[list[int], Tensor]:
     """Take samples one by one, each the one with the largest gain given those before it.
+
+    Gives their positions, in order, and the decrease of tr(M^-1 F) by each, float64 on the host.
 
     Parameters
     ----------
@@ -287,15 +264,22 @@ def choose(
     on_pick : callable, optional
         Called with the number of picks that are new since the last call.
     """
-    picks, widened, hoped = Picks([], []), 1, picks_a_round
+    positions: list[Tensor] = []
+    gains: list[Tensor] = []
+    widened, hoped = 1, picks_a_round
     on_host = information.fisher.device.type == "cpu"
+
+    def note(taken: Sequence[Step]) -> None:
+        positions.extend(step.position for step in taken)
+        gains.extend(step.gain for step in taken)
+        on_pick(len(taken))
+
     for start in range(0, len(forced), _GROUP):
         given = give(pool, information, forced[start : start + _GROUP])
-        picks.add(given)
-        on_pick(len(given))
-        if len(picks.gains) < n_picks:
+        note(given)
+        if len(gains) < n_picks:
             pool.advance(given)
-    while (left := n_picks - len(picks.gains)) > 0:
+    while (left := n_picks - len(gains)) > 0:
         count = information.reserve(min(hoped, left), r)
         # 1. The shortlist: candidates with the largest possible gains, their rows at hand.
         short, rest = pool.shortlist(SHORTLIST * picks_a_round * widened, count)
@@ -308,13 +292,12 @@ def choose(
         n_right = _n_right(steps, rivals)
         information.undo(len(steps) - n_right, r)
         pool.keep(steps[:n_right], short)
-        picks.add(steps[:n_right])
-        on_pick(n_right)
+        note(steps[:n_right])
         # Where none was right, those that may have won join the shortlist. Products for picks that
         # are undone are lost, so do not hope for many more the next time.
         widened = 1 if n_right else 2 * widened
         hoped = min(picks_a_round, max(2, 3 * n_right // 2))
-    return picks
+    return torch.stack(positions).tolist(), torch.stack(gains).cpu()
 
 
 def give(pool: Pool, information: Information, positions: Sequence[int]) -> list[Step]:

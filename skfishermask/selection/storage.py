@@ -10,13 +10,13 @@ import math
 import shutil
 import tempfile
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -142,8 +142,8 @@ class TensorEmbedding(StoredEmbedding):
     values : Tensor of shape (n, r, k), floating point
         The embeddings, or room for them.
     device : torch.device, optional
-        The computing device; None: the tensor's. With CUDA and a tensor in the host's pinned
-        memory, the next chunk travels while one is computed with.
+        The computing device; None: the tensor's. Where it is on CUDA, the next chunk travels
+        while one is computed with, if the tensor is in pinned memory.
     """
 
     def __init__(self, values: Tensor, device: torch.device | None = None) -> None:
@@ -164,6 +164,9 @@ class TensorEmbedding(StoredEmbedding):
     def _read(self, parts: Sequence[slice]) -> Iterator[Tensor]:
         if not self.is_fetched or not parts:
             yield from (self._values[part] for part in parts)
+            return
+        if self.device.type != "cuda":
+            yield from (self._values[part].to(self.device) for part in parts)
             return
         stream = torch.cuda.Stream(self.device)
 
@@ -215,12 +218,7 @@ class ScratchEmbedding(StoredEmbedding):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def write(self, start: int, values: Tensor) -> None:  # noqa: D102, see StoredEmbedding
@@ -365,8 +363,33 @@ class Room:
         if place == "scratch file":
             return cleanup.enter_context(ScratchEmbedding(shape, dtype, device, self.folder))
         if place == "host memory":
-            return TensorEmbedding(torch.empty(shape, dtype=dtype, pin_memory=True), device)
+            values = torch.empty(shape, dtype=dtype)
+            _pin(values, device, cleanup)
+            return TensorEmbedding(values, device)
         return TensorEmbedding(torch.empty(shape, dtype=dtype, device=device))
+
+
+def _pin(values: Tensor, device: torch.device, cleanup: ExitStack) -> None:
+    """Let a device read memory of the host by itself, until the cleanup.
+
+    PyTorch's own pinned memory takes up to twice the room, and stays with the process.
+    """
+    runtime = torch.cuda.cudart()
+    error = int(runtime.cudaHostRegister(values.data_ptr(), values.nbytes, 0))
+    if error:
+        warnings.warn(
+            f"{gigabytes(values.nbytes)} of the host's memory could not be pinned for {device} "
+            f"(CUDA error {error}), so that embeddings travel to it more slowly.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return
+
+    def release() -> None:
+        torch.cuda.synchronize(device)
+        runtime.cudaHostUnregister(values.data_ptr())
+
+    cleanup.callback(release)
 
 
 def gigabytes(n_bytes: float) -> str:
