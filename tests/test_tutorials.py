@@ -49,3 +49,16 @@ def test_a_trained_network_and_a_pool_in_files(monkeypatch: pytest.MonkeyPatch) 
     assert seen["after"] > seen["before"]
     # The new digits are asked for more often than a random batch would.
     assert seen["counts"][8:].sum() > seen["expected"][8:].sum()
+
+
+def test_a_batch_goes_to_a_labelling_tool_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = run("person_in_the_loop", monkeypatch)
+    assert seen["same_answers"]
+    data = [task["data"] for task in seen["tasks"]]
+    assert [d["row"] for d in data] == seen["batch_rows"].tolist()
+    assert [d["rank"] for d in data] == list(range(1, 11))
+    assert [d["gain"] for d in data] == seen["gains"].tolist()
+    assert all(d["image"].startswith("data:image/png;base64,iVBOR") for d in data)
+    # The third was skipped; the others have their labels.
+    answered = [d["row"] for d in data if d["rank"] != 3]
+    assert seen["from_tool"] == seen["from_table"] == {r: seen["y_true"][r] for r in answered}
