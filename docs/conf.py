@@ -117,6 +117,9 @@ plot_formats = [("png", 160)]
 plot_rcparams = {"figure.constrained_layout.use": True, "font.size": 10}
 plot_apply_rcparams = True
 
+# -- Formulas, without internet: MathJax 3.2.2, npm's es5/tex-svg.js with its licence (Apache 2.0).
+mathjax_path = "mathjax/tex-svg.js"
+
 # -- Markdown: the changelog and the guide for contributors.
 myst_heading_anchors = 3
 

@@ -68,9 +68,9 @@ def make_net():
 # One query
 # ---------
 #
-# :class:`skfishermask.modal.ActiveLearner` is modAL's ``ActiveLearner``, mended to run with current
-# scikit-learn. It holds the classifier, the query strategy, and the labels so far: here twenty
-# digits drawn at random.
+# :class:`skfishermask.modal.ActiveLearner` is modAL's ``ActiveLearner``, corrected to run with
+# current scikit-learn. It holds the classifier, the query strategy, and the labels so far: here
+# twenty digits drawn at random.
 
 rng = np.random.default_rng(0)
 first = rng.choice(len(X_pool), 20, replace=False)

@@ -17,6 +17,9 @@ your place.
 # There are 600 unlabelled digits, and fifteen labelled ones to start from: without a few, there is
 # no network that could know what to ask.
 
+import base64
+import csv
+import io
 import json
 import os
 import sys
@@ -131,7 +134,7 @@ net = NeuralNetClassifier(
 
 def fit(record):
     rows = [int(row) for row in record.labels]
-    sampler = FisherMaskSampler(net, batch_size=256, random_state=0)
+    sampler = FisherMaskSampler(net, n_directions=0.95, batch_size=256, random_state=0)
     return sampler.fit(X_pool[rows], list(record.labels.values())), rows
 
 
@@ -227,8 +230,137 @@ print(f"{len(rows)} labels, accuracy {one.score(X_test, y_test):.3f}")
 
 # %%
 # By chance there is no 3, no 7 and no 8 among the first fifteen, and five of them are a 6. The
-# first five questions bring a 7 and an 8, the third batch a 3, and of the 45 images asked for only
-# two are a 6.
+# first five questions bring an 8 and two 3s, the fourth batch a 7, and of the 45 images asked for
+# only three are a 6.
 #
-# For a real project, replace ``look_up`` by a function that asks in the way that suits you, a web
-# page for instance, and keep the rest.
+# Handing a batch to a labelling tool
+# -----------------------------------
+#
+# Where several people label, they use a tool, and a batch travels as a file. Here are ten images as
+# tasks for `Label Studio <https://labelstud.io>`_, with their rank, so that the most useful ones
+# come first, their gain, and what the network takes them for. A file in a bucket would be named by
+# its address; these small images travel within the tasks. The column ``row`` is what brings an
+# answer back to its image.
+
+rows_labelled = [int(row) for row in with_breaks.labels]
+left = np.setdiff1d(np.arange(len(X_pool)), rows_labelled)
+chosen, _, gains = one.query(
+    X_pool[left], n_instances=10, X_labeled=X_pool[rows_labelled], return_metrics=True
+)
+batch_rows = left[chosen]
+
+
+def as_address(image):
+    file = io.BytesIO()
+    plt.imsave(file, np.kron(image.reshape(8, 8), np.ones((16, 16))), cmap="gray_r", format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def guess(row):
+    value = {"choices": [str(one.predict(X_pool[[row]])[0])]}
+    return {"from_name": "digit", "to_name": "image", "type": "choices", "value": value}
+
+
+tasks = [
+    {
+        "data": {
+            "image": as_address(X_pool[row]),
+            "row": int(row),
+            "rank": rank,
+            "gain": float(gain),
+        },
+        "predictions": [{"model_version": "sixty labels", "result": [guess(row)]}],
+    }
+    for rank, (row, gain) in enumerate(zip(batch_rows, gains, strict=True), start=1)
+]
+tasks_file = Path(folder.name) / "tasks.json"
+tasks_file.write_text(json.dumps(tasks, indent=1), encoding="utf-8")
+print({key: str(value)[:40] for key, value in tasks[0]["data"].items()})
+
+# %%
+# In a project of Label Studio, *Import* takes this file. Its labelling interface shows the image
+# and ten choices::
+#
+#     <View>
+#       <Image name="image" value="$image"/>
+#       <Choices name="digit" toName="image">
+#         <Choice value="0"/> <Choice value="1"/> <!-- and so on -->
+#       </Choices>
+#     </View>
+#
+# *Export* as JSON gives the tasks back, with the annotations that people made. Of a task that
+# somebody skipped the annotation is ``was_cancelled``: it stays in the pool.
+
+
+def read_label_studio(path):
+    answers = {}
+    for task in json.loads(path.read_text(encoding="utf-8")):
+        for annotation in task["annotations"]:
+            if not annotation["was_cancelled"] and annotation["result"]:
+                answers[task["data"]["row"]] = int(annotation["result"][0]["value"]["choices"][0])
+    return answers
+
+
+# %%
+# This page has no Label Studio, so here is what it would export, with the third image skipped.
+
+exported = [
+    {
+        "data": task["data"],
+        "annotations": [
+            {
+                "was_cancelled": task["data"]["rank"] == 3,
+                "result": [
+                    {
+                        "from_name": "digit",
+                        "to_name": "image",
+                        "type": "choices",
+                        "value": {"choices": [str(look_up(task["data"]["row"]))]},
+                    }
+                ],
+            }
+        ],
+    }
+    for task in tasks
+]
+export_file = Path(folder.name) / "export.json"
+export_file.write_text(json.dumps(exported), encoding="utf-8")
+from_tool = read_label_studio(export_file)
+print(f"{len(from_tool)} answers to {len(tasks)} tasks")
+
+# %%
+# Other tools, and spreadsheets, take a table: a line for each image, and an empty column for
+# labels. Lines without a label are left out when it is read back.
+
+
+def write_table(path, labels):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(["rank", "row", "gain", "label"])
+        for rank, (row, gain) in enumerate(zip(batch_rows, gains, strict=True), start=1):
+            lines.writerow([rank, row, f"{gain:.4g}", labels.get(int(row), "")])
+
+
+def read_table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return {
+            int(line["row"]): int(line["label"]) for line in csv.DictReader(file) if line["label"]
+        }
+
+
+table_file = Path(folder.name) / "batch.csv"
+write_table(table_file, labels={})
+print(table_file.read_text().splitlines()[:3])
+write_table(table_file, labels=from_tool)  # Here somebody would fill the table in.
+from_table = read_table(table_file)
+print("the same answers from both:", from_table == from_tool)
+
+# %%
+# The answers join the labels, and the next round begins.
+
+with_breaks.labels |= {str(row): label for row, label in from_tool.items()}
+two = fit(with_breaks)[0]
+print(f"{len(with_breaks.labels)} labels, accuracy {two.score(X_test, y_test):.3f}")
+
+# %%
+# To ask in your own way, on a web page for instance, replace ``look_up`` and keep the rest.

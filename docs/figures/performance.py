@@ -14,7 +14,7 @@ result = json.loads(Path("../../benchmarks/results/query.json").read_text(encodi
 steps = ["diagonal", "embedding", "selection", "total"]
 sides = [
     (result["ours"], "#4477AA", "skfishermask"),
-    (result["theirs"]["kinder"], "0.75", "a kinder loop"),
+    (result["theirs"]["kinder"], "0.75", "a plain loop"),
     (result["theirs"]["authors'"], "0.5", "the authors' way"),
 ]
 

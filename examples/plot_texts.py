@@ -1,0 +1,250 @@
+"""
+Texts
+=====
+
+Which of these messages should somebody sort by hand next? First with word counts, in a scikit-learn
+pipeline from strings to a network; then with a small Transformer that takes tokens and an attention
+mask and gives an output with ``logits``, as models of Hugging Face do; then with low-rank adapters
+(LoRA) on frozen weights.
+"""
+
+# %%
+# Messages
+# --------
+#
+# Six hundred messages to a shop, made up from parts. The labels are words.
+
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from skfishermask import FisherMaskSampler
+
+parts = {
+    "delivery": [
+        "has not arrived",
+        "came to the wrong address",
+        "is a week late",
+        "was left outside",
+    ],
+    "payment": [
+        "was charged twice",
+        "is not on my bill",
+        "costs more than shown",
+        "was not refunded",
+    ],
+    "quality": ["broke at once", "has a scratch", "does not fit", "smells of paint"],
+    "praise": [
+        "is lovely",
+        "does not disappoint",
+        "came a week early",
+        "costs less than I thought",
+    ],
+}
+things = [
+    "lamp",
+    "chair",
+    "kettle",
+    "blanket",
+    "bicycle",
+    "desk",
+    "rug",
+    "radio",
+    "mirror",
+    "shelf",
+]
+openings = ["Hello,", "Dear all,", "Once more:", "Sorry, but", "Good morning,", "Please note:"]
+endings = ["", "Thank you.", "What now?", "I am still waiting.", "My sister says so too."]
+rng = np.random.default_rng(0)
+texts, labels = [], []
+for label in rng.choice(list(parts), 600, p=[0.4, 0.3, 0.2, 0.1]):
+    words = (rng.choice(openings), "the", rng.choice(things), rng.choice(parts[label]))
+    texts.append(f"{' '.join(words)}. {rng.choice(endings)}".strip())
+    labels.append(str(label))
+first, pool, test = slice(0, 20), slice(20, 400), slice(400, 600)
+for text, label in zip(texts[:3], labels, strict=False):
+    print(f"{label:>9}: {text}")
+
+# %%
+# From strings to a network
+# -------------------------
+#
+# The pipeline makes numbers of the strings: a sparse matrix of weighted word counts, made dense,
+# because networks take nothing else. The sampler wraps the whole pipeline. So it takes strings, and
+# gives strings back.
+
+
+def dense(counts):
+    return counts.toarray().astype("float32")
+
+
+class Network(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.LazyLinear(24), nn.ReLU(), nn.Linear(24, 4))
+
+
+training = {
+    "criterion": nn.CrossEntropyLoss,
+    "optimizer": torch.optim.Adam,
+    "lr": 0.01,
+    "batch_size": 20,
+    "train_split": None,
+    "verbose": 0,
+}
+pipeline = make_pipeline(
+    TfidfVectorizer(),
+    FunctionTransformer(dense, accept_sparse=True),
+    NeuralNetClassifier(Network, max_epochs=30, **training),
+)
+by_words = FisherMaskSampler(pipeline, batch_size=200, random_state=0)
+by_words.fit(texts[first], labels[first])
+accuracy_before = by_words.score(texts[test], labels[test])
+indices, chosen = by_words.query(texts[pool], n_instances=20, X_labeled=texts[first])
+for text in chosen[:4]:
+    print(text)
+
+# %%
+# The answers are added, and the pipeline is fitted again, vocabulary included.
+
+answers = [labels[pool][i] for i in indices]  # Here somebody would read them.
+by_words.fit(texts[first] + chosen, labels[first] + answers)
+accuracy_after = by_words.score(texts[test], labels[test])
+print(f"accuracy with 20 labels {accuracy_before:.2f}, with 40 {accuracy_after:.2f}")
+
+# %%
+# Tokens, an attention mask and ``logits``
+# ----------------------------------------
+#
+# A tokenizer turns a text into numbers of words and a mask that says where words are. As a
+# transformer in the pipeline it gives a dict: its keys are the arguments of the module's
+# ``forward``.
+
+
+class Tokenizer(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        self.words_ = sorted({word for text in X for word in text.lower().split()})
+        return self
+
+    def transform(self, X):
+        number = {word: i for i, word in enumerate(self.words_, start=2)}
+        tokens = np.zeros((len(X), 16), dtype="int64")
+        for row, text in zip(tokens, X, strict=True):
+            known = [number.get(word, 1) for word in text.lower().split()][:16]
+            row[: len(known)] = known
+        return {"input_ids": tokens, "attention_mask": (tokens > 0).astype("int64")}
+
+
+class SmallTransformer(nn.Module):
+    def __init__(self, n_words=200, width=24, n_classes=4):
+        super().__init__()
+        self.words = nn.Embedding(n_words, width)
+        self.positions = nn.Parameter(0.1 * torch.randn(16, width))
+        self.encoder = nn.TransformerEncoderLayer(width, 4, 48, dropout=0.0, batch_first=True)
+        self.classifier = nn.Linear(width, n_classes)
+
+    def forward(self, input_ids, attention_mask):
+        h = self.words(input_ids) + self.positions
+        h = self.encoder(h, src_key_padding_mask=attention_mask == 0)
+        mask = attention_mask[:, :, None]
+        return SimpleNamespace(logits=self.classifier((mask * h).sum(1) / mask.sum(1)))
+
+
+# %%
+# A query takes an output's ``logits`` by itself. skorch, which trains and predicts, wants to be
+# told, by one line in ``infer``.
+
+
+class LogitsNet(NeuralNetClassifier):
+    def infer(self, x, **more):
+        return super().infer(x, **more).logits
+
+
+by_tokens = FisherMaskSampler(
+    make_pipeline(Tokenizer(), LogitsNet(SmallTransformer, max_epochs=30, **training)),
+    n_directions=0.95,
+    batch_size=200,
+    random_state=0,
+)
+by_tokens.fit(texts[first], labels[first])
+indices, chosen = by_tokens.query(texts[pool], n_instances=20, X_labeled=texts[first])
+for text, guess in zip(chosen[:4], by_tokens.predict(chosen), strict=False):
+    print(f"{guess + '?':>10} {text}")
+
+# %%
+# With the package ``transformers`` the module is theirs, with its weights or, as here, from a
+# configuration alone::
+#
+#     from transformers import BertConfig, BertForSequenceClassification
+#
+#     config = BertConfig(
+#         vocab_size=200, hidden_size=24, num_hidden_layers=1, num_attention_heads=4,
+#         intermediate_size=48, num_labels=4, attn_implementation="eager",
+#     )
+#     net = LogitsNet(BertForSequenceClassification(config), max_epochs=30, **training)
+#
+# and the tokenizer is theirs too: ``dict(tokenizer(list(X), padding="max_length", truncation=True,
+# max_length=16, return_tensors="np"))`` in ``transform``. ``batch_size`` of the sampler is what
+# bounds the memory.
+#
+# Adapters on frozen weights
+# --------------------------
+#
+# LoRA leaves a trained layer as it is and learns a product of two thin matrices beside it. Here the
+# network that was just trained gets adapters in its classifier and in one layer of its encoder;
+# everything else is frozen.
+
+
+class Adapted(nn.Module):
+    def __init__(self, layer, rank=2):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down = nn.Parameter(0.1 * torch.randn(rank, layer.in_features))
+        self.up = nn.Parameter(torch.zeros(layer.out_features, rank))
+
+    def forward(self, x):
+        return self.layer(x) + x @ self.down.T @ self.up.T
+
+
+torch.manual_seed(0)
+module = by_tokens.estimator_[-1].module_.requires_grad_(False)
+module.classifier = Adapted(module.classifier)
+module.encoder.linear1 = Adapted(module.encoder.linear1)
+adapted_net = LogitsNet(module, max_epochs=20, **training)
+tokenizer = by_tokens.estimator_[0]
+answers = [labels[pool][i] for i in indices]
+classes, codes = np.unique(labels[first] + answers, return_inverse=True)
+adapted_net.fit(tokenizer.transform(texts[first] + chosen), codes)
+
+# %%
+# A query reads the trained net. Its mask asks where the Fisher information is, not what is trained:
+# frozen weights are in it, and they stay frozen. The size of the mask is given, because ``"auto"``
+# goes by the output layer, which is spread over three tensors here.
+
+fishermask = FisherMaskSampler(mask_fraction=300, n_directions=0.95, batch_size=200, random_state=0)
+rows, _ = fishermask(adapted_net, tokenizer.transform(texts[pool]), n_instances=10)
+shares = {"adapters": 0, "frozen": 0}
+for name, entries in fishermask.mask_.indices.items():
+    adapts = name.endswith((".down", ".up"))
+    shares["adapters" if adapts else "frozen"] += len(entries)
+print("entries in the mask:", shares)
+trained = [n for n, p in adapted_net.module_.named_parameters() if p.requires_grad]
+print("trained:", trained)
+
+figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+names = [name for name, entries in fishermask.mask_.indices.items() if len(entries)]
+sizes = [len(fishermask.mask_.indices[name]) for name in names]
+colours = ["#0072b2" if name in trained else "0.7" for name in names]
+bars = ax.barh(names, sizes, color=colours)
+ax.bar_label(bars, padding=3, fontsize=9)
+ax.invert_yaxis()
+ax.set(xlabel="parameters in the mask (blue: adapters, grey: frozen)")
+ax.spines[["top", "right"]].set_visible(False)
+plt.show()
