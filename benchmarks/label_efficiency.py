@@ -71,16 +71,16 @@ STUDY = [
         "dataset": dataset,
         "network": network,
         "imbalance": ratio,
-        "n_initial": n_initial,
+        "n_initial": few if n_instances == 20 else many,
         "n_instances": n_instances,
         "n_queries": n_queries,
         "pool_size": 2000,
         "test_size": 2600,
         "trainings": 1,
     }
+    for n_instances, n_queries in ((20, 4), (100, 2))
     for dataset, network, imbalance, few, many in KINDS
     for ratio in (1, imbalance)
-    for n_initial, n_instances, n_queries in ((few, 20, 4), (many, 100, 2))
 ]
 # For the default, as the protocol says.
 CANDIDATES = [

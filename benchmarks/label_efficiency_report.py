@@ -33,6 +33,7 @@ DATASETS = {
     "digits": "Digits",
     "fashion-mnist": "Fashion-MNIST",
 }
+FIRST = ("digits", "fashion-mnist")  # the first study, with some of the peers
 OURS = "FisherMask"
 KINDS = ("balanced", "long-tailed")
 # Drawn in the learning curves; the tables have all.
@@ -123,8 +124,8 @@ def load(folder: Path) -> list[Setting]:
 
 
 def has_all(setting: Setting) -> bool:
-    """Whether every peer was run: in the eight settings of the first study only some were."""
-    return set(PEERS) <= set(setting.curves)
+    """Whether every peer was run with some seed."""
+    return set(PEERS) <= set(setting.curves) and len(setting.means) > 0
 
 
 def error(values: np.ndarray) -> float:
@@ -195,14 +196,18 @@ def compared(
 
 
 def outcomes(settings: list[Setting], names: Sequence[str]) -> str:
-    """FisherMask against each of some strategies, in a sentence."""
+    """How many of some strategies FisherMask is better than, level with and worse than."""
     groups: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
     for name in names:
-        if found := compared(settings, lambda s, name=name: name):
-            groups[verdict(*found[1:])].append(name)
-    words = {"better": "better than", "level": "level with", "worse": "worse than"}
-    parts = [f"{words[kind]} {listed(found)}" for kind, found in groups.items() if found]
-    return "; ".join(parts)
+        found = compared(settings, lambda s, name=name: name)
+        assert found is not None
+        groups[verdict(*found[1:])].append(name)
+    worse = groups["worse"]
+    return (
+        f"beats {len(groups['better']) or 'none'}, cannot be told from "
+        f"{len(groups['level']) or 'none'} and loses to {len(worse) or 'none'}"
+        + (f" ({listed(worse)})" if worse else "")
+    )
 
 
 def regrets(settings: list[Setting]) -> pd.DataFrame:
@@ -212,24 +217,21 @@ def regrets(settings: list[Setting]) -> pd.DataFrame:
 
 def regret_table(settings: list[Setting]) -> str:
     found = regrets(settings)
+    kinds = list(kinds_of(settings).items())[1:]
+    batches = sorted({s.info["n_instances"] for s in settings})
     rows = []
     for name in found.mean(axis=1).sort_values().index:
         values = found.loc[name]
         row = [f"**{name}**" if name == OURS else str(name)]
         row += [f"{values.mean():.3f}", f"{values.max():.3f}", values.idxmax()]
-        for some in list(kinds_of(settings).values())[1:]:
-            of_kind = values[[s.name for s in some]]
-            row += [f"{of_kind.mean():.3f}", f"{of_kind.max():.3f}"]
-        for batch in sorted({s.info["n_instances"] for s in settings}):
+        row += [f"{values[[s.name for s in some]].max():.3f}" for _, some in kinds]
+        for batch in batches:
             seconds = [s.query_seconds(name) for s in settings if s.info["n_instances"] == batch]
             row.append(f"{np.median(seconds):.2f}")
         rows.append(row)
-    head = ["", "Mean", "Worst", "The worst is in"]
-    for kind in list(kinds_of(settings))[1:]:
-        head += [f"{kind}: mean", f"{kind}: worst"]
-    head += [f"Seconds for {batch}" for batch in sorted({s.info["n_instances"] for s in settings})]
-    caption = f"Regret over {len(settings)} settings, and what a query costs"
-    return table(head, rows, caption)
+    head = ["", "Mean", "Worst", "The worst is in", *(f"Worst, {kind}" for kind, _ in kinds)]
+    head += [f"Seconds for {batch}" for batch in batches]
+    return table(head, rows, f"Regret over {len(settings)} settings, and what a query costs")
 
 
 def peer_table(settings: list[Setting], names: Sequence[str]) -> str:
@@ -238,18 +240,16 @@ def peer_table(settings: list[Setting], names: Sequence[str]) -> str:
     def cells(other: Callable[[Setting], str]) -> list[str]:
         row = []
         for some in kinds.values():
-            if found := compared(some, other):
-                mean, low, high = found
-                row += [f"{signed(mean)} ({signed(low)} to {signed(high)})", verdict(low, high)]
-            else:
-                row += ["", ""]
+            found = compared(some, other)
+            assert found is not None
+            mean, low, high = found
+            mark = {"better": "▲ ", "level": "", "worse": "▼ "}[verdict(low, high)]
+            row.append(f"{mark}{signed(mean)} ({signed(low)} to {signed(high)})")
         return row
 
     rows = [[name, *cells(lambda s, name=name: name)] for name in names]
     rows.append(["the best peer, found afterwards", *cells(lambda s: s.best_peer)])
-    head = [""]
-    for kind, some in kinds.items():
-        head += [f"{kind} ({len(some)} settings)", ""]
+    head = ["", *(f"{kind} ({len(some)} settings)" for kind, some in kinds.items())]
     return table(head, rows, "FisherMask minus the other: mean accuracy, 95% interval")
 
 
@@ -456,6 +456,7 @@ def first_study(settings: list[Setting]) -> str:
         "Small convolutional networks trained from scratch, against the peers of 2020. Variants "
         "were chosen on the first 16 seeds of the digits and tried on all else; none was "
         "confirmed to be better than the default.",
+        CURVES.format("label_efficiency_first"),
         regret_table(settings),
         peer_table(settings, [n for n in PEERS if all(n in s.means for s in settings)]),
     ]
@@ -503,8 +504,9 @@ FisherMask against each peer
 
 {peers}
 
-An interval is a bootstrap over settings and seeds. "Level" means not told apart, not equal. The
-best peer of a setting is found after the fact, which flatters it.
+An interval is a bootstrap over settings and seeds; ▲ FisherMask is better, ▼ it is worse. Without a
+mark the two are not told apart, which is not to say that they are equal. The best peer of a setting
+is found after the fact, which flatters it.
 
 A better default?
 -----------------
@@ -531,6 +533,12 @@ A run that was stopped goes on where it was. ``benchmarks/label_efficiency_data.
 data come from; ``--help`` lists the strategies; a data set of your own is a file with ``X_train``,
 ``y_train``, ``X_test`` and ``y_test``. The tool under it is
 :func:`~skfishermask.active_learning_curve`.
+"""
+
+CURVES = """\
+.. image:: images/{}.png
+   :alt: Learning curves of some strategies, mean and standard error.
+   :class: dark-light
 """
 
 DONE = """\
@@ -561,8 +569,9 @@ takes TypiClust up to 5 labels a class: its authors advise an early change on pr
 
 
 def page_of(settings: list[Setting], docs: Path) -> str:
-    new = [s for s in settings if has_all(s)] or settings
-    old = [s for s in settings if s not in new]
+    old = [s for s in settings if s.info["dataset"] in FIRST and not has_all(s)]
+    new = [s for s in settings if has_all(s)] or old
+    old = [] if new is old else old
     images = docs / "images"
     draw_differences(new, images / "label_efficiency.png")
     draw_curves(new, images / "label_efficiency_curves.png")
@@ -570,19 +579,15 @@ def page_of(settings: list[Setting], docs: Path) -> str:
     kinds = list(kinds_of(new).items())[1:]
     datasets = listed(list(dict.fromkeys(s.dataset for s in new)))
     sentence = (
-        f"Does FisherMask save labels? Measured in {len(new)} settings ({datasets}) beside "
-        f"{len(peers)} other strategies. "
-        + " ".join(f"On {kind} pools it is {outcomes(some, peers)}." for kind, some in kinds)
+        f"Does FisherMask save labels? Of {len(peers)} other strategies in {len(new)} settings "
+        f"({datasets}) "
+        + "; ".join(f"on {kind} pools it {outcomes(some, peers)}" for kind, some in kinds)
+        + "."
     )
     first = new[0].info
     details = [
         folded("What was run", DONE + "\n" + setting_table(new)),
-        folded(
-            "Learning curves",
-            ".. image:: images/label_efficiency_curves.png\n"
-            "   :alt: Learning curves of seven strategies, mean and standard error.\n"
-            "   :class: dark-light",
-        ),
+        folded("Learning curves", CURVES.format("label_efficiency_curves")),
         folded(
             "Mean accuracy",
             "In bold the best one of each setting.\n\n"
@@ -604,6 +609,7 @@ def page_of(settings: list[Setting], docs: Path) -> str:
         ),
     ]
     if old:
+        draw_curves(old, images / "label_efficiency_first.png")
         details.append(folded("The first study: small networks from scratch", first_study(old)))
     return PAGE.format(
         sentence=sentence,

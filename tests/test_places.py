@@ -100,17 +100,17 @@ def asked(
 
 def on_workers(client: Any) -> Chooser:
     """Choose from blocks on the workers of a cluster, two on each."""
-    from skfishermask import _worker
+    from skfishermask.cluster import worker
 
     def choose(
         V: Tensor, objective: Objective, width: int, *, lazy: bool = False, preselected: Any = ()
     ) -> Batch:
         inverse, target = objective.start()
-        start = _worker.Start(inverse, target, width, lazy)
-        parts = [_worker.Part(part.start, V[part].clone()) for part in cut(len(V), 4)]
+        start = worker.Start(inverse, target, width, lazy)
+        parts = [worker.Part(part.start, V[part].clone()) for part in cut(len(V), 4)]
         addresses = client.scheduler_info()["workers"]
         shards = {
-            address: client.submit(_worker.Shard, parts[i::2], workers=address, pure=False)
+            address: client.submit(worker.Shard, parts[i::2], workers=address, pure=False)
             for i, address in enumerate(addresses)
             if parts[i::2]
         }
@@ -118,7 +118,7 @@ def on_workers(client: Any) -> Chooser:
         def ask(question: Question) -> Any:
             more = [] if question.number else [start]
             told = [
-                client.submit(_worker.ask, shard, question, *more, workers=address, pure=False)
+                client.submit(worker.ask, shard, question, *more, workers=address, pure=False)
                 for address, shard in shards.items()
             ]
             return merged(client.gather(told))
