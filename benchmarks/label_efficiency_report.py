@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from benchmarks.label_efficiency import CANDIDATES, STUDIED
+from benchmarks.label_efficiency import CANDIDATES, STUDIED, STUDY
 from benchmarks.strategies import PEERS
 
 RESULTS = Path("benchmarks/results/label_efficiency")
 PROTOCOL = "benchmarks/label_efficiency_protocol.md"
 DATASETS = {
-    "cifar10-features": "CIFAR-10 features, MLP head",
-    "cifar10-components": "CIFAR-10 features, linear head",
+    "cifar10-features": "CIFAR-10 features with an MLP head",
+    "cifar10-components": "CIFAR-10 features with a linear head",
     "wordnet": "WordNet definitions",
     "letter": "Letters",
     "digits": "Digits",
@@ -152,6 +152,11 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def enough(settings: list[Setting]) -> bool:
+    """Whether there are seeds enough for a verdict."""
+    return all(len(s.means) >= MIN_SEEDS for s in settings)
+
+
 def verdict(low: float, high: float) -> str:
     """What the interval of "FisherMask minus the other" says of FisherMask."""
     return "better" if low > 0 else "worse" if high < 0 else "level"
@@ -244,6 +249,7 @@ def peer_table(settings: list[Setting], names: Sequence[str]) -> str:
             assert found is not None
             mean, low, high = found
             mark = {"better": "▲ ", "level": "", "worse": "▼ "}[verdict(low, high)]
+            mark = mark if enough(settings) else ""
             row.append(f"{mark}{signed(mean)} ({signed(low)} to {signed(high)})")
         return row
 
@@ -268,6 +274,7 @@ def draw_differences(settings: list[Setting], file: Path) -> None:
             assert found is not None
             mean, low, high = found
             colour = "tab:green" if low > 0 else "tab:red" if high < 0 else "0.5"
+            colour = colour if enough(settings) else "0.5"
             ax.plot([low, high], [row, row], color=colour, lw=2)
             ax.plot(mean, row, "o", color=colour)
         ax.axvline(0, color="black", lw=1)
@@ -385,7 +392,7 @@ def defaults(settings: list[Setting]) -> str:
     """The candidates for the default, and what the protocol's test says."""
     names = [n for n in CANDIDATES if all(n in s.means for s in settings)]
     seeds = min(len(confirming(s)) for s in settings)
-    if not names or not seeds:
+    if not names or not seeds or len(settings) < len(STUDY):
         return "These runs have not been done in all settings yet: the default stays."
     rows, passed = [], []
     for name in names:
@@ -578,12 +585,20 @@ def page_of(settings: list[Setting], docs: Path) -> str:
     peers = [n for n in PEERS if all(n in s.means for s in new)]
     kinds = list(kinds_of(new).items())[1:]
     datasets = listed(list(dict.fromkeys(s.dataset for s in new)))
-    sentence = (
-        f"Does FisherMask save labels? Of {len(peers)} other strategies in {len(new)} settings "
-        f"({datasets}) "
-        + "; ".join(f"on {kind} pools it {outcomes(some, peers)}" for kind, some in kinds)
-        + "."
-    )
+    seeds = min(len(s.means) for s in new)
+    measured = f"{len(peers)} other strategies in {len(new)} settings ({datasets})"
+    if not enough(new):
+        sentence = (
+            f"Does FisherMask save labels? So far it was compared with {measured}, with "
+            f"{seeds} {'seed' if seeds == 1 else 'seeds'} in each: a first look that decides "
+            f"nothing. Verdicts need {MIN_SEEDS} seeds in every setting."
+        )
+    else:
+        sentence = (
+            f"Does FisherMask save labels? Of {measured} "
+            + "; ".join(f"on {kind} pools it {outcomes(some, peers)}" for kind, some in kinds)
+            + "."
+        )
     first = new[0].info
     details = [
         folded("What was run", DONE + "\n" + setting_table(new)),
@@ -628,9 +643,13 @@ def power(settings: list[Setting]) -> str:
     """What difference the study can see."""
     seeds = [len(s.means) for s in settings]
     errors = [error(s.difference(n)) for s in settings for n in PEERS if n in s.means]
-    text = f"Each setting has {min(seeds)} to {max(seeds)} seeds."
-    if min(seeds) < MIN_SEEDS:
-        text += f" Fewer than {MIN_SEEDS} are a first look: single settings say little yet."
+    low, high = min(seeds), max(seeds)
+    text = f"Seeds in each setting: {low if low == high else f'{low} to {high}'}."
+    if low < MIN_SEEDS:
+        text += (
+            f" With fewer than {MIN_SEEDS} this is a first look: intervals are too narrow, and a "
+            "difference in one setting can be chance."
+        )
     if not np.isnan(errors).all():
         text += (
             " The standard error of a difference between FisherMask and a peer in one setting is "

@@ -416,6 +416,16 @@ def test_interval_over_settings_and_seeds() -> None:
     ]
 
 
+def test_a_first_look_claims_nothing(tmp_path: Path) -> None:
+    write_setting(tmp_path / "results/one", GAPS, report.MIN_SEEDS - 1)
+    write_setting(tmp_path / "results/two", GAPS, imbalance=100)
+    page = report.page_of(report.load(tmp_path / "results"), tmp_path)
+    assert "with 7 seeds in each: a first look that decides nothing." in page
+    assert "Seeds in each setting: 7 to 10. With fewer than 8" in page
+    assert "it beats" not in page
+    assert "▲ +" not in page.split("Details\n")[0]
+
+
 def test_page_is_written_from_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turned = GAPS | {"BADGE": 0.0, "margin": 0.025}
     write_setting(tmp_path / "results/one", GAPS)
@@ -430,6 +440,7 @@ def test_page_is_written_from_the_results(tmp_path: Path, monkeypatch: pytest.Mo
     balanced, tailed = page.split("; on long-tailed pools it ")
     assert balanced.endswith("cannot be told from none and loses to 1 (BADGE)")
     assert tailed.startswith("beats 12, cannot be told from none and loses to 1 (margin).\n")
+    assert "▲ +" in page.split("Details\n")[0]
     assert "- **Balanced pool**: BADGE, with a mean regret of 0.000" in page
     assert "- **Long-tailed pool**: margin, with a mean regret of 0.000" in page
     worst = "- **You cannot tell**: FisherMask is never further than 0.010 from the best"
@@ -449,8 +460,13 @@ def test_page_is_written_from_the_results(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_a_candidate_passes_only_if_it_wins_and_loses_nowhere(
-    tmp_path: Path, gaps: list[float], n_seeds: int, outcome: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gaps: list[float],
+    n_seeds: int,
+    outcome: str,
 ) -> None:
+    monkeypatch.setattr(report, "STUDY", [{}] * len(gaps))
     for i, gap in enumerate(gaps):
         name = CANDIDATES[0]
         others = dict.fromkeys(CANDIDATES[1:], 0.0)
@@ -458,6 +474,7 @@ def test_a_candidate_passes_only_if_it_wins_and_loses_nowhere(
         write_setting(tmp_path / str(i), some, n_seeds, imbalance=1 + 9 * i)
     text = report.defaults(report.load(tmp_path))
     assert outcome in text
+    assert "not been done in all settings" in report.defaults(report.load(tmp_path)[1:])
     found = report.passes(report.load(tmp_path), CANDIDATES[0])
     assert (found["lost"] == []) == (min(gaps) >= 0)
     if n_seeds == 8:  # the first one decides nothing
