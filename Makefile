@@ -14,7 +14,7 @@ USERS_READ := sampler.py classifier.py activeml.py modal.py fisher/information.p
 	evaluation/curve.py evaluation/display.py
 # modAL-python pins skorch==0.9.0, hence without its dependencies; the test extra brings pandas.
 MODAL := --no-deps modAL-python==0.4.2.1
-PYTEST := -m pytest --doctest-modules -n $(WORKERS) --dist loadgroup tests skfishermask
+PYTEST := -m pytest -rs --doctest-modules -n $(WORKERS) --dist loadgroup tests skfishermask
 # Warnings are errors, and every reference must lead somewhere. The builders share what they have read.
 SPHINX := -m sphinx -q -W -n --keep-going -j $(WORKERS) -d docs/_build/doctrees
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
