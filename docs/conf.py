@@ -91,7 +91,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "gallery_order.key",
     "only_warn_on_example_error": False,
     "parallel": True,  # as many at once as sphinx -j says
-    "reset_modules": ("matplotlib", "gallery_order.reset_seeds"),
+    "reset_modules": ("matplotlib", "gallery_order.reset"),
     "reset_modules_order": "both",
     "doc_module": ("skfishermask",),
     "backreferences_dir": "generated/backreferences",

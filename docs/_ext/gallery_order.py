@@ -1,7 +1,8 @@
-"""What the gallery needs of Python: the order of the tutorials, and seeds between them."""
+"""What the gallery needs of Python: the order of the tutorials, and what is reset between them."""
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 
 import numpy as np
@@ -30,8 +31,10 @@ def key(filename: str) -> tuple[int, str]:
     return (ORDER.index(filename) if filename in ORDER else len(ORDER), filename)
 
 
-def reset_seeds(gallery_conf: dict, fname: str) -> None:
-    """No tutorial depends on what the one before it drew."""
+def reset(gallery_conf: dict, fname: str) -> None:
+    """No tutorial depends on what the one before it drew, nor on the process it runs in."""
+    # joblib's processes start others in a way that a DataLoader's workers cannot be started in.
+    multiprocessing.set_start_method(None, force=True)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002, tutorials may use code that draws from it
     torch.manual_seed(0)
