@@ -28,7 +28,9 @@ def test_parameters_are_described_with_their_defaults() -> None:
 
 
 def test_scikit_activeml_s_strategy_has_the_same_parameters() -> None:
-    activeml = pytest.importorskip("skfishermask.activeml", reason="needs scikit-activeml")
+    pytest.importorskip("skactiveml", reason="scikit-activeml is not installed")
+    from skfishermask import activeml
+
     found, ours = described(activeml.FisherMask), described(FisherMaskSampler)
     assert found.keys() == activeml.FisherMask().get_params().keys()
     assert found.keys() - ours.keys() == {"missing_label", "net_batch_size"}
