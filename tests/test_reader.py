@@ -260,6 +260,14 @@ def test_a_halved_size_is_remembered(read: Any, sizes: list[int]) -> None:
     assert max(module.sizes) == 8
 
 
+@pytest.mark.parametrize("limit", [100, 2])
+def test_a_bad_sample_has_its_number_in_the_pool(limit: int) -> None:
+    module, x = Cramped(limit), torch.randn(16, 5)
+    x[13] = torch.nan
+    with pytest.raises(ValueError, match="infinite for sample 13"):
+        fisher_diagonal(module, x.split(8))
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_memory_runs_out_in_the_middle(backward: bool) -> None:
     x = torch.randn(24, 5)
