@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import oracles
 import pytest
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask.fisher.directions import directions
+from skfishermask.fisher.forms import Sum
+from skfishermask.fisher.rules import RULES
 
 Make = Callable[[], nn.Module]
 # As many samples as positions: shapes alone cannot tell them apart.
@@ -377,3 +380,18 @@ def test_other_operations(make: Make, layout: Callable, device: str) -> None:
     if device != "cpu" and make is OTHERS["written into"]:
         pytest.skip("its index is on the CPU")
     check(make, layout, numbers(5), device, quiet=False)
+
+
+def test_rms_norm_in_one_operation() -> None:
+    """As on CUDA: on a CPU it is several, so its saved tensors are made up here."""
+    x = torch.randn(3, 4, 5).double()
+    node = SimpleNamespace(
+        _saved_input=x,
+        _saved_result1=(x.square().mean(2, keepdim=True) + 1e-6).rsqrt(),
+        _input_metadata=[SimpleNamespace(shape=x.shape)],
+    )
+    form = RULES["FusedRmsNormBackward0", 1](node, torch.Size([5]))
+    assert isinstance(form, Sum)
+    assert form.factor is not None
+    torch.testing.assert_close(form.factor(), F.rms_norm(x, (5,), eps=1e-6))
+    assert form.shape == (1, 1, 1, 5)
