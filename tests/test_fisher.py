@@ -229,8 +229,9 @@ def test_one_sample_at_a_time_and_input_of_another_dtype(cases: dict) -> None:
 
 
 @pytest.mark.parametrize("n", [23, 9_001])  # The second is summed in several parts.
-def test_fisher_matrix(n: int) -> None:
-    V = torch.randn(n, 3, 5)
+@pytest.mark.parametrize("k", [1, 5, 48])
+def test_fisher_matrix(n: int, k: int) -> None:
+    V = torch.randn(n, 3, k)
     expected = (V.double().mT @ V.double()).mean(0)
     for dtype, tolerance in [(torch.float64, 1e-13), (torch.float32, 5e-6), (torch.bfloat16, 2e-2)]:
         found = fisher_matrix(V.to(dtype))

@@ -185,6 +185,18 @@ def test_large_gradients_in_16_bits() -> None:
     assert float((together - alone).norm() / alone.norm()) < 2e-2
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_parameter_that_is_not_used(size: int) -> None:
+    module = Net(
+        lambda net, x: net.output(x), output=nn.Linear(5, 3), spare=nn.Linear(2, 2)
+    ).double()
+    x = torch.randn(4, 5).double()
+    g, p = oracles.scores(module, x)
+    diagonal, V = read(module, list(x.split(size)))
+    assert_close(diagonal, oracles.diagonal(g, p))
+    assert_close(V, directions(p) @ g)
+
+
 def test_a_network_that_does_not_use_its_parameters() -> None:
     module = Net(lambda net, x: 2 * x, unused=nn.Linear(3, 3))
     for x in (torch.randn(1, 3), torch.randn(4, 3)):
