@@ -197,6 +197,16 @@ def test_a_parameter_that_is_not_used(size: int) -> None:
     assert_close(V, directions(p) @ g)
 
 
+def test_one_sample_of_a_network_whose_gradients_are_taken_in_parts() -> None:
+    # More numbers in two parameters than are asked for together.
+    module = nn.Sequential(nn.Linear(5, 3000), nn.Tanh(), nn.Linear(3000, 3000), nn.Linear(3000, 3))
+    x = torch.randn(2, 5)
+    shapes = {name: p.shape for name, p in module.named_parameters()}
+    mask = ParameterMask({name: torch.arange(3) for name in shapes}, shapes)
+    alone = fisher_embedding(module, x.split(1), mask)
+    torch.testing.assert_close(alone, fisher_embedding(module, [x], mask))
+
+
 def test_a_network_that_does_not_use_its_parameters() -> None:
     module = Net(lambda net, x: 2 * x, unused=nn.Linear(3, 3))
     for x in (torch.randn(1, 3), torch.randn(4, 3)):

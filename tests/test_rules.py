@@ -210,6 +210,9 @@ LOOKUPS: dict[str, Make] = {
     "embedding by selection": on(
         lambda x, w: w.index_select(0, x.flatten()).unflatten(0, x.shape), (7, 3)
     ),
+    "embedding by selection, counted from the end": on(
+        lambda x, w: w.index_select(-2, x.flatten()).unflatten(0, x.shape), (7, 3)
+    ),
     "embedding by product": on(lambda x, w: F.one_hot(x, 7).to(w.dtype) @ w, (7, 3)),
     "one number for each": on(lambda x, w: w[x][..., None], (7,)),
     "embedding of two": on(lambda x, v, w: v[x] + F.embedding(x // 2, w), (7, 3), (4, 3)),
