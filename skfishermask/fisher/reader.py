@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from skfishermask.fisher.graph import Graph
+from skfishermask.fisher.graph import Graph, Use
 from skfishermask.fisher.network import (
     Batch,
     ToLogits,
@@ -29,6 +29,7 @@ from skfishermask.fisher.network import (
 )
 from skfishermask.fisher.parts import Budget, spread
 from skfishermask.fisher.reading import Reading
+from skfishermask.fisher.rules import form_of
 from skfishermask.fisher.samples import Arrangement
 from skfishermask.fisher.uses import Finding, Read, find_rows, resolved
 from skfishermask.fisher.visit import exact_mode, visit
@@ -148,9 +149,9 @@ class JacobianReader:
             self._checked.add(key)
         known = self._graphs.get(key)
         if known is None:
-            finding = find_rows(logits, graph, uses, self._constants)
+            finding = find_rows(logits, graph, uses, self._constants, self._new(uses))
             reads, _ = resolved(uses, finding.arranged)
-            known = _Known(finding.arranged, self._unbalanced(logits, reads, finding))
+            known = _Known(finding.arranged, self._unbalanced(reads, finding))
             if finding.lasting:
                 self._graphs[key] = known
         reads, loose = resolved(uses, known.arranged)
@@ -183,33 +184,32 @@ class JacobianReader:
             )
         raise ValueError(f"{hint}; alone, its logits differ by {float(gap):.3g}.")
 
-    def _unbalanced(
-        self, logits: Tensor, reads: Sequence[Read], finding: Finding
-    ) -> frozenset[str]:
+    def _new(self, uses: Sequence[Use]) -> dict[str, Tensor]:
+        """Give the parameters with a kind of use whose books have not been balanced yet."""
+        names = {
+            use.name for use in uses if use.kind not in self._balanced and form_of(use) is not None
+        }
+        return {name: p for name, p in self.wanted.parameters.items() if name in names}
+
+    def _unbalanced(self, reads: Sequence[Read], finding: Finding) -> frozenset[str]:
         """Name parameters for which the rules, summed over samples, do not give what autograd does.
 
         That is looked at once for each kind of use.
         """
-        kinds = defaultdict(set)
-        for read in reads:
-            kinds[read.use.name].add(read.use.kind)
-        names = [name for name, kind in kinds.items() if not kind <= self._balanced]
-        if not names:
-            return frozenset()
-        parameters = [self.wanted.parameters[name] for name in names]
-        own = torch.autograd.grad(logits, parameters, finding.weights, retain_graph=True)
         bad = set()
-        for name, whole in zip(names, own, strict=True):
+        for name, whole in finding.whole.items():
+            some = [read for read in reads if read.use.name == name]
+            if not some:
+                continue
             whole = (whole.to_dense() if whole.is_sparse else whole).flatten()
             index = self.wanted.some(name, _BALANCED)
-            some = [read for read in reads if read.use.name == name]
             values, sizes = self._sums(some, index, finding)
             eps = _coarsest([*(finding.gradients[read.use.node] for read in some), whole])
             gap = values - whole[index.to(whole.device)]
             if bool((gap.abs() > _ROUNDINGS * eps * sizes).any()):
                 bad.add(name)
             else:
-                self._balanced |= kinds[name]
+                self._balanced |= {read.use.kind for read in some}
         return frozenset(bad)
 
     def _sums(

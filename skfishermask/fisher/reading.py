@@ -12,7 +12,7 @@ from torch import Tensor
 from skfishermask.fisher.graph import Node
 from skfishermask.fisher.network import Batch, rows_of
 from skfishermask.fisher.parts import Budget, spread, squares_of_parameter
-from skfishermask.fisher.uses import Read, backward
+from skfishermask.fisher.uses import Read, backward, outputs
 from skfishermask.fisher.visit import exact_mode
 from skfishermask.fisher.wanted import Wanted
 
@@ -140,13 +140,13 @@ class Reading:
         self, rows: Tensor, groups: Sequence[Sequence[Node]]
     ) -> Iterator[tuple[int, dict[Node, Tensor]]]:
         """Run a backward pass a direction, to the outputs of these operations."""
-        nodes = list(dict.fromkeys(node for group in groups for node in group))
-        if not nodes:
+        edges = outputs(node for group in groups for node in group)
+        if not edges:
             return
         rows = rows.to(self.logits.dtype)
         for i in range(rows.shape[1]):
             last = i == rows.shape[1] - 1
-            yield i, backward(self.logits, nodes, rows[:, i], last=last)
+            yield i, backward(self.logits, edges, rows[:, i], last=last)
 
     def _alone(self, rows: Tensor, take: Callable[[int, int, str, Tensor], None]) -> None:
         """Read the loose parameters of each sample alone; of a single one, all parameters."""

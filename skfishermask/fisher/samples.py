@@ -58,7 +58,7 @@ def radix(dtypes: set[torch.dtype]) -> int:
     """Say how many powers of two the gradients of these types bear without loss."""
     if torch.float16 in dtypes:
         return 8
-    return 512 if dtypes <= {torch.float64} else 64
+    return 512 if dtypes <= {torch.float64} else 128
 
 
 def coded_weights(base: Tensor, radix: int) -> list[Tensor]:
@@ -116,17 +116,17 @@ def owners(passes: Sequence[Tensor], n: int, radix: int) -> Tensor:
     work = torch.float64 if base.dtype == torch.float64 else torch.float32
     base = base.to(work)
     size, largest = base.abs().max(1, keepdim=True)
+    powers = _powers(radix, base)
     owner = torch.zeros(len(base), dtype=torch.int64, device=base.device)
     alone = torch.ones(len(base), dtype=torch.bool, device=base.device)
     for position, other in enumerate(coded):
         other = other.to(work)
         ratio = other.gather(1, largest) / base.gather(1, largest)
         digit = ratio.abs().log2().round().nan_to_num(0, 0, 0).long() + _shift(radix)
-        expected = base * _powers(radix, base)[digit.clamp(0, radix - 1)]
-        scale = expected.abs().amax(1)
-        alone &= (other - expected).abs().amax(1) <= tolerance * scale
-        digit = digit.squeeze(1)
-        owner += digit * radix**position
+        power = powers[digit.clamp(0, radix - 1)]
+        gap = torch.linalg.vector_norm(other.addcmul(base, power, value=-1), math.inf, 1)
+        alone &= gap <= tolerance * (size * power).squeeze(1)
+        owner += digit.squeeze(1) * radix**position
     owner = torch.where(alone & (owner < n), owner, SHARED)
     owner = torch.where(size.squeeze(1) < least, _UNKNOWN, owner)
     return torch.where(size.squeeze(1) == 0, _DEAD, owner)

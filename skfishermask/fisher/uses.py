@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from skfishermask.fisher.forms import Form
 from skfishermask.fisher.graph import Graph, Node, Use, is_spread
@@ -22,6 +23,8 @@ from skfishermask.fisher.samples import (
     radix,
 )
 from skfishermask.fisher.shapes import groups_that_mix
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,24 @@ class Finding:
         For each use; None: its rows are no sample's, or no rule covers it.
     lasting : bool
         Whether that holds for all batches whose graph has the same signature.
-    weights : Tensor of shape (n, C)
-        Of the logits, in one of the backward passes.
     gradients : dict of node to Tensor
-        At the outputs of the operations, with these weights.
+        At the outputs of the operations, in one of the backward passes.
+    whole : dict of str to Tensor
+        Autograd's own gradients of the parameters that were asked for, in the same pass.
     """
 
     arranged: Sequence[Arrangement | None]
     lasting: bool
-    weights: Tensor
     gradients: Mapping[Node, Tensor]
+    whole: Mapping[str, Tensor]
 
 
 def find_rows(
-    logits: Tensor, graph: Graph, uses: Sequence[Use], constants: Collection[int]
+    logits: Tensor,
+    graph: Graph,
+    uses: Sequence[Use],
+    constants: Collection[int],
+    parameters: Mapping[str, Tensor],
 ) -> Finding:
     """Find whose the rows of each use are.
 
@@ -70,6 +77,8 @@ def find_rows(
         In it.
     constants : collection of int
         As for `groups_that_mix`.
+    parameters : dict of str to Tensor
+        Whose own gradients are wanted, too.
     """
     n = len(logits)
     generator = torch.Generator().manual_seed(0)
@@ -79,20 +88,22 @@ def find_rows(
     forms = [form_of(use) for use in uses]
     mixing = groups_that_mix(graph, constants)
     nodes = [use.node for use, form in zip(uses, forms, strict=True) if form is not None]
-    nodes = list(dict.fromkeys([*nodes, *(node for node, _ in mixing or ())]))
-    if not nodes:
-        return Finding([None] * len(uses), False, base, {})
-    n_digits = radix({node._input_metadata[0].dtype for node in nodes})
-    passes = [
-        backward(logits, nodes, weights, last=False)
-        for weights in (base, *coded_weights(base, n_digits))
-    ]
+    edges = outputs([*nodes, *(node for node, _ in mixing or ())])
+    own = {name: get_gradient_edge(p) for name, p in parameters.items()}
+    if not edges:
+        return Finding([None] * len(uses), False, {}, {})
+    n_digits = radix({node._input_metadata[0].dtype for node in edges})
+    both = backward(logits, {**edges, **own}, base, last=False)
+    first = {node: both[node] for node in edges if node in both}
+    passes = [first]
+    for weights in coded_weights(base, n_digits):
+        passes.append(backward(logits, edges, weights, last=False))
 
     def at(node: Node) -> list[Tensor]:
         return [gradients[node] for gradients in passes]
 
     def arranged(use: Use, form: Form | None) -> Arrangement | None:
-        if form is None or use.node not in passes[0]:
+        if form is None or use.node not in first:
             return None
         return arrangement(form.rows, form.axes, at(use.node), n, n_digits)
 
@@ -104,10 +115,10 @@ def find_rows(
         and all(
             bool((owners([view(g) for g in at(node)], n, n_digits) != SHARED).all())
             for node, view in mixing
-            if node in passes[0]
+            if node in first
         )
     )
-    return Finding(found, lasting, base, passes[0])
+    return Finding(found, lasting, first, {name: both[name] for name in parameters if name in both})
 
 
 def resolved(
@@ -136,12 +147,16 @@ def resolved(
     return [read for read in reads if read.use.name not in loose], loose
 
 
+def outputs(nodes: Iterable[Node]) -> dict[Node, GradientEdge]:
+    """Name the outputs of nodes, for `backward`."""
+    return {node: GradientEdge(node, 0) for node in nodes}
+
+
 def backward(
-    logits: Tensor, nodes: Sequence[Node], weights: Tensor, *, last: bool
-) -> dict[Node, Tensor]:
-    """Give the gradients of sum(weights * logits) at the outputs of nodes that get any."""
-    edges = [GradientEdge(node, 0) for node in nodes]
+    logits: Tensor, wanted: Mapping[K, GradientEdge], weights: Tensor, *, last: bool
+) -> dict[K, Tensor]:
+    """Give the gradients of sum(weights * logits) at parameters and outputs that get any."""
     found = torch.autograd.grad(
-        logits, edges, grad_outputs=weights, retain_graph=not last, allow_unused=True
+        logits, [*wanted.values()], grad_outputs=weights, retain_graph=not last, allow_unused=True
     )
-    return {node: g for node, g in zip(nodes, found, strict=True) if g is not None}
+    return {key: g for key, g in zip(wanted, found, strict=True) if g is not None}
