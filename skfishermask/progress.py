@@ -27,6 +27,8 @@ class Progress:
     ----------
     is_shown : bool
         Whether there are progress bars.
+    device : torch.device
+        Of the net: what is left over there belongs to the step.
 
     Attributes
     ----------
@@ -34,8 +36,9 @@ class Progress:
         By step.
     """
 
-    def __init__(self, is_shown: bool) -> None:
+    def __init__(self, is_shown: bool, device: torch.device) -> None:
         self._is_shown = is_shown
+        self._device = device
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -43,8 +46,8 @@ class Progress:
         """Time a step."""
         start = time.perf_counter()
         yield
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         self.seconds[name] = time.perf_counter() - start
 
     def bar(self, total: int, text: str, unit: str) -> AbstractContextManager[Bar]:

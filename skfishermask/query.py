@@ -101,7 +101,7 @@ class Query:
         target: NetSamples | None = None,
         client: DaskObject = None,
     ) -> None:
-        self._settings, self._progress = settings, Progress(settings.verbose > 0)
+        self._settings = settings
         self._n_instances = _check_n_instances(n_instances, len(pool))
         if target is not None and len(target) == 0:
             raise ValueError("Expected X_target with at least one sample, found an empty one.")
@@ -116,6 +116,7 @@ class Query:
         cluster = None if client is None else _cluster(client)
         self._first = pool.first()
         self._net, self._n_classes = read_net(net, self._first, settings.to_logits)
+        self._progress = Progress(settings.verbose > 0, self._net.device)
         for samples in others:
             self._net.n_classes(samples.first(), samples.name)
         self._labeled = self._here(labeled)
