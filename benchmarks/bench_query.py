@@ -23,7 +23,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import torchvision
 from sklearn.datasets import load_digits
+from skorch import NeuralNetClassifier
+from torch import nn
 from tqdm.auto import tqdm
 
 from benchmarks import harness
@@ -224,6 +227,41 @@ def over_samples(given: argparse.Namespace, case: harness.ImageCase) -> dict[str
         {"k": len(sampler.mask_), "C": 10, "K": n_instances, **few},
         "few samples for the diagonal, whose cost does not depend on the pool",
     )
+
+
+def few_images(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A large network and few samples: their rows are fewer than the mask has parameters."""
+    n_pool, n_labeled, n_instances = (12, 8, 2) if given.quick else (100, 40, 5)
+    X, y = harness.noisy_images(n_pool + n_labeled, 4, 32)
+    torch.manual_seed(0)
+    net = NeuralNetClassifier(
+        torchvision.models.resnet18,
+        module__num_classes=4,
+        criterion=nn.CrossEntropyLoss,
+        max_epochs=3,
+        train_split=None,
+        device=given.device,
+        verbose=0,
+    ).fit(X[n_pool:], y[n_pool:])
+    # The defaults, in a process that has done nothing before.
+    sampler = FisherMaskSampler(random_state=0)
+    with watching_memory() as seen:
+        sampler(net, X[:n_pool], n_instances, X_labeled=X[n_pool:])
+    info = sampler.query_info_
+    total, peak = info["seconds"]["total"], seen["peak_private_bytes"]
+    name = "torchvision's ResNet-18 and 140 images"
+    return {
+        "network": "torchvision's ResNet-18",
+        "image": [3, 32, 32],
+        "n_parameters": sum(p.numel() for p in net.module_.parameters()),
+        "n_labeled": n_labeled,
+        "K": n_instances,
+        **info,
+        **seen,
+    }, [
+        harness.target(f"{name}: seconds of a query", total, "below 5", total < 5),
+        harness.target(f"{name}: bytes at most", peak, "below 2.5 GB", peak < 2.5e9),
+    ]
 
 
 # The knobs
@@ -493,6 +531,7 @@ def compared(found: dict[str, Any], indices: dict[str, set[int]]) -> dict[str, A
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
+    few, few_targets = few_images(given)
     # The knobs first: the images of the query need more memory.
     by_knob = knobs(given)
     headline = Headline(given)
@@ -501,9 +540,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     return {
         **harness.surroundings(given),
         "query": query,
+        "few images": few,
         "sweeps": [growth],
         "knobs": by_knob,
-        "targets": [*targets, harness.about_linear("query over N, exponent", growth)],
+        "targets": [
+            *targets,
+            *few_targets,
+            harness.about_linear("query over N, exponent", growth),
+        ],
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -173,7 +174,9 @@ def peers(given: argparse.Namespace, pool: Pool) -> tuple[dict[str, Any], dict[s
         },
         "start, seconds": harness.spread(times["ours: 1"]),
         "with the start, in floors a step": harness.ratio(whole, a_step["floor"]),
-    }, harness.at_most(f"greedy step of {n:,} candidates with k = {k:,}, in floors", over_floor, 2)
+    }, harness.at_most(
+        f"greedy step of {n:,} candidates with k = {k:,}, in floors", over_floor, 1.6
+    )
 
 
 def steps_over(
@@ -241,6 +244,26 @@ def over_classes(given: argparse.Namespace) -> dict[str, Any]:
     return steps_over(given, "C", embeddings, {"N": n, "k": k}, note=note)
 
 
+def equal_rows(given: argparse.Namespace, pool: Pool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pools whose candidates are all equal, or all zero, beside one where they differ."""
+    n, k, n_instances = (20, 60, 3) if given.quick else (2000, 500, 20)
+    V = pool.take(n, k)
+    pools = {"different": V, "equal": V[:1].expand_as(V).contiguous(), "zero": V * 0}
+    works = {
+        name: partial(select_batch, rows, n_instances, fisher_matrix(rows))
+        for name, rows in pools.items()
+    }
+    times = harness.alternate(works, given.repeats, given.device, "pools of equal candidates")
+    ratios = {name: harness.ratio(values, times["different"]) for name, values in times.items()}
+    worst = max((ratios["equal"], ratios["zero"]), key=lambda found: found["median"])
+    what = f"selection from {n:,} equal candidates, over one from different ones"
+    return {
+        "sizes": {"N": n, "r": V.shape[1], "k": k, "K": n_instances},
+        "seconds": {name: harness.spread(values) for name, values in times.items()},
+        "ratio to different ones": ratios,
+    }, harness.at_most(what, worst, 3)
+
+
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     n, k = (24, 1400) if given.quick else (8000, 8000)
     pool = Pool(given, n, 10, k)
@@ -261,14 +284,17 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     n_sweep = steps_over(given, "N", by_samples, {**fixed, "k": k // 2})
     large = f"greedy step of {n:,} candidates with k = {k // 2:,}, in floors"
     batch_sweep = over_batch(given, pool)
+    equal, equal_target = equal_rows(given, pool)
     return {
         **harness.surroundings(given),
         "sizes": pool.facts,
         "peers": beside,
+        "equal candidates": equal,
         "sweeps": [k_sweep, n_sweep, over_classes(given), batch_sweep],
         "targets": [
             target,
             harness.at_most(large, n_sweep["in floors"][-1], 1),
+            equal_target,
             harness.about_linear("greedy step over k, exponent", k_sweep),
             harness.about_linear("selection over K, exponent", batch_sweep),
         ],

@@ -17,7 +17,10 @@ from sphinx.application import Sphinx
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 # Of the benchmarks; those after the third may be missing, because they are measured apart.
-BENCHMARKS = ("embedding", "selection", "query", "large", "cluster", "faults", "paper", "waits")
+BENCHMARKS = (
+    *("embedding", "selection", "query", "large", "cluster", "faults", "paper", "waits"),
+    "mask_size",
+)
 PACKAGES = [
     *("numpy", "scipy", "scikit-learn", "torch", "skorch", "modAL-python", "scikit-activeml"),
     *("pandas", "matplotlib"),
