@@ -485,7 +485,6 @@ Label efficiency
 
 .. image:: images/label_efficiency.png
    :alt: Accuracy of every strategy minus that of FisherMask, with intervals, by kind of pool.
-   :class: dark-light
 
 What to use when
 ----------------
@@ -545,7 +544,6 @@ data come from; ``--help`` lists the strategies; a data set of your own is a fil
 CURVES = """\
 .. image:: images/{}.png
    :alt: Learning curves of some strategies, mean and standard error.
-   :class: dark-light
 """
 
 DONE = """\

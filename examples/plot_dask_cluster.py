@@ -18,6 +18,7 @@ choose. This example does so with two workers on one machine; a real cluster dif
 # scikit-learn, in four chunks of different lengths.
 
 import dask.array as da
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from distributed import Client, LocalCluster
@@ -94,13 +95,21 @@ print(f"gains differ by at most {np.abs(gains / local_gains - 1).max():.0e}, rel
 #
 # The greedy loop asks all workers at once about several picks, so there are fewer round trips than
 # picks. The bytes are those between this process and the workers. They grow with the mask and the
-# number of picks, hardly with the pool, which for so small a pool is of no use yet:
+# number of picks, hardly with the pool, which for so small a pool is of no use yet.
 
 info = fishermask.query_info_
 print(f"{info['round_trips']} round trips for 80 picks, {info['n_workers']} workers")
-for phase, n_bytes in info["bytes_moved"].items():
-    print(f"{phase:10} {n_bytes / 1e6:6.1f} MB")
-print(f"embeddings {info['embedding_bytes'] / 1e6:6.1f} MB, which stayed where they were made")
+moved = {f"moved: {phase}": n_bytes for phase, n_bytes in info["bytes_moved"].items()}
+megabytes = {"embeddings, which stay": info["embedding_bytes"], **moved}
+figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
+bars = ax.barh([*megabytes], [n_bytes / 1e6 for n_bytes in megabytes.values()], color="#0072b2")
+bars[0].set_color("0.6")
+ax.bar_label(bars, fmt="%.1f", padding=3)
+ax.invert_yaxis()
+ax.spines[["top", "right"]].set_visible(False)
+ax.margins(x=0.1)
+ax.set(xlabel="megabytes", title="What stays with the workers, and what moves")
+plt.show()
 
 # %%
 # A worker that dies is no more than a delay: Dask computes again what it held, and the selection

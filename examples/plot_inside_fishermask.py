@@ -137,7 +137,7 @@ masks["output_layer"] = ParameterMask.from_diagonal(
 # every output channel, a column for every input channel. The grey is the logarithm of a weight's
 # Fisher information; the orange ones are in the mask.
 
-# sphinx_gallery_thumbnail_number = 2
+# sphinx_gallery_thumbnail_number = 4
 weight = "conv3.weight"
 n_out, n_in, height, width = diagonal[weight].shape
 

@@ -58,6 +58,15 @@ def _explained(what: str) -> Iterator[None]:
         raise kind(f"{what}: {error}") from error
 
 
+def _several(classes: np.ndarray) -> np.ndarray:
+    if len(classes) < 2:
+        raise ValueError(
+            f"Expected at least 2 classes in y, found {len(classes)} class: {classes.tolist()}. "
+            "Label samples of another class first."
+        )
+    return classes
+
+
 def _dtype_of(module: torch.nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
@@ -136,7 +145,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
     def _encode_labels(self, X: Data, y: Labels) -> np.ndarray | None:
         if y is None and isinstance(X, torch.utils.data.Dataset):
             own = np.asarray([int(X[i][1]) for i in range(len(X))])  # type: ignore[arg-type]
-            self.classes_ = np.unique(own)
+            self.classes_ = _several(np.unique(own))
             if self.classes_.tolist() != list(range(len(self.classes_))):
                 raise ValueError(
                     "A Dataset given without y must have the labels 0 to C - 1, found "
@@ -152,13 +161,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         check_consistent_length(*parts_of(X), y)
         encoder = LabelEncoder().fit(y)
-        if len(encoder.classes_) < 2:
-            raise ValueError(
-                "Expected at least 2 classes in y, found "
-                f"{len(encoder.classes_)} class: {encoder.classes_.tolist()}. Label samples of "
-                "another class first."
-            )
-        self.classes_ = encoder.classes_
+        self.classes_ = _several(encoder.classes_)
         encoded: np.ndarray = encoder.transform(y).astype("int64")
         return encoded
 

@@ -93,7 +93,8 @@ class MethodParameters:
         Where the scratch file goes: best a fast local disk. None: the system's temporary
         folder, which on some systems is memory.
     verbose : int, default=0
-        1 shows progress bars.
+        1 shows progress bars and, early in the embedding, a line with the seconds to expect of each
+        step and the memory.
     """
 
     mask: MaskStrategy = parameter("global", StrOptions(set(MASK_STRATEGIES)))

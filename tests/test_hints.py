@@ -167,6 +167,13 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "found 1 class: .*Label samples of another class first",
     ),
+    "one class in a dataset": (
+        lambda: FisherMaskSampler(net()).fit(
+            TensorDataset(torch.tensor(X), torch.zeros(len(X), dtype=torch.int64)), None
+        ),
+        ValueError,
+        r"found 1 class: \[0\]. Label samples of another class first",
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -380,6 +381,10 @@ def test_verbose_shows_progress(net: Any, capsys: pytest.CaptureFixture) -> None
         "Selection",
     ):
         assert f"{step}: 100%" in shown.err
+    [line] = [line for line in shown.err.splitlines() if "Expected:" in line]
+    for step in ("Fisher diagonal", "Fisher embedding", "Fisher matrix", "Preparing", "Selection"):
+        assert re.search(rf"{step} \d+\.\d s", line)
+    assert "GB (memory), matrices" in line
     assert shown.out == ""
     FisherMaskSampler(**SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)
     assert capsys.readouterr() == ("", "")

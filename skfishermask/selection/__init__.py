@@ -8,6 +8,7 @@ from skfishermask.selection.batch import (
     select_batch,
 )
 from skfishermask.selection.candidates import CAREFUL, Candidates, Step
+from skfishermask.selection.cost import expected_seconds
 from skfishermask.selection.objective import Objective, coordinates
 from skfishermask.selection.pools import LazyPool, LocalPool
 from skfishermask.selection.remote import Answer, Block, Question, RemotePool, merged
@@ -38,6 +39,7 @@ __all__ = [
     "StoredEmbedding",
     "chosen_from",
     "coordinates",
+    "expected_seconds",
     "find_batch",
     "gains_along",
     "gigabytes",
