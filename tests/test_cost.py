@@ -69,7 +69,7 @@ def test_the_first_batch_does_not_count_for_the_speed(
     # Begun; 10 of 100 after 10 s; 11 after half a second more; 20 after 3 s.
     clock = iter([100.0, 110.0, 110.5, 113.0, 120.0])
     monkeypatch.setattr("time.perf_counter", clock.__next__)
-    progress = Progress(True)
+    progress = Progress(True, torch.device("cpu"))
     progress.seconds["diagonal"] = 4.0
     progress.expect({"Selection": 7300.0, "Preparing": 150.0}, "little memory")
     for n in (10, 11):
