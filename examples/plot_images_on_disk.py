@@ -13,8 +13,8 @@ change. It needs torchvision (``pip install ".[vision]"``).
 # -----
 #
 # A folder for each label, as :class:`~torchvision.datasets.ImageFolder` reads them, and a folder
-# for what has no label yet. ImageFolder wants subfolders there, too: one will do. The test images
-# are in folders of the first kind.
+# for what has no label yet. ImageFolder wants subfolders there, too: one will do (without it the
+# error is "Couldn't find any class folder"). The test images are in folders of the first kind.
 
 import tempfile
 from pathlib import Path
@@ -55,7 +55,9 @@ print(sorted(str(path.relative_to(root)) for path in root.glob("labelled/*/*.png
 # Two views of a folder: one whose transform turns and moves the images at random, for training, and
 # a plain one, for everything else. A query must see the images as they are: augmented ones would be
 # others at every reading. Images are read when they are needed, batch by batch, so a pool may be
-# much larger than the memory.
+# much larger than the memory. Photographs need ``transforms.Resize((64, 64))``, say, before
+# ``ToTensor``, as all must be of one size; with colours, so without ``Grayscale``, the network's
+# first layer has three input channels instead of one.
 
 plain = transforms.Compose([transforms.Grayscale(), transforms.ToTensor()])
 augmented = transforms.Compose([transforms.RandomAffine(10, translate=(0.1, 0.1)), plain])

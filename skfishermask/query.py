@@ -253,10 +253,11 @@ class Query:
             self._net.device,
             n_labeled=self._n_labeled if settings.use_labeled else 0,
             oversample=settings.oversample,
-            lazy=settings.lazy,
         )
         if not self._aims_at_pool and needs.dimensions == needs.k:
             del later["Fisher matrix"]
+        if settings.lazy:
+            later["Selection at most"] = later.pop("Selection")
         self._progress.expect(
             later,
             f"embedding {gigabytes(needs.embedding)} ({place}), matrices "

@@ -386,6 +386,8 @@ def test_verbose_shows_progress(net: Any, capsys: pytest.CaptureFixture) -> None
         assert re.search(rf"{step} \d+\.\d s", line)
     assert "GB (memory), matrices" in line
     assert shown.out == ""
+    FisherMaskSampler(verbose=1, lazy=True, **SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)
+    assert "Selection at most" in capsys.readouterr().err
     FisherMaskSampler(**SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)
     assert capsys.readouterr() == ("", "")
 

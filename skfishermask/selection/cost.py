@@ -9,15 +9,15 @@ from collections.abc import Callable
 import torch
 
 from skfishermask.selection.batch import n_forward, picks_a_round
-from skfishermask.selection.candidates import CAREFUL, Candidates, Step
-from skfishermask.selection.pools import LazyPool, LocalPool
-from skfishermask.selection.rounds import Information, choose
+from skfishermask.selection.candidates import CAREFUL, Step
+from skfishermask.selection.pools import LocalPool
+from skfishermask.selection.rounds import SHORTLIST, Information, choose
 from skfishermask.selection.storage import Needs, TensorEmbedding
 
 # Rows of an embedding that are multiplied at full speed, and picks that are timed.
 _ROWS, _PICKS = 512, 4
 # Embeddings of so many bytes are read from memory, not from a processor's cache.
-_OUT_OF_CACHE = 2**26
+_OUT_OF_CACHE = 2**27
 
 
 @torch.no_grad()
@@ -28,7 +28,6 @@ def expected_seconds(
     *,
     n_labeled: int = 0,
     oversample: float = 1.0,
-    lazy: bool = False,
 ) -> dict[str, float]:
     """Time the steps of a choice for few candidates, and scale them to all.
 
@@ -44,7 +43,7 @@ def expected_seconds(
         Where it will be computed.
     n_labeled : int, default=0
         Labelled samples in M_0.
-    oversample, lazy
+    oversample : float, default=1.0
         As for `skfishermask.select_batch`.
     """
     n, r, k = needs.n, needs.r, needs.k
@@ -58,7 +57,7 @@ def expected_seconds(
     shape = torch.empty((), dtype=dtype, device=device).expand(n, r, d)
     width = picks_a_round(TensorEmbedding(shape))
 
-    pool = (LazyPool if lazy else LocalPool)(TensorEmbedding(few.to(dtype)), width)
+    pool = LocalPool(TensorEmbedding(few.to(dtype)), width)
     start = _seconds(lambda: pool.candidates.start(identity, identity), device) / len(few)
     flop = start / (2 * r * d**2)
     n_picks = min(_PICKS * width, len(few))
@@ -66,9 +65,11 @@ def expected_seconds(
         lambda: choose(pool, Information(identity, identity), n_picks, r, picks_a_round=width),
         device,
     )
-    picks = each / n_picks
-    if not lazy:
-        picks += (n - len(few)) * _step(needs, d, dtype, width, device)
+    forward = n_forward(n, n_instances, oversample)
+    # Products of the first steps are in float64, which takes twice as long.
+    n_steps = forward + (min(forward, CAREFUL) if dtype == torch.float32 else 0)
+    others = (n - len(few)) * _step(needs, d, dtype, width, device)
+    picks = forward * each / n_picks + n_steps * others
 
     # Numbers of operations in float64: products, factorisations and inverses.
     rows = needs.dimensions
@@ -81,7 +82,6 @@ def expected_seconds(
         preparing = preparing / 2 + flop * (2 * rows**3 + rows * d * (rows + 6 * d))
     else:
         preparing += flop * 5 * d**3
-    picks *= n_forward(n, n_instances, oversample)
     return {"Fisher matrix": fisher, "Preparing": preparing, "Selection": picks}
 
 
@@ -90,14 +90,19 @@ def _step(needs: Needs, d: int, dtype: torch.dtype, width: int, device: torch.de
     r = needs.r
     m = min(needs.n, max(1, _OUT_OF_CACHE // (r * d * dtype.itemsize)))
     values = torch.full((m, r, d), 1e-3, dtype=dtype, device=device)
-    candidates = Candidates(TensorEmbedding(values), torch.arange(m, device=device), width + 1)
-    candidates.catch_up([], first=CAREFUL)
+    pool = LocalPool(TensorEmbedding(values), width)
+    pool.candidates.catch_up([], first=CAREFUL)
     nothing = torch.zeros((), dtype=torch.float64, device=device)
     factors = torch.full((d, 2 * r), 1e-3, dtype=torch.float64, device=device)
     steps = [Step(nothing, nothing, nothing == 0, factors)] * width
-    out = torch.zeros(m, dtype=torch.bool, device=device)
-    candidates.attempt(steps, out)  # New memory is slower than memory that was written to.
-    return _seconds(lambda: candidates.attempt(steps, out), device) / (m * width)
+
+    def go_on() -> None:
+        pool.likely(SHORTLIST * width, width)
+        pool.candidates.attempt(steps, pool.out)
+        pool.candidates.keep(width)
+
+    go_on()  # New memory is slower than memory that was written to.
+    return _seconds(go_on, device) / (m * width)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
