@@ -87,7 +87,7 @@ BACKWARDS = IN_ORDER[::-1]
 
 
 @pytest.mark.parametrize("name", POOLED)
-@settings(max_examples=20)
+@settings(max_examples=5)
 @given(
     order=st.permutations(IN_ORDER), cuts=st.lists(st.booleans(), min_size=N - 1, max_size=N - 1)
 )
