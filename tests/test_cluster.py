@@ -8,12 +8,12 @@ import math
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -28,11 +28,13 @@ from skfishermask.selection import Question
 from tests.nets import digits, fitted, logits_net, mlp, options
 from tests.problems import problem
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 dask = pytest.importorskip("dask", reason="needs Dask, which is an extra")
 distributed = pytest.importorskip("distributed", reason="needs Dask, which is an extra")
 da = pytest.importorskip("dask.array", reason="needs Dask, which is an extra")
 
-UNEVEN = ((100, 1, 357, 42, 700), (64,))
+UNEVEN = ((40, 1, 119, 14, 226), (64,))
 N_POOL = sum(UNEVEN[0])
 
 
@@ -106,6 +108,7 @@ class WatchedClient(distributed.Client):
 
 
 def cluster(n_workers: int, **more: Any) -> Any:
+    forked.server()
     made = distributed.LocalCluster(
         **({"n_workers": n_workers, "threads_per_worker": 1, "dashboard_address": ":0"} | more)
     )
@@ -136,7 +139,7 @@ def sampler(**more: Any) -> FisherMaskSampler:
     return FisherMaskSampler(random_state=0, embedding_dtype="float64", **more)
 
 
-def chosen_by(sampler: FisherMaskSampler, net: Any, X: Any, X_labeled: Any, n: int = 40) -> Any:
+def chosen_by(sampler: FisherMaskSampler, net: Any, X: Any, X_labeled: Any, n: int = 12) -> Any:
     return sampler(net, X, n, X_labeled=X_labeled)
 
 
@@ -162,9 +165,9 @@ def tasks(client: Any) -> list[str]:
     "more",
     [
         {},
-        {"oversample": 1.5, "n_mask_samples": 200},
+        {"oversample": 1.5, "n_mask_samples": 100},
         {"entropy_share": 0.3, "n_directions": 0.9},
-        {"max_candidates": 500, "target": "identity", "use_labeled": False},
+        {"max_candidates": 200, "target": "identity", "use_labeled": False},
         {"mask": "output_layer", "batch_size": 7},
         {"mask": "relative", "weighting": "none"},
     ],
@@ -187,9 +190,9 @@ def test_same_choice_with_target_samples(
 ) -> None:
     target = digits()[0][60:100].astype("float64")
     asked = {"X_labeled": labeled, "X_target": target}
-    expected = sampler()(net, pool, 20, **asked)
-    assert expected[0].tolist() != chosen_by(sampler(), net, pool, labeled, 20)[0].tolist()
-    assert_same(sampler()(net, da.from_array(pool, UNEVEN), 20, **asked), expected)
+    expected = sampler()(net, pool, 12, **asked)
+    assert expected[0].tolist() != chosen_by(sampler(), net, pool, labeled)[0].tolist()
+    assert_same(sampler()(net, da.from_array(pool, UNEVEN), 12, **asked), expected)
 
 
 @pytest.mark.parametrize("n_workers", [1, 4])
@@ -207,8 +210,9 @@ def test_same_choice_in_float32(threads: Any) -> None:
     X = digits()[0]
     net = fitted(logits_net())
     here, there = (FisherMaskSampler(random_state=0) for _ in range(2))
-    expected = here(net, X[100:], 30, X_labeled=X[:60])
-    assert_same(there(net, da.from_array(X[100:], (300, 64)), 30, X_labeled=X[:60]), expected, 1e-4)
+    pool = X[100:500]
+    expected = here(net, pool, 12, X_labeled=X[:60])
+    assert_same(there(net, da.from_array(pool, (90, 64)), 12, X_labeled=X[:60]), expected, 1e-4)
 
 
 def test_every_way_of_calling(threads: Any, pool: np.ndarray, labeled: np.ndarray) -> None:
@@ -329,7 +333,7 @@ def test_what_crosses_the_network_does_not_grow_with_the_pool(
     sizes = []
     for X in (pool, larger):
         asked = sampler()
-        asked(net, da.from_array(X, (600, 64)), 40, X_labeled=labeled)
+        asked(net, da.from_array(X, (200, 64)), 12, X_labeled=labeled)
         sizes.append(asked.query_info_["bytes_moved"]["selection"])
     assert sizes[1] < 3 * sizes[0]
     assert sizes[1] < asked.query_info_["embedding_bytes"] / 4
@@ -376,26 +380,30 @@ def kill_one(client: Any) -> None:
 @pytest.mark.kills
 @pytest.mark.parametrize("phase", ["embedding", "selection"])
 def test_a_killed_worker_changes_nothing(
+    processes: Any,
     net: Any,
     pool: np.ndarray,
     labeled: np.ndarray,
     phase: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = chosen_by(sampler(), net, pool, labeled)
     killed: list[str] = []
-    with cluster(2, processes=True) as client:
 
-        def kill() -> None:
-            if not killed:
-                killed.append(phase)
-                kill_one(client)
+    def kill() -> None:
+        if not killed:
+            killed.append(phase)
+            kill_one(processes)
 
-        fifth = at_question(9, kill)
-        client.on_start = fifth if phase == "selection" else at_start("embedding_of", kill)
-        found = chosen_by(sampler(), net, da.from_array(pool, UNEVEN), labeled)
-        assert killed == [phase]
-        assert tasks(client) == []
+    third = at_question(3, kill)
+    on_start = third if phase == "selection" else at_start("embedding_of", kill)
+    monkeypatch.setattr(processes, "on_start", on_start)
+    found = chosen_by(sampler(), net, da.from_array(pool, UNEVEN), labeled)
+    assert killed == [phase]
+    assert tasks(processes) == []
     assert_same(found, expected)
+    # As the other tests have found it.
+    processes.wait_for_workers(2)
 
 
 def at_start(function: str, act: Callable[[], object]) -> Callable[[str], None]:
@@ -474,37 +482,32 @@ def test_a_cluster_that_never_had_a_worker_is_gone(net: Any, pool: np.ndarray) -
         sampler()(net, da.from_array(pool, UNEVEN), 10)
 
 
-SCHEDULER = """
-from distributed import LocalCluster
-cluster = LocalCluster(n_workers=1, processes=False, protocol="tcp://", dashboard_address=":0")
-print(cluster.scheduler_address, flush=True)
-input()
-"""
+def run_a_scheduler(sender: Connection) -> None:
+    options = {"n_workers": 1, "processes": False, "dashboard_address": ":0"}
+    made = distributed.LocalCluster(protocol="tcp://", **options)
+    sender.send(made.scheduler_address)
+    time.sleep(600)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.kills
 def test_a_scheduler_that_is_killed_is_gone(net: Any, pool: np.ndarray) -> None:
-    # Workers must find this module, which has the net's class.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with (
-        subprocess.Popen([sys.executable, "-c", SCHEDULER], env=environment, **pipes) as process,
-        dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
-    ):
+    process, receiver = forked.begin(run_a_scheduler)
 
-        def kill() -> None:
-            process.kill()
-            process.wait()
+    def kill() -> None:
+        process.kill()
+        process.join()
 
-        try:
-            address = process.stdout.readline().strip()
-            with WatchedClient(address) as client:
-                client.on_start = at_question(3, kill)
-                with pytest.raises(ConnectionError, match=r"Dask cluster at tcp://.* is gone"):
-                    sampler()(net, da.from_array(pool, UNEVEN), 10)
-        finally:
-            process.kill()
+    try:
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
+            WatchedClient(receiver.recv()) as client,
+        ):
+            client.on_start = at_question(3, kill)
+            with pytest.raises(ConnectionError, match=r"Dask cluster at tcp://.* is gone"):
+                sampler()(net, da.from_array(pool, UNEVEN), 10)
+    finally:
+        kill()
 
 
 def test_a_cluster_that_is_closed_is_gone(net: Any, pool: np.ndarray) -> None:
@@ -519,9 +522,9 @@ def test_a_cluster_that_is_closed_is_gone(net: Any, pool: np.ndarray) -> None:
 
 def test_bad_rows_are_named(threads: Any, net: Any, pool: np.ndarray) -> None:
     bad = pool.copy()
-    bad[470, 3] = np.inf
+    bad[270, 3] = np.inf
     X = da.from_array(bad, UNEVEN)
-    with pytest.raises(ValueError, match="X_pool contains NaN or infinity, first in row 470"):
+    with pytest.raises(ValueError, match="X_pool contains NaN or infinity, first in row 270"):
         sampler()(net, X, 5)
     assert tasks(threads) == []
 

@@ -139,7 +139,14 @@ def cut(n: int, n_parts: int) -> list[slice]:
 def workers() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed")
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as both,
+        # In this process, but what they are sent is packed as for others.
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp://",
+            dashboard_address=":0",
+        ) as both,
         distributed.Client(both) as client,
     ):
         yield client
@@ -152,17 +159,16 @@ def picks_a_round(width: int) -> Iterator[None]:
         yield
 
 
-PLACES = [
-    in_memory,
-    in_a_scratch_file,
+QUICK = [in_memory, in_a_scratch_file, in_blocks]
+# A pick takes as long as a hundred elsewhere.
+SLOW = [
     pytest.param(on_a_device, marks=pytest.mark.pretended),
     pytest.param(in_memory_beside_a_device, marks=pytest.mark.pretended),
-    in_blocks,
     on_workers,
 ]
 
 
-@pytest.fixture(scope="module", params=PLACES)
+@pytest.fixture(scope="module", params=QUICK + SLOW)
 def choose(request: pytest.FixtureRequest) -> Chooser:
     if request.param is on_workers:
         return on_workers(request.getfixturevalue("workers"))
@@ -173,14 +179,25 @@ def objective_of(target: Tensor, n_instances: int, **options: Any) -> Objective:
     return Objective(n_instances, target, **options)
 
 
+@pytest.mark.parametrize("choose", QUICK, indirect=True)
 @settings(max_examples=30)
 @given(data=st.data())
 def test_the_choice_is_the_oracles(choose: Chooser, data: st.DataObject) -> None:
+    check_choice(choose, 60, data)
+
+
+@pytest.mark.parametrize("choose", SLOW, indirect=True)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_few_picks_are_the_oracles(choose: Chooser, data: st.DataObject) -> None:
+    check_choice(choose, 6, data)
+
+
+def check_choice(choose: Chooser, most_picks: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 60), "n")
     r = data.draw(st.integers(1, 4), "r")
     k = data.draw(st.integers(1, 12), "k")
-    # A question to a worker takes as long as many picks.
-    K = data.draw(st.integers(1, min(n, 8) if "on_workers" in choose.__qualname__ else n), "K")
+    K = data.draw(st.integers(1, min(n, most_picks)), "K")
     width = data.draw(st.sampled_from([1, 4, 16]), "picks a round")
     decay = data.draw(st.sampled_from([0.0, 1.0, 2.0]), "decay")
     V, target = problem(n, r, k, decay=decay, seed=data.draw(st.integers(0, 99), "seed"))
@@ -217,8 +234,8 @@ def test_larger_pools_in_float32(choose: Chooser, width: int) -> None:
     V, target = problem(500, 3, 60, decay=0.5, scale=3.0)
     V[400:420] = V[10:30]
     V = V.float()
-    expected, gains = oracles.select_batch_oracle(V, 60, target)
-    found = choose(V, objective_of(target, 60), width)
+    expected, gains = oracles.select_batch_oracle(V, 30, target)
+    found = choose(V, objective_of(target, 30), width)
     assert found.positions.tolist() == expected
     torch.testing.assert_close(found.gains.tolist(), gains, rtol=1e-8, atol=0)
 

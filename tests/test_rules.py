@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import oracles
 import pytest
@@ -252,7 +254,8 @@ OTHERS: dict[str, Make] = {
     "cast and back": on(lambda x, w: x @ w.to(torch.complex128).real, (5, 3)),
     "by hand, in place": on(lambda x, w: torch.zeros_like(x).add_(w).mul_(x), (5,)),
     "written into": on(
-        lambda x, w: torch.zeros_like(x).index_copy_(-1, torch.arange(5), x * w), (5,)
+        lambda x, w: torch.zeros_like(x).index_copy_(-1, torch.arange(5, device=x.device), x * w),
+        (5,),
     ),
 }
 
@@ -285,104 +288,138 @@ SEVERAL_AXES = ONE_AXIS | {
 }
 
 
-def headed(op: nn.Module, layout: Callable[[nn.Module, Tensor], Tensor], dead: bool) -> nn.Module:
-    """Put a nonlinearity and a fixed projection to three logits behind an operation.
+# name -> (operation, shape of one sample's input)
+Cases = dict[str, tuple[Make, tuple[int, ...]]]
+
+
+def headed(cases: Cases, layout: Callable[[nn.Module, Tensor], Tensor], dead: bool) -> nn.Module:
+    """Put a nonlinearity and a fixed projection to three logits behind operations side by side.
 
     `dead` rows have no gradient: those of a negative number, and all of a marked sample.
     """
+    ops = nn.ModuleDict({name: make() for name, (make, _) in cases.items()})
+    shapes = [shape for _, shape in cases.values()]
 
     def run(net: Net, x: Tensor) -> Tensor:
-        h = layout(net.op, x).flatten(1)
-        marked = x.flatten(1)[:, :1] == -1
+        inputs = x.split([math.prod(shape) for shape in shapes], 2)
+        h = torch.cat(
+            [
+                layout(op, one.unflatten(2, shape)).flatten(1)
+                for op, one, shape in zip(net.ops.values(), inputs, shapes, strict=True)
+            ],
+            1,
+        )
+        marked = x[:, 0, :1] == -1
         h = torch.relu(h) * ~marked if dead else torch.tanh(h)
         fixed = torch.linspace(-1, 1, h.shape[1] * 3, dtype=h.dtype, device=h.device)
-        return h @ torch.sin(40 * fixed).view(-1, 3)
+        return h @ torch.sin(40 * fixed).view(-1, 3) / len(shapes) ** 0.5
 
-    for name, buffer in op.named_buffers():
+    for name, buffer in ops.named_buffers():
         if name.endswith("running_var"):
             nn.init.uniform_(buffer, 0.5, 2)
         elif name.endswith("running_mean"):
             nn.init.normal_(buffer)
-    return Net(run, op=randomised(op)).double()
+    return Net(run, ops=randomised(ops)).double()
 
 
-def check(make: Make, layout: Callable, x: Tensor, device: str, *, quiet: bool = True) -> None:
-    """Compare the diagonal, and the embedding of few entries and of all, with the oracle."""
-    for dead in (False, True):
-        module = headed(make(), layout, dead)
+def check(cases: Cases, layout: Callable, x: Tensor, device: str, *, quiet: bool = True) -> None:
+    """Compare the diagonal, and the embedding of all entries or of few, with the oracle."""
+    for dead, share in ((False, 1), (True, 0.1)):
+        module = headed(cases, layout, dead)
         g, p = oracles.scores(module, x)
+        # Or there would be little to compare.
+        assert p.min() > 1e-6
         module = copy.deepcopy(module).to(device)
+        shapes = {name: q.shape for name, q in module.named_parameters()}
+        whole = {name: torch.arange(shape.numel()) for name, shape in shapes.items()}
+        entries = {
+            name: index[torch.randperm(len(index))[: max(1, int(share * len(index)))]].sort().values
+            for name, index in whole.items()
+        }
+        mask = ParameterMask(entries, shapes)
         batches = [x[:3].to(device), x[3:].to(device)]
         with warnings.catch_warnings():
             warnings.filterwarnings("error" if quiet else "ignore", message="Reading")
             diagonal = fisher_diagonal(module, batches)
-            expected = oracles.diagonal(g, p).split([d.numel() for d in diagonal.values()])
-            for (name, found), part in zip(diagonal.items(), expected, strict=True):
-                torch.testing.assert_close(
-                    found.cpu().flatten(),
-                    part,
-                    rtol=1e-9,
-                    atol=1e-12,
-                    msg=lambda m, n=name: f"{n}: {m}",
-                )
-            shapes = {name: q.shape for name, q in module.named_parameters()}
-            for share in (0.1, 1):
-                entries = {
-                    name: torch.randperm(s.numel())[: max(1, int(share * s.numel()))].sort().values
-                    for name, s in shapes.items()
-                }
-                V = fisher_embedding(
-                    module, batches, ParameterMask(entries, shapes), dtype=torch.float64
-                )
-                expected_V = directions(p) @ g[:, :, oracles.columns(module, entries)]
-                torch.testing.assert_close(V.cpu(), expected_V, rtol=1e-9, atol=1e-12)
+            V = fisher_embedding(module, batches, mask, dtype=torch.float64)
+        found = torch.cat([values.flatten() for values in diagonal.values()])
+        assert_same(found, oracles.diagonal(g, p), whole)
+        columns = oracles.columns(module, entries)
+        assert_same(V, directions(p) @ g[:, :, columns], entries)
 
 
-def numbers(*shape: int) -> Tensor:
-    """Give samples (n, T, *shape): one marked as dead, one without a number but zero."""
-    x = torch.randn(N + 1, T, *shape, dtype=torch.float64)
-    x[1].view(-1)[0] = -1
+def assert_same(found: Tensor, expected: Tensor, entries: dict[str, Tensor]) -> None:
+    """Compare the last axis, parameter by parameter, so that the operation is named."""
+    sizes = [len(index) for index in entries.values()]
+    for name, some, right in zip(
+        entries, found.cpu().split(sizes, -1), expected.split(sizes, -1), strict=True
+    ):
+        torch.testing.assert_close(
+            some, right, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def numbers(n_columns: int) -> Tensor:
+    """Give samples (n, T, columns): one marked as dead, one without a number but zero."""
+    x = torch.randn(N + 1, T, n_columns, dtype=torch.float64)
+    x[1, 0, 0] = -1
     x[2] = 0
     x[3, 1] = 0
     return x
 
 
-@pytest.mark.parametrize("layout", SEVERAL_AXES.values(), ids=SEVERAL_AXES)
-@pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
-def test_rows(make: Make, layout: Callable, device: str) -> None:
-    check(make, layout, numbers(5), device)
-
-
-@pytest.mark.parametrize("layout", ONE_AXIS.values(), ids=ONE_AXIS)
-@pytest.mark.parametrize(("make", "shape"), FLAT.values(), ids=FLAT)
-def test_one_axis_of_rows(
-    make: Make, shape: tuple[int, ...], layout: Callable, device: str
-) -> None:
-    check(make, layout, numbers(*shape), device)
-
-
-@pytest.mark.parametrize("layout", SEVERAL_AXES.values(), ids=SEVERAL_AXES)
-@pytest.mark.parametrize("make", LOOKUPS.values(), ids=LOOKUPS)
-def test_lookups(make: Make, layout: Callable, device: str) -> None:
-    x = torch.randint(0, 7, (N + 1, T, 2))
+def indices(n_columns: int) -> Tensor:
+    x = torch.randint(0, 7, (N + 1, T, n_columns))
     x[2] = 2  # Padding alone.
-    check(make, layout, x, device)
+    return x
 
 
-@pytest.mark.parametrize("layout", ONE_AXIS.values(), ids=ONE_AXIS)
-@pytest.mark.parametrize("make", BAGS.values(), ids=BAGS)
-def test_bags(make: Make, layout: Callable, device: str) -> None:
-    x = torch.randint(0, 7, (N + 1, T, 3))
-    x[2] = 2
-    check(make, layout, x, device)
+def together(cases: Cases) -> list[Any]:
+    """Ten cases a test: operations side by side are read in one go."""
+    names = [*cases]
+    tens = [names[start : start + 10] for start in range(0, len(names), 10)]
+    return [
+        pytest.param({name: cases[name] for name in ten}, id=f"{ten[0]} to {ten[-1]}")
+        for ten in tens
+    ]
+
+
+def with_inputs(makes: dict[str, Make], *shape: int) -> Cases:
+    return {name: (make, shape) for name, make in makes.items()}
+
+
+def n_columns(cases: Cases) -> int:
+    return sum(math.prod(shape) for _, shape in cases.values())
 
 
 @pytest.mark.parametrize("layout", SEVERAL_AXES.values(), ids=SEVERAL_AXES)
-@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
-def test_other_operations(make: Make, layout: Callable, device: str) -> None:
-    if device != "cpu" and make is OTHERS["written into"]:
-        pytest.skip("its index is on the CPU")
-    check(make, layout, numbers(5), device, quiet=False)
+@pytest.mark.parametrize("cases", together(with_inputs(ROWS, 5)))
+def test_rows(cases: Cases, layout: Callable, device: str) -> None:
+    check(cases, layout, numbers(n_columns(cases)), device)
+
+
+@pytest.mark.parametrize("layout", ONE_AXIS.values(), ids=ONE_AXIS)
+@pytest.mark.parametrize("cases", together(FLAT))
+def test_one_axis_of_rows(cases: Cases, layout: Callable, device: str) -> None:
+    check(cases, layout, numbers(n_columns(cases)), device)
+
+
+@pytest.mark.parametrize("layout", SEVERAL_AXES.values(), ids=SEVERAL_AXES)
+@pytest.mark.parametrize("cases", together(with_inputs(LOOKUPS, 2)))
+def test_lookups(cases: Cases, layout: Callable, device: str) -> None:
+    check(cases, layout, indices(n_columns(cases)), device)
+
+
+@pytest.mark.parametrize("layout", ONE_AXIS.values(), ids=ONE_AXIS)
+@pytest.mark.parametrize("cases", together(with_inputs(BAGS, 3)))
+def test_bags(cases: Cases, layout: Callable, device: str) -> None:
+    check(cases, layout, indices(n_columns(cases)), device)
+
+
+@pytest.mark.parametrize("layout", SEVERAL_AXES.values(), ids=SEVERAL_AXES)
+@pytest.mark.parametrize("cases", together(with_inputs(OTHERS, 5)))
+def test_other_operations(cases: Cases, layout: Callable, device: str) -> None:
+    check(cases, layout, numbers(n_columns(cases)), device, quiet=False)
 
 
 def test_rms_norm_in_one_operation() -> None:

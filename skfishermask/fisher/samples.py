@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,9 +81,9 @@ def coded_weights(base: Tensor, radix: int) -> list[Tensor]:
 
 
 def _powers(radix: int, like: Tensor) -> Tensor:
-    """Write the powers of two down, by digit, because `exp2` may round."""
-    powers = [2.0 ** (digit - _shift(radix)) for digit in range(radix)]
-    return torch.tensor(powers, dtype=like.dtype, device=like.device)
+    """Give the powers of two by digit, exactly: PyTorch's `exp2` and `ldexp` may round."""
+    powers = np.ldexp(1.0, np.arange(radix) - _shift(radix))
+    return torch.as_tensor(powers, dtype=like.dtype, device=like.device)
 
 
 def _shift(radix: int) -> int:
