@@ -183,7 +183,7 @@ def test_rows_come_whole_and_in_order(iterator: dict[str, Any]) -> None:
     [(None, 32, [32, 18]), (20, 32, [20, 20, 10]), (None, -1, [50])],
 )
 def test_batch_size(size: int | None, batch_size: int, expected: list[int]) -> None:
-    net = nets.logits_net(batch_size=batch_size).initialize()
+    net = NeuralNetClassifier(nets.mlp(), batch_size=batch_size).initialize()
     batches = batches_of(net, X[:50], batch_size=size)
     assert [len(b) for b in batches] == expected
     assert len(batches) == len(expected)
