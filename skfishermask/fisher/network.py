@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from skfishermask.fisher.graph import Graph
 from skfishermask.fisher.visit import exact_mode, visit
 
-ToLogits = Callable[[Any], Tensor]
-Batch = Any
-"""What the module's forward takes first: a tensor, a list of tensors, or a dict of keywords."""
+# What a user's module takes first: a tensor, a list of tensors, or a dict of keywords.
+Batch: TypeAlias = Any
+# What a user's module gives.
+Output: TypeAlias = Any
+ToLogits: TypeAlias = Callable[[Output], Tensor]
 
 
-def _parts(batch: Batch) -> list[tuple[Any, Batch]]:
+def _parts(batch: Batch) -> list[tuple[int | str, Batch]]:
     if isinstance(batch, Mapping):
         return list(batch.items())
     if isinstance(batch, list | tuple):
@@ -50,7 +52,7 @@ def batch_length(batch: Batch) -> int:
     return batch_length(parts[0][1])
 
 
-def first_output(output: Any) -> Any:
+def first_output(output: Output) -> Output:
     """Take the logits from a module's output.
 
     They are its ``.logits`` where it has such (Hugging Face models), the first element of a tuple,
@@ -92,7 +94,7 @@ class NonFiniteOutputError(ValueError):
         return type(self), (self.row,)
 
 
-def check_logits(logits: Any, n: int, first_row: int) -> None:
+def check_logits(logits: Output, n: int, first_row: int) -> None:
     """Raise TypeError or ValueError unless these are n rows of finite logits."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"Expected logits in a tensor, found {type(logits).__name__}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -140,7 +141,7 @@ def backward(
     logits: Tensor, nodes: Sequence[Node], weights: Tensor, *, last: bool
 ) -> dict[Node, Tensor]:
     """Give the gradients of sum(weights * logits) at the outputs of nodes that get any."""
-    edges = [GradientEdge(node, 0) for node in nodes]
+    edges = [GradientEdge(cast(torch.autograd.graph.Node, node), 0) for node in nodes]
     found = torch.autograd.grad(
         logits, edges, grad_outputs=weights, retain_graph=not last, allow_unused=True
     )
