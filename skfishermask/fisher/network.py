@@ -12,13 +12,13 @@ from skfishermask.fisher.graph import Graph
 from skfishermask.fisher.visit import exact_mode, visit
 
 # What a user's module takes first: a tensor, a list of tensors, or a dict of keywords.
-Batch: TypeAlias = Any
+Inputs: TypeAlias = Any
 # What a user's module gives.
 Output: TypeAlias = Any
 ToLogits: TypeAlias = Callable[[Output], Tensor]
 
 
-def _parts(batch: Batch) -> list[tuple[int | str, Batch]]:
+def _parts(batch: Inputs) -> list[tuple[int | str, Inputs]]:
     if isinstance(batch, Mapping):
         return list(batch.items())
     if isinstance(batch, list | tuple):
@@ -29,7 +29,7 @@ def _parts(batch: Batch) -> list[tuple[int | str, Batch]]:
     )
 
 
-def batch_map(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+def batch_map(batch: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     """Apply a function to every tensor of a batch, keeping its structure."""
     if isinstance(batch, Tensor):
         return function(batch)
@@ -37,12 +37,12 @@ def batch_map(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
     return mapped if isinstance(batch, Mapping) else list(mapped.values())
 
 
-def rows_of(batch: Batch, rows: slice) -> Batch:
+def rows_of(batch: Inputs, rows: slice) -> Inputs:
     """Take some samples of a batch."""
     return batch_map(batch, lambda t: t[rows])
 
 
-def batch_length(batch: Batch) -> int:
+def batch_length(batch: Inputs) -> int:
     """Give the number of samples of a batch: the length of its first tensor."""
     if isinstance(batch, Tensor):
         return len(batch)
@@ -63,7 +63,7 @@ def first_output(output: Output) -> Output:
     return output[0] if isinstance(output, tuple) else output
 
 
-def move(batch: Batch, module: nn.Module) -> Batch:
+def move(batch: Inputs, module: nn.Module) -> Inputs:
     """Move a batch to the module's device, floating-point tensors to its dtype."""
     kind = next(module.parameters())
 
@@ -76,7 +76,7 @@ def move(batch: Batch, module: nn.Module) -> Batch:
     return batch_map(batch, move)
 
 
-def logits_of(module: nn.Module, batch: Batch, to_logits: ToLogits | None) -> Tensor:
+def logits_of(module: nn.Module, batch: Inputs, to_logits: ToLogits | None) -> Tensor:
     """Call a module as skorch does (a mapping becomes keyword arguments); give its logits."""
     output = module(**batch) if isinstance(batch, Mapping) else module(batch)
     return (to_logits or first_output)(output)
@@ -110,7 +110,7 @@ def check_logits(logits: Output, n: int, first_row: int) -> None:
 
 
 def read_logits(
-    module: nn.Module, batch: Batch, to_logits: ToLogits | None = None, first_row: int = 0
+    module: nn.Module, batch: Inputs, to_logits: ToLogits | None = None, first_row: int = 0
 ) -> Tensor:
     """Run a module on a batch, moved to its device and dtype; give checked logits (n, C).
 
@@ -123,7 +123,7 @@ def read_logits(
 
 
 def output_layer(
-    module: nn.Module, batch: Batch, *, to_logits: ToLogits | None = None
+    module: nn.Module, batch: Inputs, *, to_logits: ToLogits | None = None
 ) -> list[str]:
     """Name the parameters of a network's output layer.
 
