@@ -20,7 +20,7 @@ SPHINX := -m sphinx -q -W -n --keep-going -j $(WORKERS) -d docs/_build/doctrees
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs bench build oldest clean
+.PHONY: help demo test slow lint types docs bench build oldest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ $(READY): pyproject.toml
 demo: $(READY) ## run the quick start: active learning on images of digits, in about a minute
 	$(BIN)/python examples/quickstart.py
 
-test: $(READY) ## run the tests and the examples in the docstrings
+test: $(READY) ## run the tests and the examples in the docstrings, but for the slow ones
 	$(ONE_THREAD) $(BIN)/python $(PYTEST)
+
+slow: $(READY) ## run the slow tests: every benchmark, and tutorials
+	$(ONE_THREAD) $(BIN)/python $(PYTEST) -m slow
 
 lint: $(READY) ## check style, formatting and docstrings
 	$(BIN)/ruff check .
@@ -73,7 +76,7 @@ oldest: ## run the package's tests on the oldest versions supported, but for tho
 	$(OLDEST)/bin/python $(PIP_INSTALL) -r .ci/oldest-requirements.txt
 	$(OLDEST)/bin/python $(PIP_INSTALL) $(MODAL)
 	$(OLDEST)/bin/python $(PIP_INSTALL) --no-deps -e .
-	$(ONE_THREAD) $(OLDEST)/bin/python $(PYTEST) -m "not kills" --doctest-ignore-import-errors \
+	$(ONE_THREAD) $(OLDEST)/bin/python $(PYTEST) -m "not kills and not slow" --doctest-ignore-import-errors \
 		--ignore tests/test_bench.py --ignore tests/test_benchmarks.py
 	rm -rf $(OLDEST)
 

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-# They start processes of their own: `make test` runs them in one of its two, one after the other.
-WITH_PROCESSES = {"test_cluster.py", "test_places.py", "test_pretended.py", "test_private_names.py"}
+# Read by Dask when it is imported; `tests/forked.py` makes it quick.
+os.environ.setdefault("DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD", "forkserver")
+
+
+SLOW = "slow: `make slow` runs it"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.name in WITH_PROCESSES:
-            item.add_marker(pytest.mark.xdist_group("processes"))
+        if item.get_closest_marker("slow") and "slow" not in item.config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason=SLOW))
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("pretended") and "PRETENDED_DEVICE" not in os.environ:
@@ -22,6 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.getreports("skipped")
+    if n_slow := sum(SLOW in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(f"{n_slow} slow tests were left out: `make slow` runs them.")
     for report in terminalreporter.getreports("passed"):
         for name, counts in report.user_properties:
             if name == "check_estimator":

@@ -24,7 +24,9 @@ def mlp(n_outputs: int = 10, *last: nn.Module) -> nn.Module:
 
 
 def options(**more: Any) -> dict[str, Any]:
-    return {"train_split": None, "verbose": 0, "max_epochs": 15, "lr": 0.2, "batch_size": 32} | more
+    made = {"train_split": None, "verbose": 0, "max_epochs": 15, "lr": 0.2, "batch_size": 32}
+    # A pool of a hundred is read in two batches.
+    return made | {"iterator_valid__batch_size": 64} | more
 
 
 def logits_net(**more: Any) -> NeuralNetClassifier:

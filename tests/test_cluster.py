@@ -8,12 +8,12 @@ import math
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -27,6 +27,8 @@ from skfishermask.cluster import worker
 from skfishermask.selection import Question
 from tests.nets import digits, fitted, logits_net, mlp, options
 from tests.problems import problem
+
+pytestmark = pytest.mark.xdist_group("processes")
 
 dask = pytest.importorskip("dask", reason="needs Dask, which is an extra")
 distributed = pytest.importorskip("distributed", reason="needs Dask, which is an extra")
@@ -106,6 +108,7 @@ class WatchedClient(distributed.Client):
 
 
 def cluster(n_workers: int, **more: Any) -> Any:
+    forked.server()
     made = distributed.LocalCluster(
         **({"n_workers": n_workers, "threads_per_worker": 1, "dashboard_address": ":0"} | more)
     )
@@ -479,37 +482,32 @@ def test_a_cluster_that_never_had_a_worker_is_gone(net: Any, pool: np.ndarray) -
         sampler()(net, da.from_array(pool, UNEVEN), 10)
 
 
-SCHEDULER = """
-from distributed import LocalCluster
-cluster = LocalCluster(n_workers=1, processes=False, protocol="tcp://", dashboard_address=":0")
-print(cluster.scheduler_address, flush=True)
-input()
-"""
+def run_a_scheduler(sender: Connection) -> None:
+    options = {"n_workers": 1, "processes": False, "dashboard_address": ":0"}
+    made = distributed.LocalCluster(protocol="tcp://", **options)
+    sender.send(made.scheduler_address)
+    time.sleep(600)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.kills
 def test_a_scheduler_that_is_killed_is_gone(net: Any, pool: np.ndarray) -> None:
-    # Workers must find this module, which has the net's class.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with (
-        subprocess.Popen([sys.executable, "-c", SCHEDULER], env=environment, **pipes) as process,
-        dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
-    ):
+    process, receiver = forked.begin(run_a_scheduler)
 
-        def kill() -> None:
-            process.kill()
-            process.wait()
+    def kill() -> None:
+        process.kill()
+        process.join()
 
-        try:
-            address = process.stdout.readline().strip()
-            with WatchedClient(address) as client:
-                client.on_start = at_question(3, kill)
-                with pytest.raises(ConnectionError, match=r"Dask cluster at tcp://.* is gone"):
-                    sampler()(net, da.from_array(pool, UNEVEN), 10)
-        finally:
-            process.kill()
+    try:
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
+            WatchedClient(receiver.recv()) as client,
+        ):
+            client.on_start = at_question(3, kill)
+            with pytest.raises(ConnectionError, match=r"Dask cluster at tcp://.* is gone"):
+                sampler()(net, da.from_array(pool, UNEVEN), 10)
+    finally:
+        kill()
 
 
 def test_a_cluster_that_is_closed_is_gone(net: Any, pool: np.ndarray) -> None:
@@ -524,9 +522,9 @@ def test_a_cluster_that_is_closed_is_gone(net: Any, pool: np.ndarray) -> None:
 
 def test_bad_rows_are_named(threads: Any, net: Any, pool: np.ndarray) -> None:
     bad = pool.copy()
-    bad[470, 3] = np.inf
+    bad[270, 3] = np.inf
     X = da.from_array(bad, UNEVEN)
-    with pytest.raises(ValueError, match="X_pool contains NaN or infinity, first in row 470"):
+    with pytest.raises(ValueError, match="X_pool contains NaN or infinity, first in row 270"):
         sampler()(net, X, 5)
     assert tasks(threads) == []
 

@@ -6,12 +6,11 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +23,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import KFold, StratifiedKFold, StratifiedShuffleSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 
 from skfishermask import FisherMaskSampler, active_learning_curve
@@ -402,38 +402,34 @@ def test_goes_on_without_random_state(tmp_path: Path) -> None:
     assert numbers(again) == numbers(one)
 
 
-KILLED = """
-import json, os, signal, sys
-sys.path.insert(0, os.getcwd())
-from skorch import NeuralNetClassifier
-from skfishermask import FisherMaskSampler
-from tests.test_evaluation import small_run
+def killed_run(moment: str, folder: Path) -> None:
+    """Begin a run, and kill this process in the midst of it."""
 
-moment, folder = sys.argv[1:]
+    def kill_at(owner: Any, name: str, call: int, before: Any = lambda *args: None) -> None:
+        whole, calls = getattr(owner, name), []
 
-def kill_at(owner, name, call, before=lambda *args: None):
-    whole, calls = getattr(owner, name), []
-    def counted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == call:
-            before(*args)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return whole(*args, **kwargs)
-    setattr(owner, name, counted)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == call:
+                before(*args)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return whole(*args, **kwargs)
 
-def write_half(content, stream):
-    stream.write('{"steps": [{"sco')
-    stream.flush()
+        setattr(owner, name, counted)
 
-match moment:
-    case "query":
-        kill_at(FisherMaskSampler, "__call__", 2)
-    case "write":
-        kill_at(json, "dump", 3, write_half)
-    case "fit":
-        kill_at(NeuralNetClassifier, "fit", 2)
-small_run(folder)
-"""
+    def write_half(content: Any, stream: Any) -> None:
+        stream.write('{"steps": [{"sco')
+        stream.flush()
+
+    torch.set_num_threads(1)
+    match moment:
+        case "query":
+            kill_at(FisherMaskSampler, "__call__", 2)
+        case "write":
+            kill_at(json, "dump", 3, write_half)
+        case "fit":
+            kill_at(NeuralNetClassifier, "fit", 2)
+    small_run(folder)
 
 
 def small_run(folder: Path | str | None) -> dict[str, np.ndarray]:
@@ -454,20 +450,15 @@ def small_run(folder: Path | str | None) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.kills
+@pytest.mark.xdist_group("processes")
 def test_killed_three_times(tmp_path: Path) -> None:
     """SIGKILL wherever it falls: the end is that of a run without, bit for bit."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for moment in ("query", "write", "fit"):
-            killed = subprocess.run(
-                [sys.executable, "-c", KILLED, moment, tmp_path],
-                capture_output=True,
-                text=True,
-                cwd=Path(__file__).parents[1],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
-            assert killed.returncode == -signal.SIGKILL, killed.stderr
+            status, _ = forked.run(killed_run, moment, tmp_path)
+            assert status == -signal.SIGKILL
         n_steps = [len(json.loads(f.read_text())["steps"]) for f in tmp_path.glob("split_*.json")]
         assert 1 <= sum(n_steps) < 8
         assert numbers(small_run(tmp_path)) == numbers(small_run(None))

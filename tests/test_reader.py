@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import networks
 import oracles
 import pytest
@@ -443,37 +442,6 @@ def test_a_warning_says_what_and_why_once() -> None:
         fisher_embedding(module, x.split(3), mask_of(module, ["hidden.weight"]))
 
 
-# Run by itself, because a process remembers its own peak. A small network first brings in what
-# is imported late; then the large one by itself, forward and backward, is the measure.
-MEMORY = """
-import sys, warnings
-sys.path.insert(0, {tests!r})
-import torch
-from pathlib import Path
-from test_reader import look_up
-from skfishermask import ParameterMask, fisher_embedding
-
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-def embed(module, x):
-    shapes = {{name: p.shape for name, p in module.named_parameters()}}
-    return fisher_embedding(module, [x], ParameterMask({{"table": torch.arange(10)}}, shapes))
-
-warnings.simplefilter("ignore")
-torch.set_num_threads(1)
-x = torch.randint(0, 10, (16, 3))
-embed(look_up(20), x)
-module = look_up(110_000)
-torch.autograd.grad(module(x).sum(), [*module.parameters()])
-before = peak()
-V = embed(module, x)
-assert V.abs().sum() > 0
-print(peak() - before)
-"""
-
-
 class _OwnLookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
@@ -496,19 +464,39 @@ def look_up(n_rows: int) -> nn.Module:
     return Net(run, table=networks.weight(n_rows, 100), output=nn.Linear(100, 6))
 
 
+def peak() -> float:
+    """Give the most memory that this process has had, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def memory_of_ten_entries() -> float:
+    """Say how far the embedding lies above a pass of its network, forward and backward."""
+
+    def embed(module: nn.Module) -> Tensor:
+        shapes = {name: p.shape for name, p in module.named_parameters()}
+        return fisher_embedding(module, [x], ParameterMask({"table": torch.arange(10)}, shapes))
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    x = torch.randint(0, 10, (16, 3))
+    # A small network first brings in what is imported late.
+    embed(look_up(20))
+    module = look_up(110_000)
+    torch.autograd.grad(module(x).sum(), [*module.parameters()])
+    before = peak()
+    assert embed(module).any()
+    return peak() - before
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's peak of memory")
+@pytest.mark.xdist_group("processes")
 def test_ten_entries_of_a_large_table_without_a_rule() -> None:
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY.format(tests=str(root / "tests"))],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    # A process remembers its own peak.
+    status, found = forked.run(memory_of_ten_entries)
+    assert status == 0
     # MB; a gradient of the table by itself has 44.
-    assert float(done.stdout) < 50
+    assert found < 50
 
 
 def test_a_view_in_which_entries_overlap_is_read_sample_by_sample() -> None:

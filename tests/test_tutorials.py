@@ -21,6 +21,7 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         matplotlib.pyplot.close("all")
 
 
+@pytest.mark.slow
 def test_images_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = run("images_on_disk", monkeypatch)
     assert len({path.name for path in seen["files"]}) == len(seen["chosen"]) == 40
@@ -51,6 +52,7 @@ def test_a_trained_network_and_a_pool_in_files(monkeypatch: pytest.MonkeyPatch) 
     assert seen["counts"][8:].sum() > seen["expected"][8:].sum()
 
 
+@pytest.mark.slow
 def test_a_batch_goes_to_a_labelling_tool_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = run("person_in_the_loop", monkeypatch)
     assert seen["same_answers"]

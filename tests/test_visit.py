@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from operator import attrgetter
 
+import forked
 import networks
 import numpy as np
 import pytest
@@ -715,13 +716,15 @@ def test_seeds_where_cuda_has_not_begun(inside: str) -> None:
     subprocess.run([sys.executable, "-c", COLD_CUDA.format(inside=inside)], check=True)
 
 
+def begins_cuda() -> bool:
+    with seeded(1), visit(nn.Linear(1, 1)):
+        pass
+    return torch.cuda.is_initialized()
+
+
+@pytest.mark.xdist_group("processes")
 def test_a_seed_does_not_begin_cuda() -> None:
-    code = (
-        "import torch; from skfishermask.fisher.visit import seeded, visit\n"
-        "with seeded(1), visit(torch.nn.Linear(1, 1)): pass\n"
-        "assert not torch.cuda.is_initialized()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert forked.run(begins_cuda) == (0, False)
 
 
 @pytest.mark.cuda

@@ -1,0 +1,191 @@
+"""The scripts of the benchmarks run, and their results become a page."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import forked
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("skactiveml")
+
+from benchmarks import (
+    bench_cluster,
+    bench_embedding,
+    bench_faults,
+    bench_paper,
+    bench_query,
+    bench_selection,
+)
+
+# They share one run of each script.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scripts")]
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {"embedding": bench_embedding, "selection": bench_selection, "query": bench_query}
+
+
+# The scripts
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clone") / "benchmarks/results"
+    for name, script in SCRIPTS.items():
+        script.main(["--quick", "--repeats", "2", "--out", str(folder / f"{name}.json")])
+    return folder
+
+
+def load(results: Path, name: str) -> dict[str, Any]:
+    return json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_results_say_where_and_how_much(results: Path, name: str) -> None:
+    result = load(results, name)
+    assert result["quick"]
+    assert result["repeats"] == 2
+    assert result["machine"]["device"] == "CPU"
+    assert result["machine"]["threads"] == torch.get_num_threads()
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert result["took"] > 0
+    for sweep in result["sweeps"]:
+        for line in sweep["lines"].values():
+            assert len(line["seconds"]) == len(sweep["sizes"])
+            assert np.isfinite(line["exponent"])
+            assert all(0 < s["min"] <= s["median"] <= s["max"] for s in line["seconds"])
+    for target in result["targets"]:
+        assert set(target) == {"what", "found", "wanted", "met"}
+
+
+def test_networks_of_the_field_beside_ordinary_passes(results: Path) -> None:
+    result = load(results, "embedding")
+    judged = " ".join(target["what"] for target in result["targets"])
+    for name, found in result["networks"].items():
+        assert found["sizes"]["k"] == 200
+        ratios = found["ratio to C ordinary passes"]
+        assert {"embedding", "diagonal", "ordinary passes"} <= ratios.keys()
+        assert ratios.keys() == found["seconds a batch"].keys()
+        assert ratios["ordinary passes"] == {"median": 1, "min": 1, "max": 1}
+        assert f"{name}: embedding" in judged
+        assert f"{name}: diagonal" in judged
+
+
+def test_the_query_is_the_authors_query(results: Path) -> None:
+    query = load(results, "query")["query"]
+    assert query["same_batch"]
+    assert query["n_common"] == query["sizes"]["K"]
+    assert query["relative_difference_of_information"] < 1e-4
+    for side in ("authors'", "kinder"):
+        assert query["theirs"][side].keys() == query["ratios"][side].keys()
+    # Scaled to the whole query.
+    n = query["sizes"]["n_candidates"]
+    assert query["factors"]["authors' embedding"] == n / 2
+
+
+def test_every_knob_is_judged(results: Path) -> None:
+    settings = load(results, "query")["knobs"]["settings"]
+    assert settings["as it is"]["common"]["median"] == 1
+    assert settings["n_directions=1"]["n_directions"] == 1
+    assert 1 <= settings["n_directions=0.9"]["n_directions"] <= 9
+    assert all(0 < knob["gain"]["max"] < 1.0001 for knob in settings.values())
+
+
+def test_large_pools(results: Path) -> None:
+    bench_query.main(["--quick", "--large", "--out", str(results / "large.json")])
+    cases = load(results, "large")["cases"]
+    assert [*cases] == [*bench_query.LARGE][:3]
+    storage = [case["query"]["embedding_storage"] for case in cases.values()]
+    assert storage == ["memory", "memory", "scratch file"]
+    for case in cases.values():
+        assert case["query"]["n_candidates"] == case["N"]
+        assert case["query"]["embedding_bytes"] == 4 * case["N"] * case["r"] * case["k"]
+        assert 0 < case["baseline_bytes"] <= case["peak_bytes"]
+        assert case["baseline_private_bytes"] <= case["peak_private_bytes"]
+    page = render(results)
+    assert "Large pools" in page
+    assert "% of the picks are those of the proved choice" in page
+    assert "nan" not in page
+
+
+def test_paper(results: Path, device: str) -> None:
+    arguments = ["--quick", "--repeats", "2", "--device", device]
+    bench_paper.main([*arguments, "--out", str(results / "paper.json")])
+    for n_classes, case in load(results, "paper")["cases"].items():
+        n, r, k = case["sizes"]["N"], case["query"]["n_directions"], case["query"]["mask_size"]
+        assert case["query"]["embedding_bytes"] == 4 * n * r * k
+        assert case["sizes"]["n_classes"] == int(n_classes)
+        assert case["share of that in the selection"]["median"] > 0
+    page = render(results)
+    assert "A query of the paper's size" in page
+    assert "nan" not in page
+
+
+def test_cluster_and_faults(results: Path) -> None:
+    pytest.importorskip("distributed")
+    bench_cluster.main(["--quick", "--out", str(results / "cluster.json")])
+    cluster = load(results, "cluster")
+    assert cluster["same_picks"]
+    assert cluster["cases"]["cluster"]["query"]["embedding_storage"] == "cluster"
+    assert cluster["cases"]["local"]["query"]["embedding_storage"] == "scratch file"
+    assert len(cluster["cases"]["cluster"]["workers"]) == 2
+    for worker in cluster["cases"]["cluster"]["workers"]:
+        assert 0 < worker["before_private_bytes"] < worker["peak_private_bytes"]
+    forked.server()
+    bench_faults.main(["--quick", "--runs", "1", "--out", str(results / "faults.json")])
+    (run,) = load(results, "faults")["runs"]
+    assert run["same_picks"]
+    assert run["tasks_left"] == 0
+    page = render(results)
+    assert "A Dask cluster beside a scratch file" in page
+    assert "Workers that die" in page
+    assert "nan" not in page
+
+
+# The page
+
+
+def measured_pages() -> ModuleType:
+    pytest.importorskip("sphinx")
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs/_ext/measured_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def render(results: Path) -> str:
+    pages = measured_pages()
+    template = (ROOT / "docs/performance.rst").read_text(encoding="utf-8")
+    return pages.environment().from_string(template).render(pages.measured(results))
+
+
+def test_page_is_written_from_the_results(results: Path) -> None:
+    page = render(results)
+    query = load(results, "query")["query"]
+    assert (
+        f"took {query['n_common']} of our {query['sizes']['K']} images, in the same order." in page
+    )
+    assert page.count("* - ``n_directions=") == 4
+    assert "nan" not in page
+
+
+@pytest.mark.parametrize("name", ["performance", "performance_sweeps"])
+def test_figures_are_drawn_from_the_results(
+    results: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    folder = results.parents[1] / "docs/figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(folder)
+    plt.close("all")
+    drawn = runpy.run_path(str(ROOT / f"docs/figures/{name}.py"))
+    drawn["figure"].savefig("drawn.png")
+    plt.close("all")
+    assert Path("drawn.png").stat().st_size > 10_000
