@@ -39,7 +39,7 @@ demo: $(READY) ## run the quick start: active learning on images of digits, in a
 test: $(READY) ## run the tests and the examples in the docstrings, but for the slow ones
 	$(ONE_THREAD) $(BIN)/python $(PYTEST)
 
-slow: $(READY) ## run the slow tests: every benchmark, and tutorials
+slow: $(READY) ## run the slow tests: benchmarks, tutorials, a pretended device
 	$(ONE_THREAD) $(BIN)/python $(PYTEST) -m slow
 
 lint: $(READY) ## check style, formatting and docstrings

@@ -22,9 +22,9 @@ from skfishermask.data import (
 from skfishermask.fisher import (
     HELD_BYTES,
     ParameterMask,
+    directions_that_keep,
     mask_size,
-    n_rows,
-    n_rows_for_share,
+    most_directions,
     output_layer,
 )
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
@@ -205,11 +205,11 @@ class Query:
         return [(samples, rows) for samples, rows in parts if len(rows)]
 
     def _n_directions(self, sample: Sample) -> int:
-        most = n_rows(self._n_classes, self._settings.weighting)
+        most = most_directions(self._n_classes, self._settings.weighting)
         wanted = self._settings.n_directions
         if isinstance(wanted, Real) and not isinstance(wanted, Integral):
             p = torch.cat([samples.probabilities(rows).cpu() for samples, rows in sample])
-            wanted = n_rows_for_share(p, float(wanted))
+            wanted = directions_that_keep(p, float(wanted))
         return most if wanted is None else min(int(wanted), most)
 
     def _make_mask(

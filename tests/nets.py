@@ -24,9 +24,10 @@ def mlp(n_outputs: int = 10, *last: nn.Module) -> nn.Module:
 
 
 def options(**more: Any) -> dict[str, Any]:
-    made = {"train_split": None, "verbose": 0, "max_epochs": 15, "lr": 0.2, "batch_size": 32}
+    made = {"train_split": None, "verbose": 0, "max_epochs": 15, "lr": 0.2}
     # A pool of a hundred is read in two batches.
-    return made | {"iterator_valid__batch_size": 64} | more
+    sizes = {} if "batch_size" in more else {"batch_size": 32, "iterator_valid__batch_size": 64}
+    return made | sizes | more
 
 
 def logits_net(**more: Any) -> NeuralNetClassifier:

@@ -38,6 +38,8 @@ from skfishermask import FisherMaskSampler, fisher_embedding
 from tests import oracles
 from tests.nets import digits
 
+pytestmark = pytest.mark.slow
+
 IMAGES, LABELS = digits()
 IMAGES = IMAGES.reshape(-1, 1, 8, 8)
 LABELS_ALL = load_digits().target

@@ -5,7 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skfishermask.fisher.directions import check_n_directions, directions, kept_trace, n_rows
+from skfishermask.fisher.directions import (
+    check_n_directions,
+    directions,
+    kept_trace,
+    most_directions,
+)
 
 
 def probabilities(n: int, n_classes: int, temperature: float, seed: int = 0) -> torch.Tensor:
@@ -72,8 +77,8 @@ def test_unweighted_rows_are_the_scores_in_logit_space() -> None:
     expected = torch.eye(5).double()[order] - p[:, None, :]
     torch.testing.assert_close(directions(p, weighting="none"), expected)
     torch.testing.assert_close(directions(p, 2, weighting="none"), expected[:, :2])
-    assert n_rows(5, "none") == 5
-    assert n_rows(5) == 4
+    assert most_directions(5, "none") == 5
+    assert most_directions(5) == 4
 
 
 def test_kept_trace() -> None:

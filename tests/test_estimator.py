@@ -68,7 +68,7 @@ def lazy_net() -> NeuralNetClassifier:
         LazyMLP,
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.Adam,
-        **nets.options(lr=0.01, max_epochs=40, batch_size=64),
+        **nets.options(lr=0.03, max_epochs=15, batch_size=64),
     )
 
 

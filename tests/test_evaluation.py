@@ -531,6 +531,16 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
         active_learning_curve(LogisticRegression(max_iter=500), X, Y[::-1], **options)
 
 
+def test_a_folder_that_says_less_of_its_run_is_refused(tmp_path: Path) -> None:
+    """As those of earlier versions may."""
+    curve(checkpoint=tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    del run["y"]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match=r"another y: it has None.*Use another folder"):
+        curve(checkpoint=tmp_path)
+
+
 def test_spoilt_file_is_named(tmp_path: Path) -> None:
     curve(checkpoint=tmp_path)
     (tmp_path / "split_0001.json").write_text('{"steps": [')

@@ -13,6 +13,7 @@ from torch.utils import backend_registration
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_on_a_pretended_device() -> None:
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("devices written in Python are newer than this torch")

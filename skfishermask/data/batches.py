@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from skfishermask.data.handed import Data
 from skfishermask.data.logits import not_finite
 from skfishermask.data.rows import as_rows, check_finite
-from skfishermask.fisher import Batch, NonFiniteOutputError, ToLogits
+from skfishermask.fisher import Inputs, NonFiniteOutputError, ToLogits
 
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
@@ -43,7 +43,7 @@ class Batches(Protocol):
     def __len__(self) -> int:
         """Give the number of batches."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Inputs]:
         """Give tensors on the net's device, what its module's forward takes first."""
 
 
@@ -61,7 +61,7 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Count the samples."""
 
-    def first(self) -> Batch:
+    def first(self) -> Inputs:
         """Give the first sample alone."""
 
     def batches(self, rows: np.ndarray | None = None) -> Batches:
@@ -129,7 +129,7 @@ class NetBatches:
         """Give the number of batches."""
         return -(-len(self._dataset) // self._size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Inputs]:
         """Give tensors on the net's device, what its module's forward takes first."""
         if self.n_rows == 0:
             return
@@ -190,7 +190,7 @@ class NetSamples:
         """Raise ValueError at NaN or infinity."""
         check_finite(self._X, self.name)
 
-    def first(self) -> Batch:
+    def first(self) -> Inputs:
         """Give the first sample alone."""
         return next(iter(self.batches(np.arange(1))))
 
@@ -208,7 +208,7 @@ def naming_rows(batches: Batches, to_logits: ToLogits) -> Iterator[None]:
         raise not_finite(batches.rows[error.row], batches.name, to_logits) from error
 
 
-def _inputs(batch: Batch) -> Batch:
+def _inputs(batch: Inputs) -> Inputs:
     """Take the inputs from what a loader gives: (X, y), or X alone."""
     if isinstance(batch, Mapping) or not isinstance(batch, list | tuple):
         return batch

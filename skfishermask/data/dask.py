@@ -11,7 +11,7 @@ import skorch
 from skfishermask.data.batches import NetBatches
 from skfishermask.data.handed import DaskObject, Data
 from skfishermask.data.rows import as_rows, check_finite
-from skfishermask.fisher import Batch
+from skfishermask.fisher import Inputs
 
 
 def is_dask(data: object) -> bool:
@@ -90,7 +90,7 @@ class DaskSamples:
         found: list[DaskObject] = self.array.to_delayed().ravel().tolist()
         return found
 
-    def first(self) -> Batch:
+    def first(self) -> Inputs:
         """Compute the first sample alone."""
         row = self.array[:1].compute()
         return next(iter(chunk_batches(self._net, row, np.arange(1), 0, self.transform, 1)))
@@ -198,7 +198,7 @@ class ChunkBatches:
         counts = [part.stop - part.start for _, part in self._samples.parts(self.rows)]
         return sum(1 if size == -1 else -(-count // size) for count in counts)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Inputs]:
         """Give tensors on the net's device, what its module's forward takes first."""
         samples, chunks = self._samples, self._samples.chunks()
         for number, part in samples.parts(self.rows):

@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from skfishermask.data.handed import Labels, Whatever
-from skfishermask.fisher import Batch, ToLogits, predicted_probabilities
+from skfishermask.fisher import Inputs, ToLogits, predicted_probabilities
 from skfishermask.private_names import as_written, criteria_of
 
 
@@ -113,7 +113,7 @@ class NetModule(nn.Module):
             modules = {"": next(iter(modules.values()))}
         self._modules.update(modules)
 
-    def forward(self, x: Batch = None, /, **inputs: Whatever) -> Whatever:
+    def forward(self, x: Inputs = None, /, **inputs: Whatever) -> Whatever:
         """Give what the net infers from a batch: from a dict, if there are keywords."""
         return self._net.infer(inputs or x)
 
@@ -121,7 +121,7 @@ class NetModule(nn.Module):
 class _EvaluatedNet(NetModule):
     """What a net predicts with: its forward is the net's own ``evaluation_step``."""
 
-    def forward(self, x: Batch = None, /, **inputs: Whatever) -> Whatever:
+    def forward(self, x: Inputs = None, /, **inputs: Whatever) -> Whatever:
         # What a loader gives: the inputs, and labels, which skorch makes up in prediction.
         return self._net.evaluation_step((inputs or x, torch.zeros(1)), training=False)
 
@@ -140,7 +140,7 @@ class _TracedNet(NetModule):
         self._to_logits = to_logits
         self.used: list[str] = []
 
-    def forward(self, x: Batch = None, /, **inputs: Whatever) -> Whatever:
+    def forward(self, x: Inputs = None, /, **inputs: Whatever) -> Whatever:
         with torch.enable_grad():
             for parameter in self.parameters():
                 parameter.requires_grad_(True)
@@ -177,7 +177,7 @@ def _criteria_of(net: skorch.NeuralNet) -> list[str]:
     return [name for name in _torch_parts(net) if name in names]
 
 
-def net_module(net: skorch.NeuralNet, batch: Batch, to_logits: ToLogits) -> NetModule:
+def net_module(net: skorch.NeuralNet, batch: Inputs, to_logits: ToLogits) -> NetModule:
     """Make the module that a query reads, having tried the net on a batch.
 
     Parameters
@@ -218,7 +218,7 @@ def net_module(net: skorch.NeuralNet, batch: Batch, to_logits: ToLogits) -> NetM
     return NetModule(net, traced.used)
 
 
-def _check_evaluation_step(net: skorch.NeuralNet, batch: Batch, to_logits: ToLogits) -> None:
+def _check_evaluation_step(net: skorch.NeuralNet, batch: Inputs, to_logits: ToLogits) -> None:
     """Raise ValueError unless the net predicts what it infers."""
     # Setting the mode, evaluation_step reaches the criteria too.
     criteria = _criteria_of(net)

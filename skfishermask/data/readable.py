@@ -9,7 +9,7 @@ import torch
 
 from skfishermask.data.logits import not_finite, to_logits_of
 from skfishermask.data.net import NetModule, net_module
-from skfishermask.fisher import Batch, NonFiniteOutputError, ToLogits, predicted_probabilities
+from skfishermask.fisher import Inputs, NonFiniteOutputError, ToLogits, predicted_probabilities
 
 _CALLED = {"X_pool": "pool", "X_labeled": "labelled data", "X_target": "target data"}
 
@@ -37,7 +37,7 @@ class ReadableNet:
         """Where it computes."""
         return next(self.module.parameters()).device
 
-    def n_classes(self, first: Batch, name: str) -> int:
+    def n_classes(self, first: Inputs, name: str) -> int:
         """Try the net on one sample, and count its outputs.
 
         Parameters
@@ -67,7 +67,7 @@ class ReadableNet:
 
 
 def read_net(
-    net: skorch.NeuralNet, first: Batch, to_logits: ToLogits | None
+    net: skorch.NeuralNet, first: Inputs, to_logits: ToLogits | None
 ) -> tuple[ReadableNet, int]:
     """Try a net on the first sample of a pool.
 
@@ -92,7 +92,7 @@ def read_net(
     return replace(plain, module=net_module(net, first, plain.to_logits)), n_classes
 
 
-def _described(batch: Batch) -> str:
+def _described(batch: Inputs) -> str:
     if isinstance(batch, torch.Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')} of shape {tuple(batch.shape)}"
     if isinstance(batch, dict):

@@ -3,8 +3,8 @@
 from skfishermask.fisher.directions import (
     Weighting,
     check_n_directions,
-    n_rows,
-    n_rows_for_share,
+    directions_that_keep,
+    most_directions,
 )
 from skfishermask.fisher.information import (
     FisherSum,
@@ -17,7 +17,7 @@ from skfishermask.fisher.information import (
 )
 from skfishermask.fisher.mask import MASK_STRATEGIES, MaskStrategy, ParameterMask, mask_size
 from skfishermask.fisher.network import (
-    Batch,
+    Inputs,
     NonFiniteOutputError,
     ToLogits,
     first_output,
@@ -29,8 +29,8 @@ from skfishermask.fisher.visit import seeded
 __all__ = [
     "HELD_BYTES",
     "MASK_STRATEGIES",
-    "Batch",
     "FisherSum",
+    "Inputs",
     "MaskStrategy",
     "NonFiniteOutputError",
     "ParameterMask",
@@ -38,14 +38,14 @@ __all__ = [
     "Weighting",
     "check_n_directions",
     "directions_for_share",
+    "directions_that_keep",
     "embedding_blocks",
     "first_output",
     "fisher_diagonal",
     "fisher_embedding",
     "fisher_matrix",
     "mask_size",
-    "n_rows",
-    "n_rows_for_share",
+    "most_directions",
     "output_layer",
     "predicted_probabilities",
     "seeded",

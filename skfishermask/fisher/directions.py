@@ -20,7 +20,7 @@ def _tails(probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return p, s, order
 
 
-def n_rows(n_classes: int, weighting: Weighting = "probability") -> int:
+def most_directions(n_classes: int, weighting: Weighting = "probability") -> int:
     """Give the number of rows of the exact factor: C - 1 weighted, C unweighted."""
     return n_classes if weighting == "none" else n_classes - 1
 
@@ -72,7 +72,7 @@ def directions(
     """
     n, n_classes = probabilities.shape
     p, s, order = _tails(probabilities)
-    r = n_rows(n_classes, weighting)
+    r = most_directions(n_classes, weighting)
     r = r if n_directions is None else min(r, n_directions)
     eye = torch.eye(r, n_classes, dtype=p.dtype, device=p.device)
     if weighting == "none":
@@ -112,7 +112,7 @@ def kept_trace(probabilities: Tensor) -> Tensor:
     return squares.cumsum(0) / total
 
 
-def n_rows_for_share(probabilities: Tensor, share: float) -> int:
+def directions_that_keep(probabilities: Tensor, share: float) -> int:
     """Find how many directions keep a share of the trace of diag(p) - p p^T.
 
     Parameters

@@ -12,13 +12,28 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-Node = Any
-"""A node of the autograd graph; PyTorch has no public type with the saved values."""
+
+class Node(Protocol):
+    """A node of the autograd graph, with what its operation saved as attributes."""
+
+    @property
+    def next_functions(self) -> tuple[tuple[Node | None, int], ...]:
+        """Where each operand comes from."""
+
+    def name(self) -> str:
+        """Give the name of the operation's gradient."""
+
+    def __call__(self, *gradients: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Give gradients at the outputs back to the operands."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Give a saved value: every operation of PyTorch or of a user has its own, of any type."""
+
 
 # Each moves entries of its input to places of their own: called with numbers of places, such a
 # node tells where each entry went.
@@ -167,7 +182,7 @@ class Graph:
         self.leaves: dict[str, Node] = {}
         self.nodes: list[Node] = []
         number: dict[Node, int] = {}
-        stack = [logits.grad_fn] if logits.grad_fn is not None else []
+        stack = [cast(Node, logits.grad_fn)] if logits.grad_fn is not None else []
         number |= dict.fromkeys(stack, 0)
         while stack:
             node = stack.pop()

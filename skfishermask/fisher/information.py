@@ -13,10 +13,10 @@ from skfishermask.fisher.directions import (
     Weighting,
     check_n_directions,
     directions,
-    n_rows_for_share,
+    directions_that_keep,
 )
 from skfishermask.fisher.mask import ParameterMask
-from skfishermask.fisher.network import Batch, ToLogits, batch_length, read_logits, rows_of
+from skfishermask.fisher.network import Inputs, ToLogits, batch_length, read_logits, rows_of
 from skfishermask.fisher.reader import JacobianReader
 from skfishermask.fisher.visit import exact_mode, visit
 
@@ -32,7 +32,7 @@ def _probabilities(logits: Tensor) -> Tensor:
     return logits.detach().double().softmax(dim=1)
 
 
-def _read_all(batches: Iterable[Batch], read: Callable[[Batch, int], _T]) -> Iterator[_T]:
+def _read_all(batches: Iterable[Inputs], read: Callable[[Inputs, int], _T]) -> Iterator[_T]:
     """Read batches, and where the device's memory runs out, halves of them from then on.
 
     `read` is given a batch and the number of its first sample.
@@ -62,7 +62,7 @@ def _read_all(batches: Iterable[Batch], read: Callable[[Batch, int], _T]) -> Ite
 
 def fisher_diagonal(
     module: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Inputs],
     *,
     n_directions: int | None = None,
     to_logits: ToLogits | None = None,
@@ -114,7 +114,7 @@ def fisher_diagonal(
     """
     reader = JacobianReader(module, None, to_logits)
 
-    def read(batch: Batch, first_row: int) -> tuple[int, dict[str, Tensor]]:
+    def read(batch: Inputs, first_row: int) -> tuple[int, dict[str, Tensor]]:
         reading = reader.forward(batch, first_row)
         rows = directions(_probabilities(reading.logits), n_directions)
         return len(rows), reading.squares(rows)
@@ -136,7 +136,7 @@ def fisher_diagonal(
 
 def embedding_blocks(
     module: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Inputs],
     mask: ParameterMask,
     *,
     weighting: Weighting = "probability",
@@ -164,7 +164,7 @@ def embedding_blocks(
         )
     reader = JacobianReader(module, mask.indices, to_logits)
 
-    def read(batch: Batch, first_row: int) -> Tensor:
+    def read(batch: Inputs, first_row: int) -> Tensor:
         reading = reader.forward(batch, first_row)
         rows = directions(_probabilities(reading.logits), n_directions, weighting=weighting)
         return reading.embed(rows)
@@ -179,7 +179,7 @@ def _shapes(shapes: Mapping[str, torch.Size]) -> str:
 
 def fisher_embedding(
     module: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Inputs],
     mask: ParameterMask,
     *,
     weighting: Weighting = "probability",
@@ -262,7 +262,7 @@ def fisher_embedding(
 
 
 def predicted_probabilities(
-    module: nn.Module, batches: Iterable[Batch], *, to_logits: ToLogits | None = None
+    module: nn.Module, batches: Iterable[Inputs], *, to_logits: ToLogits | None = None
 ) -> Tensor:
     """Run the network in evaluation mode and leave it as it was.
 
@@ -277,7 +277,7 @@ def predicted_probabilities(
         Class probabilities, float64, on the module's device.
     """
 
-    def read(batch: Batch, first_row: int) -> Tensor:
+    def read(batch: Inputs, first_row: int) -> Tensor:
         return _probabilities(read_logits(module, batch, to_logits, first_row))
 
     device = next(module.parameters()).device
@@ -287,7 +287,7 @@ def predicted_probabilities(
 
 def directions_for_share(
     module: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Inputs],
     share: float,
     *,
     to_logits: ToLogits | None = None,
@@ -313,7 +313,9 @@ def directions_for_share(
             "A float n_directions reads batches twice, so it must be a list, a DataLoader or the "
             f"like, found {type(batches).__name__}."
         )
-    return n_rows_for_share(predicted_probabilities(module, batches, to_logits=to_logits), share)
+    return directions_that_keep(
+        predicted_probabilities(module, batches, to_logits=to_logits), share
+    )
 
 
 class FisherSum:

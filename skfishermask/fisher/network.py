@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from skfishermask.fisher.graph import Graph
 from skfishermask.fisher.visit import exact_mode, visit
 
-ToLogits = Callable[[Any], Tensor]
-Batch = Any
-"""What the module's forward takes first: a tensor, a list of tensors, or a dict of keywords."""
+# What a user's module takes first: a tensor, a list of tensors, or a dict of keywords.
+Inputs: TypeAlias = Any
+# What a user's module gives.
+Output: TypeAlias = Any
+ToLogits: TypeAlias = Callable[[Output], Tensor]
 
 
-def _parts(batch: Batch) -> list[tuple[Any, Batch]]:
+def _parts(batch: Inputs) -> list[tuple[int | str, Inputs]]:
     if isinstance(batch, Mapping):
         return list(batch.items())
     if isinstance(batch, list | tuple):
@@ -27,7 +29,7 @@ def _parts(batch: Batch) -> list[tuple[Any, Batch]]:
     )
 
 
-def batch_map(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+def batch_map(batch: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     """Apply a function to every tensor of a batch, keeping its structure."""
     if isinstance(batch, Tensor):
         return function(batch)
@@ -35,12 +37,12 @@ def batch_map(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
     return mapped if isinstance(batch, Mapping) else list(mapped.values())
 
 
-def rows_of(batch: Batch, rows: slice) -> Batch:
+def rows_of(batch: Inputs, rows: slice) -> Inputs:
     """Take some samples of a batch."""
     return batch_map(batch, lambda t: t[rows])
 
 
-def batch_length(batch: Batch) -> int:
+def batch_length(batch: Inputs) -> int:
     """Give the number of samples of a batch: the length of its first tensor."""
     if isinstance(batch, Tensor):
         return len(batch)
@@ -50,7 +52,7 @@ def batch_length(batch: Batch) -> int:
     return batch_length(parts[0][1])
 
 
-def first_output(output: Any) -> Any:
+def first_output(output: Output) -> Output:
     """Take the logits from a module's output.
 
     They are its ``.logits`` where it has such (Hugging Face models), the first element of a tuple,
@@ -61,7 +63,7 @@ def first_output(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 
-def move(batch: Batch, module: nn.Module) -> Batch:
+def move(batch: Inputs, module: nn.Module) -> Inputs:
     """Move a batch to the module's device, floating-point tensors to its dtype."""
     kind = next(module.parameters())
 
@@ -74,7 +76,7 @@ def move(batch: Batch, module: nn.Module) -> Batch:
     return batch_map(batch, move)
 
 
-def logits_of(module: nn.Module, batch: Batch, to_logits: ToLogits | None) -> Tensor:
+def logits_of(module: nn.Module, batch: Inputs, to_logits: ToLogits | None) -> Tensor:
     """Call a module as skorch does (a mapping becomes keyword arguments); give its logits."""
     output = module(**batch) if isinstance(batch, Mapping) else module(batch)
     return (to_logits or first_output)(output)
@@ -92,7 +94,7 @@ class NonFiniteOutputError(ValueError):
         return type(self), (self.row,)
 
 
-def check_logits(logits: Any, n: int, first_row: int) -> None:
+def check_logits(logits: Output, n: int, first_row: int) -> None:
     """Raise TypeError or ValueError unless these are n rows of finite logits."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"Expected logits in a tensor, found {type(logits).__name__}.")
@@ -108,7 +110,7 @@ def check_logits(logits: Any, n: int, first_row: int) -> None:
 
 
 def read_logits(
-    module: nn.Module, batch: Batch, to_logits: ToLogits | None = None, first_row: int = 0
+    module: nn.Module, batch: Inputs, to_logits: ToLogits | None = None, first_row: int = 0
 ) -> Tensor:
     """Run a module on a batch, moved to its device and dtype; give checked logits (n, C).
 
@@ -121,7 +123,7 @@ def read_logits(
 
 
 def output_layer(
-    module: nn.Module, batch: Batch, *, to_logits: ToLogits | None = None
+    module: nn.Module, batch: Inputs, *, to_logits: ToLogits | None = None
 ) -> list[str]:
     """Name the parameters of a network's output layer.
 

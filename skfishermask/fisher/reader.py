@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from skfishermask.fisher.graph import Graph, Use
 from skfishermask.fisher.network import (
-    Batch,
+    Inputs,
     ToLogits,
     batch_length,
     check_logits,
@@ -99,13 +99,13 @@ class JacobianReader:
         with visit(self.module, self.wanted.parameters.values()):
             yield self
 
-    def logits(self, batch: Batch, first_row: int = 0) -> Tensor:
+    def logits(self, batch: Inputs, first_row: int = 0) -> Tensor:
         """Run a forward pass; give checked logits, with their graph."""
         logits = logits_of(self.module, batch, self.to_logits)
         check_logits(logits, batch_length(batch), first_row)
         return logits
 
-    def forward(self, batch: Batch, first_row: int = 0) -> Reading:
+    def forward(self, batch: Inputs, first_row: int = 0) -> Reading:
         """Run a forward pass, and find out how its graph is to be read.
 
         Parameters
@@ -139,7 +139,7 @@ class JacobianReader:
             by_name[read.use.name].append(read)
         return Reading(self.wanted, self.logits, batch, logits, by_name, [*loose])
 
-    def _uses(self, batch: Batch, logits: Tensor) -> tuple[list[Read], dict[str, str]]:
+    def _uses(self, batch: Inputs, logits: Tensor) -> tuple[list[Read], dict[str, str]]:
         """Find the uses of the wanted parameters; name those that are loose, and why."""
         graph = Graph(logits, self.wanted.parameters)
         uses = [*graph.uses()]
@@ -159,7 +159,7 @@ class JacobianReader:
             loose[name] = "its rule does not give autograd's gradient"
         return [read for read in reads if read.use.name not in loose], loose
 
-    def _check_alone(self, batch: Batch, logits: Tensor) -> None:
+    def _check_alone(self, batch: Inputs, logits: Tensor) -> None:
         """Raise ValueError if the first or the last sample's logits depend on the others."""
         hint = (
             "In evaluation mode the network's output for a sample must not depend on the other "

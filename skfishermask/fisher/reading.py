@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skfishermask.fisher.graph import Node
-from skfishermask.fisher.network import Batch, rows_of
+from skfishermask.fisher.network import Inputs, rows_of
 from skfishermask.fisher.parts import Budget, spread, squares_of_parameter
 from skfishermask.fisher.uses import Read, backward, outputs
 from skfishermask.fisher.visit import exact_mode
@@ -43,8 +43,8 @@ class Reading:
     """
 
     wanted: Wanted
-    run: Callable[[Batch], Tensor]
-    batch: Batch
+    run: Callable[[Inputs], Tensor]
+    batch: Inputs
     logits: Tensor
     reads: Mapping[str, Sequence[Read]]
     loose: Sequence[str]

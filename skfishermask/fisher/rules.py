@@ -233,7 +233,7 @@ def _broadcast(
     return Sum((1, *ones, *shape), factor, lambda g: g[None], scale)
 
 
-@rule(("AddBackward0", 0), ("SubBackward0", 0))
+@rule(("AddBackward0", 0), ("SubBackward0", 0), ("AddcmulBackward0", 0))
 def _added(node: Node, shape: torch.Size) -> Form:
     return _broadcast(node, shape)
 
@@ -266,6 +266,16 @@ def _multiplier(node: Node, shape: torch.Size) -> Form:
 @rule(("DivBackward0", 0))
 def _divided(node: Node, shape: torch.Size) -> Form:
     return _broadcast(node, shape, lambda: 1 / node._saved_other)
+
+
+@rule(("AddcmulBackward0", 1))
+def _addcmul_left(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, lambda: node._saved_tensor2, scale=node._saved_value)
+
+
+@rule(("AddcmulBackward0", 2))
+def _addcmul_right(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, lambda: node._saved_tensor1, scale=node._saved_value)
 
 
 @rule(("PreluKernelBackward0", 1))

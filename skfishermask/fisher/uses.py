@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ def resolved(
 
 def outputs(nodes: Iterable[Node]) -> dict[Node, GradientEdge]:
     """Name the outputs of nodes, for `backward`."""
-    return {node: GradientEdge(node, 0) for node in nodes}
+    return {node: GradientEdge(cast(torch.autograd.graph.Node, node), 0) for node in nodes}
 
 
 def backward(

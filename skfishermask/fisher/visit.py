@@ -15,13 +15,21 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from operator import attrgetter
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 Restore = Callable[[], None]
+_T = TypeVar("_T")
+
+
+class _Precise(Protocol):
+    """An operation, or all of a backend, with a precision of its own."""
+
+    fp32_precision: str
 
 
 class _Place:
@@ -77,7 +85,7 @@ def _restore_module(module: nn.Module) -> Restore:
     training = module.training
     # Beside buffers, tensors in plain attributes: the weight that weight_norm's hook computes
     # is one, and would hold on to a graph and keep the network from being copied.
-    tables: list[Any] = [module._buffers, module.__dict__]
+    tables = [cast(dict[str, object], module._buffers), module.__dict__]
     before = [dict(table.items()) for table in tables]
     values = [
         (buffer, buffer._version, buffer.detach().clone())
@@ -170,7 +178,7 @@ def _trainable(stack: ExitStack, module: nn.Module, wanted: Sequence[nn.Paramete
             p.requires_grad_(False)
 
 
-def _switch(stack: ExitStack, holder: Any, name: str, value: object) -> None:
+def _switch(stack: ExitStack, holder: object, name: str, value: object) -> None:
     found = getattr(holder, name)
     # No switch is written without need: some hold more than what they show.
     restore = _nothing if found == value else partial(setattr, holder, name, found)
@@ -199,25 +207,24 @@ def _eager_code(stack: ExitStack) -> None:
 
 
 def _full_precision(stack: ExitStack, *, on_cpu: bool) -> None:
-    backends: Any = torch.backends
-    matmul, cudnn, onednn = backends.cuda.matmul, backends.cudnn, backends.mkldnn
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     # Since PyTorch 2.9 each operation has a precision of its own, beside the old switches.
-    each = hasattr(backends, "fp32_precision")
+    each = hasattr(torch.backends, "fp32_precision")
     _precision(
         stack,
         "products",
-        [matmul, onednn.matmul] if each else [],
+        _precise("cuda.matmul", "mkldnn.matmul") if each else [],
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,
         "highest",
     )
     if each:
-        _precision(stack, "oneDNN", [onednn.conv, onednn.rnn])
+        _precision(stack, "oneDNN", _precise("mkldnn.conv", "mkldnn.rnn"))
     if not on_cpu:
         _precision(
             stack,
             "cuDNN",
-            [cudnn.conv, cudnn.rnn] if each else [],
+            _precise("cudnn.conv", "cudnn.rnn") if each else [],
             lambda: cudnn.allow_tf32,
             lambda value: setattr(cudnn, "allow_tf32", value),
             False,
@@ -231,13 +238,18 @@ def _full_precision(stack: ExitStack, *, on_cpu: bool) -> None:
                 _switch(stack, matmul, name, False)
 
 
+def _precise(*names: str) -> list[_Precise]:
+    # Not all of them are in PyTorch's types.
+    return [attrgetter(name)(torch.backends) for name in names]
+
+
 def _precision(
     stack: ExitStack,
     thing: str,
-    operations: Sequence[Any],
-    get_old: Callable[[], Any] = _nothing,
-    set_old: Callable[[Any], None] = lambda _: None,
-    exact: object = None,
+    operations: Sequence[_Precise],
+    get_old: Callable[[], _T | None] = lambda: None,
+    set_old: Callable[[_T], None] = lambda _: None,
+    exact: _T | None = None,
 ) -> None:
     # The old switch, too: where the two disagree, PyTorch's own functions that read it, like
     # torch.backends.cudnn.flags, raise an error.
@@ -259,16 +271,16 @@ def _precision(
     _join(stack, thing, restore)
     if operations:
         own[:] = _own_precisions(operations)
-    if old is not None:
+    if old is not None and exact is not None:
         set_old(exact)
     for op in operations:
         op.fp32_precision = "ieee"
 
 
-def _own_precisions(operations: Sequence[Any]) -> list[str]:
+def _own_precisions(operations: Sequence[_Precise]) -> list[str]:
     """Find the precision that was set for each operation itself; "none": it inherits."""
     # What an operation shows may be inherited from these, unless they have none.
-    wholes: list[Any] = [torch.backends, torch.backends.cudnn]
+    wholes = [cast(_Precise, torch.backends), *_precise("cudnn")]
     own: list[str] = []
     try:
         for holder in (*wholes, *operations):

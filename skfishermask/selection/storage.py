@@ -6,6 +6,7 @@ a query needs, and where its embeddings go, is here too.
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
 import torch
@@ -213,7 +214,7 @@ class ScratchEmbedding(StoredEmbedding):
         self._row_bytes = math.prod(self.shape[1:]) * dtype.itemsize
         self._lock = threading.Lock()
         # Closed by __exit__; where files have no name of their own, a killed process leaves none.
-        self._file: Any = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        self._file: io.FileIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
 
     def __enter__(self) -> Self:
         return self
