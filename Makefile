@@ -57,9 +57,10 @@ docs: $(READY) ## build the documentation: run its tutorials and examples, check
 	$(BIN)/python docs/check_links.py docs/_build/html
 	@echo "The documentation: docs/_build/html/index.html"
 
-# With all cores, and one after the other: they are timings.
-bench: $(READY) ## measure speed (half an hour), into benchmarks/results
+# With all cores, but for small networks, and one after the other: they are timings.
+bench: $(READY) ## measure speed (an hour), into benchmarks/results
 	$(BIN)/python -m benchmarks.bench_embedding
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.bench_embedding --networks --repeats 3
 	$(BIN)/python -m benchmarks.bench_selection
 	$(BIN)/python -m benchmarks.bench_waits
 	$(BIN)/python -m benchmarks.bench_query

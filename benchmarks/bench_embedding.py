@@ -3,7 +3,7 @@
 Run from the root of the repository::
 
     python -m benchmarks.bench_embedding
-    python -m benchmarks.bench_embedding --only networks    # one table, a quarter of an hour
+    python -m benchmarks.bench_embedding --networks   # networks of the field, a quarter of an hour
 """
 
 from __future__ import annotations
@@ -393,13 +393,6 @@ def over_networks(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    networks, network_targets = over_networks(given)
-    if given.only == "networks":
-        return {
-            **harness.surroundings(given),
-            "networks": networks,
-            "targets": network_targets,
-        }
     n = 16 if given.quick else 512
     case = harness.ImageCase.make(given, n, 10)
     module, pool = case.net.module_, torch.as_tensor(case.pool, device=given.device)
@@ -410,8 +403,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         **harness.surroundings(given),
         "sizes": case.facts | {"k": len(mask), "batch": BATCH_SIZE},
         "peers": beside,
-        "networks": networks,
-        "targets": targets + network_targets,
+        "targets": targets,
         "sweeps": [
             over_samples(given, module, pool, mask),
             over_mask(given, module, pool, diagonal),
@@ -423,13 +415,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = harness.options(__doc__ or "", "embedding", repeats=5)
     parser.add_argument(
-        "--only",
-        choices=["networks"],
-        help="measure this part alone (into embedding-networks.json)",
+        "--networks", action="store_true", help="networks of the field instead (networks.json)"
     )
     given = parser.parse_args(arguments)
-    name = f"embedding-{given.only}" if given.only else "embedding"
-    harness.write(given.out, name, measure(given))
+    if given.networks:
+        found, targets = over_networks(given)
+        result = {**harness.surroundings(given), "networks": found, "targets": targets}
+        harness.write(given.out, "networks", result)
+    else:
+        harness.write(given.out, "embedding", measure(given))
 
 
 if __name__ == "__main__":

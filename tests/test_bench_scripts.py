@@ -40,6 +40,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone") / "benchmarks/results"
     for name, script in SCRIPTS.items():
         script.main(["--quick", "--repeats", "2", "--out", str(folder / f"{name}.json")])
+    networks = ["--networks", "--quick", "--repeats", "2", "--out", str(folder / "networks.json")]
+    bench_embedding.main(networks)
     return folder
 
 
@@ -66,7 +68,7 @@ def test_results_say_where_and_how_much(results: Path, name: str) -> None:
 
 
 def test_networks_of_the_field_beside_ordinary_passes(results: Path) -> None:
-    result = load(results, "embedding")
+    result = load(results, "networks")
     judged = " ".join(target["what"] for target in result["targets"])
     for name, found in result["networks"].items():
         assert found["sizes"]["k"] == 200

@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 # Of the benchmarks; those after the third may be missing, because they are measured apart.
 BENCHMARKS = (
     *("embedding", "selection", "query", "large", "cluster", "faults", "paper", "waits"),
-    "mask_size",
+    *("mask_size", "networks"),
 )
 PACKAGES = [
     *("numpy", "scipy", "scikit-learn", "torch", "skorch", "modAL-python", "scikit-activeml"),
@@ -89,7 +89,8 @@ def span_of_shares(spread: dict[str, float]) -> str:
 
 def computer(machine: dict[str, Any]) -> str:
     """Say what it was measured on."""
-    return f"{machine['device']} ({machine['processor']}), {machine['threads']} threads"
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    return f"{machine['device']} ({machine['processor']}), {threads}"
 
 
 def settings(fixed: dict[str, Any]) -> str:
