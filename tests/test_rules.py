@@ -68,7 +68,7 @@ ROWS: dict[str, Make] = {
     "scale by a scalar": on(lambda x, w: x * w, ()),
     "scale and shift": on(lambda x, w, b: x * w + b, (5,), (5,)),
     "addcmul": on(lambda x, v, w: torch.addcmul(v, x, w, value=2), (5,), (5,)),
-    "addcmul from the left": on(lambda x, w: torch.addcmul(x, w, torch.sin(x)), (5,)),
+    "addcmul from the left": on(lambda x, w: torch.addcmul(x, w, torch.sin(x), value=3), (5,)),
     "outer product": on(lambda x, w: x[..., None] * w, (5, 3)),
     "outer product, summed": on(lambda x, w: (x[..., None] * w).sum(-2), (5, 3)),
     "parameter seen by no input": on(lambda x, b: x + b + b.expand_as(x), (5,)),
