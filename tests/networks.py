@@ -592,14 +592,6 @@ def transposed_convolutions() -> nn.Module:
     )
 
 
-def half_a_resnet() -> nn.Module:
-    """PyTorch's own, but for the layers that have most of the parameters."""
-    module = torchvision.models.resnet18(num_classes=3)
-    module.layer3 = module.layer4 = nn.Identity()
-    module.fc = nn.Linear(128, 3)
-    return module
-
-
 def convnext() -> nn.Module:
     block = torchvision.models.convnext.CNBlockConfig
     return torchvision.models.ConvNeXt(
@@ -650,7 +642,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Batch]]] = {
     "mlp": (mlp, vectors),
     "conv_norm": (ConvNorm, lambda n: torch.randn(n, 2, 12)),
     "cifar_resnet18": (lambda: CifarResNet18(width=4), images),
-    "torchvision_resnet18": (half_a_resnet, images),
+    "torchvision_resnet18": (lambda: torchvision.models.resnet18(num_classes=3), images),
     "vit": (small_vit, images),
     "text_gru": (TextClassifier, tokens),
     "time_first": (TimeFirst, tokens),
