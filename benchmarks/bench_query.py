@@ -243,13 +243,12 @@ def few_images(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
         device=given.device,
         verbose=0,
     ).fit(X[n_pool:], y[n_pool:])
-    # The defaults, in a process that has done nothing before.
     sampler = FisherMaskSampler(random_state=0)
     with watching_memory() as seen:
         sampler(net, X[:n_pool], n_instances, X_labeled=X[n_pool:])
     info = sampler.query_info_
     total, peak = info["seconds"]["total"], seen["peak_private_bytes"]
-    name = "torchvision's ResNet-18 and 140 images"
+    name = f"torchvision's ResNet-18 and {n_pool + n_labeled} images"
     return {
         "network": "torchvision's ResNet-18",
         "image": [3, 32, 32],
@@ -531,6 +530,7 @@ def compared(found: dict[str, Any], indices: dict[str, set[int]]) -> dict[str, A
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
+    # Before anything else has taken memory, because its peak is told.
     few, few_targets = few_images(given)
     # The knobs first: the images of the query need more memory.
     by_knob = knobs(given)

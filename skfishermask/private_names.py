@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from operator import attrgetter
 
 import skorch
 
@@ -19,9 +19,6 @@ from sklearn.utils._param_validation import (
     validate_parameter_constraints,
 )
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from skfishermask.data import DaskObject
 
 __all__ = [
     "HasMethods",
@@ -53,7 +50,7 @@ def predict_nonlinearity_of(net: skorch.NeuralNet) -> Callable[[Tensor], Tensor]
     return found
 
 
-def client_that_computes(array: DaskObject) -> DaskObject:
+def client_that_computes(array: object) -> object:
     """Give the ``distributed.Client`` that Dask would compute this array with, or None."""
     from dask.base import get_scheduler
 
@@ -63,7 +60,7 @@ def client_that_computes(array: DaskObject) -> DaskObject:
     return client if distributed and isinstance(client, distributed.Client) else None
 
 
-def memory_limit_of(worker: DaskObject) -> int | None:
+def memory_limit_of(worker: object) -> int | None:
     """Give the bytes that a Dask worker may take; None: without limit."""
-    limit: int | None = worker.memory_manager.memory_limit
+    limit: int | None = attrgetter("memory_manager.memory_limit")(worker)
     return limit

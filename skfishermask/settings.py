@@ -130,7 +130,9 @@ def check_parameters(estimator: object) -> None:
     estimator : dataclass
         With fields made by `parameter`.
     """
-    declared = [f for f in fields(estimator) if "constraints" in f.metadata]  # type: ignore[arg-type]
+    # The type of all dataclasses has no public name.
+    described = fields(estimator)  # type: ignore[arg-type]
+    declared = [f for f in described if "constraints" in f.metadata]
     validate_parameter_constraints(
         {f.name: f.metadata["constraints"] for f in declared},
         {f.name: getattr(estimator, f.name) for f in declared},

@@ -13,10 +13,12 @@ pytest.importorskip("skactiveml")
 
 from benchmarks import (
     bench_embedding,
+    bench_mask_size,
     bench_query,
     bench_selection,
     harness,
 )
+from benchmarks.dense import batch_information, objective
 from benchmarks.networks import CifarResNet18, MaskedText
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask.fisher import fisher_matrix
@@ -124,6 +126,18 @@ def test_naive_selection_is_ours(gains: bench_selection.Gains) -> None:
     fisher = fisher_matrix(V)
     ours, _ = select_batch(V, 12, fisher)
     assert bench_selection.select_naively(V, 12, fisher, gains) == ours.tolist()
+
+
+def test_a_batch_is_judged_without_large_matrices() -> None:
+    torch.manual_seed(0)
+    V, V_labeled = torch.randn(9, 2, 7), torch.randn(4, 2, 7)
+    fisher = fisher_matrix(torch.cat([V, V_labeled]).double())
+    start = {"fisher_labeled": fisher_matrix(V_labeled.double()), "n_labeled": 4}
+    before, after = (
+        objective(batch_information(V, chosen, 3, **start), fisher) for chosen in ([], [1, 5, 8])
+    )
+    found = bench_mask_size.reduction(V, V_labeled, [1, 5, 8])
+    assert found == pytest.approx(before - after, rel=1e-9)
 
 
 def test_knobs_are_judged_by_the_exact_batch() -> None:

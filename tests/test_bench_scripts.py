@@ -20,6 +20,7 @@ from benchmarks import (
     bench_cluster,
     bench_embedding,
     bench_faults,
+    bench_mask_size,
     bench_paper,
     bench_query,
     bench_selection,
@@ -42,6 +43,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         script.main(["--quick", "--repeats", "2", "--out", str(folder / f"{name}.json")])
     networks = ["--networks", "--quick", "--repeats", "2", "--out", str(folder / "networks.json")]
     bench_embedding.main(networks)
+    bench_mask_size.main(["--quick", "--out", str(folder / "mask_size.json")])
     return folder
 
 
@@ -78,6 +80,14 @@ def test_networks_of_the_field_beside_ordinary_passes(results: Path) -> None:
         assert ratios["ordinary passes"] == {"median": 1, "min": 1, "max": 1}
         assert f"{name}: embedding" in judged
         assert f"{name}: diagonal" in judged
+
+
+def test_masks_are_judged_by_the_largest(results: Path) -> None:
+    for found in load(results, "mask_size")["networks"].values():
+        *smaller, largest = found["sizes"].values()
+        assert (largest["common"], largest["gain"]) == (1, 1)
+        for case in smaller:
+            assert found["random batch"]["gain"] < case["gain"] < 1.01
 
 
 def test_the_query_is_the_authors_query(results: Path) -> None:
@@ -175,6 +185,9 @@ def test_page_is_written_from_the_results(results: Path) -> None:
         f"took {query['n_common']} of our {query['sizes']['K']} images, in the same order." in page
     )
     assert page.count("* - ``n_directions=") == 4
+    assert page.count("* - a random batch") == 3
+    for name in load(results, "networks")["networks"]:
+        assert f"* - {name}\n" in page
     assert "nan" not in page
 
 

@@ -143,7 +143,9 @@ class ClusterPool:
             found.append(task(self._packed, chunks[number], which, *arguments(part.start)))
         return found
 
-    def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:  # noqa: D102
+    def diagonal(  # noqa: D102, see Pool
+        self, rows: np.ndarray, n_directions: int
+    ) -> dict[str, Tensor]:
         tasks = self._tasks(worker.diagonal_of, rows, lambda position: (n_directions,))
         *parts, total = self._cluster.compute([*tasks, _tree(tasks)])
         with self._progress.bar(len(parts), "Fisher diagonal", "chunk") as bar:

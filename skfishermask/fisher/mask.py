@@ -135,8 +135,6 @@ class ParameterMask:
             and all(torch.equal(i, other.indices[name]) for name, i in self.indices.items())
         )
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by value: a read-only view of a dict has no pickle of its own."""
         return ParameterMask, (dict(self.indices), dict(self.shapes))

@@ -138,13 +138,13 @@ def _restore_parameter(parameter: nn.Parameter) -> Restore:
 
 def _restore_random_states(*, was_seeded: bool) -> Restore:
     # NumPy's legacy generator is the one that users' code may draw from.
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python, numpy = random.getstate(), np.random.get_state()
     cpu, seed = torch.get_rng_state(), torch.initial_seed()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
     def restore() -> None:
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
@@ -370,6 +370,6 @@ def seeded(seed: int) -> Iterator[None]:
         with _lock:
             _join(stack, "random", _restore_random_states(was_seeded=True))
             torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
+            np.random.seed(seed)
             random.seed(seed)
         yield
