@@ -3,25 +3,26 @@
 Every strategy starts from the same initial samples and the same initial weights in every seed,
 and trains from scratch after each query. A seed draws its own pool and test set. Results go into
 a folder for the setting: ``results.csv`` with a row for each seed, strategy and number of labels,
-``setting.json`` with everything that was set and the versions, ``curves.png``, and a checkpoint:
-called again, with more seeds or strategies for instance, it computes what is missing.
+``setting.json`` with everything that was set and the versions, and ``curves.png``. Called again,
+with more seeds or strategies for instance, it computes what the table does not have; what a stopped
+run had of a strategy is in a checkpoint beside it.
 
 Run from the root of the repository::
 
     python -m benchmarks.label_efficiency --dataset digits --n-instances 20 --seeds 8
     python -m benchmarks.label_efficiency --dataset fashion-mnist --data-dir ~/data --download \
         --imbalance 50 --strategies random entropy BADGE FisherMask
-    python -m benchmarks.label_efficiency --study --data-dir output/data --seeds 8
+    python -m benchmarks.label_efficiency --study --data-dir output/data --first-seed 1 --seeds 8
 
 The last runs the settings on pretrained features and on tabular data, seed by seed: all settings
-and strategies with one seed, then with two, and so on. The files are made by
-``benchmarks.label_efficiency_data``.
+and strategies with the first seed, then with the next, and so on. The files are made by
+``benchmarks.label_efficiency_data``; with ``--out benchmarks/results/label_efficiency`` the
+committed results grow.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -33,6 +34,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
@@ -49,7 +51,6 @@ METRICS = {
 }
 COLUMNS = ["strategy", "seed", "n_labeled", *METRICS, "fit_time", "query_time"]
 SETTINGS = [
-    "first_seed",
     "imbalance",
     "n_initial",
     "n_instances",
@@ -167,29 +168,31 @@ def setting_name(options: argparse.Namespace) -> str:
     return f"{dataset}_{balance}_{options.n_instances}"
 
 
-def write_results(
-    folder: Path, options: argparse.Namespace, results: dict[str, dict[str, np.ndarray]]
-) -> None:
-    """Replace the tables of the strategies that were run; those of others stay."""
+def read_results(folder: Path) -> pd.DataFrame:
+    """The rows there are, maybe none."""
     file = folder / "results.csv"
-    old = list(csv.DictReader(file.open())) if file.exists() else []
-    rows = [row for row in old if row["strategy"] not in results]
-    for name, result in results.items():
-        for seed, score in enumerate(result["test_accuracy"]):
-            for step, n_labeled in enumerate(result["n_labeled"]):
-                is_last = step == len(score) - 1
-                rows.append(
-                    {"strategy": name, "seed": options.first_seed + seed, "n_labeled": n_labeled}
-                    | {m: f"{result[f'test_{m}'][seed, step]:.6f}" for m in METRICS}
-                    | {
-                        "fit_time": f"{result['fit_time'][seed, step]:.4f}",
-                        "query_time": "" if is_last else f"{result['query_time'][seed, step]:.4f}",
-                    }
-                )
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
+
+
+def add_results(folder: Path, name: str, seed: int, result: dict[str, np.ndarray]) -> None:
+    """Add a strategy's run with one seed to the table."""
+    rows = pd.DataFrame(
+        {"strategy": name, "seed": seed, "n_labeled": result["n_labeled"]}
+        | {metric: result[f"test_{metric}"][0].round(6) for metric in METRICS}
+        | {
+            "fit_time": result["fit_time"][0].round(4),
+            # After the last training there is no query.
+            "query_time": np.append(result["query_time"][0], np.nan).round(4),
+        }
+    )
+    table = read_results(folder)
+    new = folder / "results.csv.new"
+    (pd.concat([table, rows]) if len(table) else rows).to_csv(new, index=False)
+    new.replace(folder / "results.csv")
+
+
+def write_setting(folder: Path, options: argparse.Namespace) -> None:
+    """Say what all results of a folder have in common, and what computed the latest."""
     machine = {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "processor": platform.processor() or platform.machine(),
@@ -198,12 +201,28 @@ def write_results(
         "python": platform.python_version(),
     }
     content = {
-        "dataset": Path(options.dataset).stem,
-        **{name: getattr(options, name) for name in SETTINGS},
+        **what_is_set(options),
         "machine": machine,
         "versions": {package: version(package) for package in PACKAGES},
     }
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "setting.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def what_is_set(options: argparse.Namespace) -> dict[str, Any]:
+    """What results in one table have in common."""
+    names = {name: getattr(options, name) for name in SETTINGS}
+    return {"dataset": Path(options.dataset).stem, **names}
+
+
+def check_setting(folder: Path, options: argparse.Namespace) -> None:
+    """Refuse to add to results of another setting."""
+    file = folder / "setting.json"
+    if file.exists():
+        old, new = json.loads(file.read_text()), what_is_set(options)
+        other = {name: (old[name], value) for name, value in new.items() if old[name] != value}
+        if other:
+            raise SystemExit(f"{folder} has results with (theirs, yours): {other}.")
 
 
 def parse() -> argparse.Namespace:
@@ -220,7 +239,7 @@ def parse() -> argparse.Namespace:
     add("--strategies", nargs="+", default=STUDIED, choices=[*STRATEGIES],
         metavar="NAME", help=f"of: {', '.join(STRATEGIES)}")  # fmt: skip
     add("--seeds", type=int, default=4, help="paired repeats (default: 4)")
-    add("--first-seed", type=int, default=0, help="for trying out what other seeds will confirm")
+    add("--first-seed", type=int, default=0, help="the lowest of them (default: 0)")
     add("--n-initial", type=int, default=20)
     add("--n-instances", type=int, default=20, help="labels a query (default: 20)")
     add("--n-queries", type=int, default=5)
@@ -229,27 +248,27 @@ def parse() -> argparse.Namespace:
     add("--network", default="cnn", choices=[*NETWORKS])
     add("--trainings", type=int, default=1, help="trainings a labelled set, scores averaged")
     add("--device", default="cpu")
-    add("--n-jobs", type=int, default=1)
     add("--out", type=Path, default=Path("output/label_efficiency"))
     return parser.parse_args()
 
 
-def run(options: argparse.Namespace, n_seeds: int) -> dict[str, dict[str, np.ndarray]]:
-    """All strategies in one setting; what the checkpoints hold is not computed again.
+def run(options: argparse.Namespace, seed: int) -> None:
+    """All strategies in one setting with one seed, but for those whose results are there.
 
     A strategy that fails is reported and left out, so that it stops no others.
     """
-    X, y, n_train = load(options.dataset, options.data_dir, options.download)
-    splits = [
-        make_split(y, n_train, seed, options.pool_size, options.test_size, options.imbalance)
-        for seed in range(options.first_seed, options.first_seed + n_seeds)
-    ]
-    net = make_net(options.network, X.shape[1:], len(np.unique(y)), options.device)
     folder = options.out / setting_name(options)
-    results = {}
-    for name in tqdm(options.strategies, desc=folder.name, unit="strategy"):
+    check_setting(folder, options)
+    table = read_results(folder)
+    names = [n for n in options.strategies if n not in {*table.strategy[table.seed == seed]}]
+    if not names:
+        return
+    X, y, n_train = load(options.dataset, options.data_dir, options.download)
+    split = make_split(y, n_train, seed, options.pool_size, options.test_size, options.imbalance)
+    net = make_net(options.network, X.shape[1:], len(np.unique(y)), options.device)
+    for name in tqdm(names, desc=f"{folder.name}, seed {seed}", unit="strategy"):
         try:
-            results[name] = active_learning_curve(
+            result = active_learning_curve(
                 SeveralTrainings(net, options.trainings),
                 X,
                 y,
@@ -257,47 +276,55 @@ def run(options: argparse.Namespace, n_seeds: int) -> dict[str, dict[str, np.nda
                 n_initial=options.n_initial,
                 n_instances=options.n_instances,
                 n_queries=options.n_queries,
-                cv=splits,
+                cv=[split],
                 scoring=mean_scores,
-                n_jobs=options.n_jobs,
-                random_state=0,
-                checkpoint=folder / "checkpoint" / slug(name),
+                random_state=seed,
+                checkpoint=folder / "checkpoint" / f"{slug(name)}_{seed}",
             )
         except Exception:  # whatever a peer raises
-            print(f"{folder.name}, {name}:\n{traceback.format_exc()}")
+            print(f"{folder.name}, seed {seed}, {name}:\n{traceback.format_exc()}")
             continue
-        write_results(folder, options, {name: results[name]})
-    return results
+        write_setting(folder, options)
+        add_results(folder, name, seed, result)
 
 
-def study(options: argparse.Namespace) -> None:
-    for n_seeds in range(1, options.seeds + 1):
-        for setting in STUDY:
-            setting = setting | {"dataset": str(options.data_dir / f"{setting['dataset']}.npz")}
-            run(argparse.Namespace(**vars(options) | setting), n_seeds)
+def show(options: argparse.Namespace) -> None:
+    """Draw the curves of a setting, and print their means."""
+    folder = options.out / setting_name(options)
+    table = read_results(folder)
+    curves = {}
+    for name in options.strategies:
+        part = table[table.strategy == name].pivot(
+            index="seed", columns="n_labeled", values="accuracy"
+        )
+        curves[name] = {"n_labeled": part.columns.to_numpy(), "test_accuracy": part.to_numpy()}
+    display = ActiveLearningCurveDisplay.from_results(
+        curves, score_name="test_accuracy", band="sem"
+    )
+    display.figure_.savefig(folder / "curves.png", dpi=150)
+    plt.close(display.figure_)
+    print(f"\n{'mean accuracy over the curve':<45}{'mean':>8}{'- random':>12}{'s.e.':>8}")
+    means = table.groupby(["strategy", "seed"], sort=False).accuracy.mean().unstack(0)
+    for name in options.strategies:
+        line = f"{name:<45}{means[name].mean():>8.4f}"
+        if "random" in means and name != "random":
+            difference = (means[name] - means["random"]).dropna()
+            line += f"{difference.mean():>+12.4f}{difference.sem():>8.4f}"
+        print(line)
 
 
 def main() -> None:
     options = parse()
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     if options.study:
-        study(options)
+        for seed in seeds:
+            for setting in STUDY:
+                file = str(options.data_dir / f"{setting['dataset']}.npz")
+                run(argparse.Namespace(**vars(options) | setting | {"dataset": file}), seed)
         return
-    results = run(options, options.seeds)
-    folder = options.out / setting_name(options)
-    display = ActiveLearningCurveDisplay.from_results(
-        results, score_name="test_accuracy", band="sem"
-    )
-    display.figure_.savefig(folder / "curves.png", dpi=150)
-    print(f"\n{'mean accuracy over the curve':<45}{'mean':>8}{'- random':>12}{'s.e.':>8}")
-    means = {name: r["test_accuracy"].mean(axis=1) for name, r in results.items()}
-    for name, mean in means.items():
-        line = f"{name:<45}{mean.mean():>8.4f}"
-        if "random" in means and name != "random" and options.seeds > 1:
-            difference = mean - means["random"]
-            error = difference.std(ddof=1) / np.sqrt(len(difference))
-            line += f"{difference.mean():>+12.4f}{error:>8.4f}"
-        print(line)
-    plt.close(display.figure_)
+    for seed in seeds:
+        run(options, seed)
+    show(options)
 
 
 if __name__ == "__main__":

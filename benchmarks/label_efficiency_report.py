@@ -532,10 +532,11 @@ Repeat it
 
 .. code-block:: console
 
-   $ python -m benchmarks.label_efficiency --study --data-dir output/data --seeds 8
+   $ python -m benchmarks.label_efficiency --study --data-dir output/data --first-seed 1 --seeds 8
    $ python -m benchmarks.label_efficiency_report --results output/label_efficiency
 
-A run that was stopped goes on where it was. ``benchmarks/label_efficiency_data.py`` says where the
+A run that was stopped goes on where it was, and so do the committed results with ``--out
+benchmarks/results/label_efficiency``. ``benchmarks/label_efficiency_data.py`` says where the
 data come from; ``--help`` lists the strategies; a data set of your own is a file with ``X_train``,
 ``y_train``, ``X_test`` and ``y_test``. The tool under it is
 :func:`~skfishermask.active_learning_curve`.

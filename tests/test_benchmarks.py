@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -349,7 +350,6 @@ def write_setting(
     table = pd.DataFrame(rows, columns=label_efficiency.COLUMNS)
     options = argparse.Namespace(
         dataset=dataset,
-        first_seed=0,
         imbalance=imbalance,
         n_initial=20,
         n_instances=20,
@@ -360,8 +360,7 @@ def write_setting(
         trainings=1,
         device="cpu",
     )
-    folder.mkdir(parents=True)
-    label_efficiency.write_results(folder, options, {})
+    label_efficiency.write_setting(folder, options)
     table.to_csv(folder / "results.csv", index=False)
 
 
@@ -504,6 +503,37 @@ def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert setting["network"] == "mlp"
     assert setting["versions"]["torch"] == torch.__version__.split("+")[0]
     assert (tmp_path / "digits_balanced_20/curves.png").exists()
+    with pytest.raises(SystemExit, match=r"theirs, yours.*'network': \('mlp', 'linear'\)"):
+        run(3, "random", "--network", "linear")
+
+
+def test_what_is_in_the_table_is_not_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [
+        "study",
+        "--network",
+        "linear",
+        "--n-queries",
+        "1",
+        "--pool-size",
+        "200",
+        "--seeds",
+        "2",
+    ]
+    monkeypatch.setattr("sys.argv", [*argv, "--out", str(tmp_path), "--strategies", "random"])
+    label_efficiency.main()
+    folder = tmp_path / "digits_balanced_20"
+    shutil.rmtree(folder / "checkpoint")
+    before = label_efficiency.read_results(folder)
+    # The second seed is lost, and comes out the same by itself.
+    before[before.seed == 0].to_csv(folder / "results.csv", index=False)
+    label_efficiency.main()
+    after = label_efficiency.read_results(folder)
+    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["random_1"]
+    assert after.drop(columns=["fit_time", "query_time"]).equals(
+        before.drop(columns=["fit_time", "query_time"])
+    )
 
 
 def test_study_goes_seed_by_seed_and_survives_a_strategy(
@@ -528,12 +558,12 @@ def test_study_goes_seed_by_seed_and_survives_a_strategy(
     runs = []
     run = label_efficiency.run
     monkeypatch.setattr(
-        label_efficiency, "run", lambda o, n: (runs.append((o.imbalance, n)), run(o, n))
+        label_efficiency, "run", lambda o, seed: (runs.append((o.imbalance, seed)), run(o, seed))
     )
     argv = ["study", "--study", "--data-dir", str(tmp_path), "--seeds", "2", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", [*argv, "--strategies", "random", "entropy", "margin"])
     label_efficiency.main()
-    assert runs == [(1, 1), (4, 1), (1, 2), (4, 2)]
+    assert runs == [(1, 0), (4, 0), (1, 1), (4, 1)]
     for name in ("few_balanced_20", "few_4to1_20"):
         table = pd.read_csv(tmp_path / name / "results.csv")
         assert table.groupby("strategy").size().to_dict() == {"random": 4, "margin": 4}
@@ -550,7 +580,7 @@ def test_seeds_begin_where_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert table.seed.tolist() == [7, 7]
     pool, _ = make_split(LABELS_ALL, len(LABELS_ALL), 7, 200, 500, 1)
     records = json.loads(
-        (tmp_path / "digits_balanced_20/checkpoint/random/split_0000.json").read_text()
+        (tmp_path / "digits_balanced_20/checkpoint/random_7/split_0000.json").read_text()
     )
     assert set(records["steps"][0]["chosen"]) <= set(pool.tolist())
 

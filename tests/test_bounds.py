@@ -19,7 +19,7 @@ from torch import Tensor
 from skfishermask.selection import Step, errors, stored
 from skfishermask.selection.candidates import Candidates
 from skfishermask.selection.linalg import trace_gains
-from skfishermask.selection.pools import LazyPool, LocalPool
+from skfishermask.selection.local import LazyCandidates, LocalCandidates
 from skfishermask.selection.rounds import Information, choose, give
 from tests.problems import problem
 
@@ -189,7 +189,7 @@ def test_what_is_computed_in_float64_is_off_by_its_own_rounding(at: str, which: 
         torch.testing.assert_close(bars, wanted)
         exact_b = x @ exactly(target) @ x.swapaxes(1, 2)
     else:
-        everyone = LocalPool(stored(v), 1).candidates
+        everyone = LocalCandidates(stored(v), 1).candidates
         everyone.start(inverse, target)
         a, b = everyone._blocks[0, :, ::2], 2 * everyone._blocks[0, :, 1::2]
         off = everyone._off[0]
@@ -206,7 +206,7 @@ def test_bars_hold_through_a_choice(r: int, k: int, width: int, decay: float) ->
     V, eye = V.float(), torch.eye(k, dtype=torch.float64)
     v, information = V.double(), eye.clone()
 
-    class Judged(LocalPool):
+    class Judged(LocalCandidates):
         def keep(self, taken: list[Step], short: Candidates) -> None:
             nonlocal information
             super().keep(taken, short)
@@ -232,8 +232,8 @@ def test_bars_hold_through_a_choice(r: int, k: int, width: int, decay: float) ->
     assert sum(judged) == 30
 
 
-@pytest.mark.parametrize("kind", [LocalPool, LazyPool])
-def test_bars_hold_where_candidates_catch_up(kind: type[LocalPool]) -> None:
+@pytest.mark.parametrize("kind", [LocalCandidates, LazyCandidates])
+def test_bars_hold_where_candidates_catch_up(kind: type[LocalCandidates]) -> None:
     # Gains fall by orders of magnitude in steps that are computed in float32.
     V, _ = problem(120, 4, 60, decay=0.0, scale=10.0)
     V, eye = V.float(), torch.eye(60, dtype=torch.float64)
@@ -241,7 +241,7 @@ def test_bars_hold_where_candidates_catch_up(kind: type[LocalPool]) -> None:
     pool.candidates.start(1.0, eye)
     pool.advance(give(pool, information, range(40)))
     found = pool.candidates
-    if isinstance(pool, LazyPool):
+    if isinstance(pool, LazyCandidates):
         found = pool.refreshed(torch.arange(40, 120), 1)
     v = V[found.positions].double()
     x = v @ torch.linalg.inv(eye + V[:40].double().flatten(0, 1).T @ V[:40].double().flatten(0, 1))

@@ -18,11 +18,11 @@ from torch import Tensor
 from skfishermask.selection import (
     Batch,
     Block,
-    LazyPool,
-    LocalPool,
+    LazyCandidates,
+    LocalCandidates,
     Objective,
     Question,
-    RemotePool,
+    RemoteCandidates,
     batch,
     chosen_from,
     find_batch,
@@ -83,7 +83,7 @@ def asked(
     inverse, target = objective.start()
     blocks = []
     for part in cut(len(V), n_blocks):
-        pool = (LazyPool if lazy else LocalPool)(stored(V[part]), width, part.start)
+        pool = (LazyCandidates if lazy else LocalCandidates)(stored(V[part]), width, part.start)
         pool.candidates.start(inverse, target)
         blocks.append(Block(pool))
     questions: list[Question] = []
@@ -93,7 +93,7 @@ def asked(
         questions.append(question)
         return merged([block.answer(question) for block in blocks])
 
-    pool = RemotePool(ask, len(blocks), width, lazy, V.device)
+    pool = RemoteCandidates(ask, len(blocks), width, lazy, V.device)
     options = {"picks_a_round": width, "forced": preselected}
     return chosen_from(pool, inverse, objective, V.shape, **options), questions
 
@@ -123,7 +123,7 @@ def on_workers(client: Any) -> Chooser:
             ]
             return merged(client.gather(told))
 
-        pool = RemotePool(ask, len(parts), width, lazy, V.device)
+        pool = RemoteCandidates(ask, len(parts), width, lazy, V.device)
         options = {"picks_a_round": width, "forced": preselected}
         return chosen_from(pool, inverse, objective, V.shape, **options)
 

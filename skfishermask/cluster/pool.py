@@ -26,7 +26,7 @@ from skfishermask.data import DaskObject, DaskSamples, ReadableNet, net_state
 from skfishermask.fisher import ParameterMask
 from skfishermask.pool import Embedded, LocalSamples, picks_bar
 from skfishermask.progress import Progress
-from skfishermask.selection import Batch, Needs, Objective, RemotePool, chosen_from, gigabytes
+from skfishermask.selection import Batch, Needs, Objective, RemoteCandidates, chosen_from, gigabytes
 from skfishermask.settings import Settings
 
 # Picks to attempt for each question to the workers, and the share of their memory that the states
@@ -210,7 +210,7 @@ class ClusterPool:
             bar.update(1)
         with picks_bar(self._progress, needs.n, objective) as picked:
             batch = chosen_from(
-                RemotePool(shards.ask, n_parts, width, lazy, device),
+                RemoteCandidates(shards.ask, n_parts, width, lazy, device),
                 inverse,
                 objective,
                 (needs.n, needs.r, needs.k),

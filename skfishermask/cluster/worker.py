@@ -36,8 +36,8 @@ from skfishermask.private_names import memory_limit_of
 from skfishermask.selection import (
     Answer,
     Block,
-    LazyPool,
-    LocalPool,
+    LazyCandidates,
+    LocalCandidates,
     Question,
     Step,
     merged,
@@ -187,7 +187,7 @@ class Shard:
 
         def build(part: Part) -> Block:
             with torch.no_grad():
-                kind = LazyPool if start.lazy else LocalPool
+                kind = LazyCandidates if start.lazy else LocalCandidates
                 pool = kind(stored(part.values), start.picks_a_round, part.position)
                 pool.candidates.start(inverse, target)
                 pool.advance(steps)

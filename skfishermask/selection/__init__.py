@@ -9,9 +9,9 @@ from skfishermask.selection.batch import (
 )
 from skfishermask.selection.candidates import CAREFUL, Candidates, Step
 from skfishermask.selection.cost import expected_seconds
+from skfishermask.selection.local import LazyCandidates, LocalCandidates
 from skfishermask.selection.objective import Objective, coordinates
-from skfishermask.selection.pools import LazyPool, LocalPool
-from skfishermask.selection.remote import Answer, Block, Question, RemotePool, merged
+from skfishermask.selection.remote import Answer, Block, Question, RemoteCandidates, merged
 from skfishermask.selection.storage import (
     EMBEDDING_DTYPES,
     Needs,
@@ -28,12 +28,12 @@ __all__ = [
     "Batch",
     "Block",
     "Candidates",
-    "LazyPool",
-    "LocalPool",
+    "LazyCandidates",
+    "LocalCandidates",
     "Needs",
     "Objective",
     "Question",
-    "RemotePool",
+    "RemoteCandidates",
     "Room",
     "Step",
     "StoredEmbedding",

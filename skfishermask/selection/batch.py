@@ -15,9 +15,16 @@ from skfishermask.selection.checks import (
     check_fisher,
     check_preselected,
 )
+from skfishermask.selection.local import LazyCandidates, LocalCandidates
 from skfishermask.selection.objective import Objective, in_row_space
-from skfishermask.selection.pools import LazyPool, LocalPool
-from skfishermask.selection.rounds import SHORTLIST, Information, Pool, best_of, choose, give
+from skfishermask.selection.rounds import (
+    SHORTLIST,
+    AllCandidates,
+    Information,
+    best_of,
+    choose,
+    give,
+)
 from skfishermask.selection.storage import StoredEmbedding, free_bytes, state_bytes, stored
 
 # Picks that share one read of the embeddings: where that waits for a file or a device, where they
@@ -203,7 +210,7 @@ def find_batch(
     embedding, objective, outside = in_row_space(embedding, objective)
     inverse, target = objective.start()
     width = picks_a_round(embedding)
-    pool = (LazyPool if lazy else LocalPool)(embedding, width)
+    pool = (LazyCandidates if lazy else LocalCandidates)(embedding, width)
     pool.candidates.start(inverse, target, on_prepared or (lambda count: None))
     del target
     return chosen_from(
@@ -219,7 +226,7 @@ def find_batch(
 
 
 def chosen_from(
-    pool: Pool,
+    pool: AllCandidates,
     inverse: Tensor | float,
     objective: Objective,
     shape: Sequence[int],
@@ -233,7 +240,7 @@ def chosen_from(
 
     Parameters
     ----------
-    pool : Pool
+    pool : AllCandidates
         The candidates, in the state that `objective` starts with.
     inverse : Tensor of shape (k, k), or float
         M_0^-1.
@@ -284,7 +291,7 @@ def chosen_from(
 
 
 def _dropped(
-    pool: Pool, information: Information, positions: Sequence[int], n_drops: int
+    pool: AllCandidates, information: Information, positions: Sequence[int], n_drops: int
 ) -> tuple[set[int], float]:
     """Find the samples whose removal costs least, one by one, and what they cost together."""
     # From the highest position down, so that of two equal samples the lower one stays.
@@ -293,7 +300,7 @@ def _dropped(
     backward = Information(negative, information.fisher, sign=-1)
     # In float64 throughout, because I - A may come close to singular.
     rows = pool.rows(free)
-    left = LocalPool(stored(rows), 1)
+    left = LocalCandidates(stored(rows), 1)
     left.candidates.fill(rows, backward.fresh(rows))
     found, gains = choose(left, backward, n_drops, rows.shape[1])
     return {free[i] for i in found}, -float(gains.sum())
@@ -317,7 +324,7 @@ def gains_along(
     embedding, objective, _ = in_row_space(stored(embedding), objective)
     inverse, target = objective.start()
     information = Information(inverse, objective.fisher)
-    pool = LocalPool(embedding, 1)
+    pool = LocalCandidates(embedding, 1)
     pool.candidates.start(inverse, target)
     found = []
     for position in positions:

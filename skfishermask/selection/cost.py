@@ -10,7 +10,7 @@ import torch
 
 from skfishermask.selection.batch import n_forward, picks_a_round
 from skfishermask.selection.candidates import CAREFUL, Step
-from skfishermask.selection.pools import LocalPool
+from skfishermask.selection.local import LocalCandidates
 from skfishermask.selection.rounds import SHORTLIST, Information, choose
 from skfishermask.selection.storage import Needs, TensorEmbedding
 
@@ -57,7 +57,7 @@ def expected_seconds(
     shape = torch.empty((), dtype=dtype, device=device).expand(n, r, d)
     width = picks_a_round(TensorEmbedding(shape))
 
-    pool = LocalPool(TensorEmbedding(few.to(dtype)), width)
+    pool = LocalCandidates(TensorEmbedding(few.to(dtype)), width)
     start = _seconds(lambda: pool.candidates.start(identity, identity), device) / len(few)
     flop = start / (2 * r * d**2)
     n_picks = min(_PICKS * width, len(few))
@@ -90,7 +90,7 @@ def _step(needs: Needs, d: int, dtype: torch.dtype, width: int, device: torch.de
     r = needs.r
     m = min(needs.n, max(1, _OUT_OF_CACHE // (r * d * dtype.itemsize)))
     values = torch.full((m, r, d), 1e-3, dtype=dtype, device=device)
-    pool = LocalPool(TensorEmbedding(values), width)
+    pool = LocalCandidates(TensorEmbedding(values), width)
     pool.candidates.catch_up([], first=CAREFUL)
     nothing = torch.zeros((), dtype=torch.float64, device=device)
     factors = torch.full((d, 2 * r), 1e-3, dtype=torch.float64, device=device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from skfishermask.selection.candidates import Candidates, Step
-from skfishermask.selection.pools import LazyPool, LocalPool
+from skfishermask.selection.local import LazyCandidates, LocalCandidates
 
 # The shortlist grows to so many times its size before the least likely leave it.
 _SLACK = 3
@@ -116,11 +116,11 @@ class Block:
 
     Parameters
     ----------
-    pool : LocalPool
+    pool : LocalCandidates
         Its candidates, in the state that the first question expects.
     """
 
-    def __init__(self, pool: LocalPool) -> None:
+    def __init__(self, pool: LocalCandidates) -> None:
         self._pool = pool
         self._attempted: Sequence[Step] = ()
 
@@ -137,7 +137,7 @@ class Block:
             return Answer(none, none, everyone.subset(where, 1) if len(where) else None)
         known = pool.where(question.known)
         can_go = torch.ones_like(everyone.taken)
-        if isinstance(pool, LazyPool):
+        if isinstance(pool, LazyCandidates):
             # Only what is up to date can.
             index, _ = pool.likely(question.count, question.n_picks, known)
             pool.keep([], pool.refreshed(index, 1))
@@ -171,10 +171,10 @@ def merged(answers: Iterable[Answer]) -> Answer:
     return Answer(largest, others, Candidates.joined(sent, 1) if sent else None)
 
 
-class RemotePool:
+class RemoteCandidates:
     """A pool of blocks that are a question away; the likely candidates are at hand.
 
-    For the methods see :class:`skfishermask.selection.rounds.Pool`.
+    For the methods see :class:`skfishermask.selection.rounds.AllCandidates`.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ class RemotePool:
         self._updates: list[Step] = []
         self._answer: Answer | None = None
 
-    def shortlist(  # noqa: D102, see Pool
+    def shortlist(  # noqa: D102, see AllCandidates
         self, count: int, n_picks: int
     ) -> tuple[Candidates, Tensor]:
         wider = self._near is None or count > self._size
@@ -228,7 +228,7 @@ class RemotePool:
         self._taken = self._near.taken.clone()
         return self._near, self._rest
 
-    def attempt(  # noqa: D102, see Pool
+    def attempt(  # noqa: D102, see AllCandidates
         self, steps: Sequence[Step], short: Candidates, rest: Tensor
     ) -> Tensor:
         if self.is_lazy or not steps:
@@ -239,7 +239,7 @@ class RemotePool:
         )
         return self._answer.largest
 
-    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see Pool
+    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see AllCandidates
         short.keep(len(taken))
         if self._taken is not None:
             short.taken = self._taken
@@ -257,10 +257,10 @@ class RemotePool:
         self._rest = answer.others[min(len(taken), len(answer.others) - 1)]
         self._take_in(answer.sent, self._size)
 
-    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see Pool
+    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see AllCandidates
         self._updates += steps
 
-    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see Pool
+    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see AllCandidates
         sent = self._put(wanted=positions).sent
         if sent is None:
             raise KeyError(f"No block has the positions {positions}.")

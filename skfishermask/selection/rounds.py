@@ -39,7 +39,7 @@ _GROUP = 8
 _TIE = 1e-12
 
 
-class Pool(Protocol):
+class AllCandidates(Protocol):
     """The candidates, wherever their embeddings lie: all that the loop asks for.
 
     Picks change it by `keep` and `advance` alone.
@@ -234,7 +234,7 @@ class Information:
 
 
 def choose(
-    pool: Pool,
+    pool: AllCandidates,
     information: Information,
     n_picks: int,
     r: int,
@@ -249,7 +249,7 @@ def choose(
 
     Parameters
     ----------
-    pool : Pool
+    pool : AllCandidates
         The candidates, in the state that `information` describes; at least `n_picks`.
     information : Information
         M^-1 and F; brought up to date with every pick.
@@ -300,7 +300,7 @@ def choose(
     return torch.stack(positions).tolist(), torch.stack(gains).cpu()
 
 
-def give(pool: Pool, information: Information, positions: Sequence[int]) -> list[Step]:
+def give(pool: AllCandidates, information: Information, positions: Sequence[int]) -> list[Step]:
     """Take some samples whatever their gains."""
     steps, rows = [], pool.rows(positions)
     first = torch.zeros(1, dtype=torch.int64, device=rows.device)

@@ -12,10 +12,10 @@ from skfishermask.selection.candidates import Candidates, Step
 from skfishermask.selection.storage import StoredEmbedding
 
 
-class LocalPool:
+class LocalCandidates:
     """Candidates whose embeddings this process can read.
 
-    For the methods see :class:`skfishermask.selection.rounds.Pool`.
+    For the methods see :class:`skfishermask.selection.rounds.AllCandidates`.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class LocalPool:
         self.out = self.candidates.taken
         self._n_attempted = 0
 
-    def shortlist(  # noqa: D102, see Pool
+    def shortlist(  # noqa: D102, see AllCandidates
         self, count: int, n_picks: int
     ) -> tuple[Candidates, Tensor]:
         index, rest = self.likely(count, n_picks)
@@ -75,7 +75,7 @@ class LocalPool:
         index = torch.topk(bounds, min(count, len(bounds)), sorted=False).indices.sort().values
         return index, bounds.index_fill_(0, index, -math.inf).amax()
 
-    def attempt(  # noqa: D102, see Pool
+    def attempt(  # noqa: D102, see AllCandidates
         self, steps: Sequence[Step], short: Candidates, rest: Tensor
     ) -> Tensor:
         self._n_attempted = len(steps)
@@ -85,14 +85,14 @@ class LocalPool:
         self.n_read += len(self.candidates)
         return torch.cat([rest[None], self.candidates.attempt(steps, out)])
 
-    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see Pool
+    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see AllCandidates
         self.candidates.keep(min(len(taken), self._n_attempted))
         if len(taken) <= self._n_attempted:
             # The shortlist knows better what was settled in float64.
             self.candidates.put(short, len(taken))
         self._take_out(taken)
 
-    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see Pool
+    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see AllCandidates
         self.candidates.catch_up(steps)
         self.n_read += len(self.candidates)
         self._take_out(steps)
@@ -111,7 +111,7 @@ class LocalPool:
             where = where[(where >= 0) & (where < len(self.candidates))]
         self.candidates.taken.index_fill_(0, where, True)
 
-    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see Pool
+    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see AllCandidates
         return self.candidates.rows(self.where(positions))
 
     def where(self, positions: Sequence[int]) -> Tensor:
@@ -121,7 +121,7 @@ class LocalPool:
         return torch.tensor(own, dtype=torch.int64, device=self.candidates.taken.device)
 
 
-class LazyPool(LocalPool):
+class LazyCandidates(LocalCandidates):
     """The same, brought up to date only where the last known gain would win.
 
     Gains fall as a rule, but not always, so that now and then a better candidate may be missed.
@@ -137,7 +137,7 @@ class LazyPool(LocalPool):
         # How much of it each candidate has seen.
         self._since = torch.zeros_like(self.candidates.positions)
 
-    def shortlist(  # noqa: D102, see Pool
+    def shortlist(  # noqa: D102, see AllCandidates
         self, count: int, n_picks: int
     ) -> tuple[Candidates, Tensor]:
         index, rest = self.likely(count, n_picks)
@@ -152,16 +152,16 @@ class LazyPool(LocalPool):
             self.n_read += len(index)
         return short
 
-    def attempt(  # noqa: D102, see Pool
+    def attempt(  # noqa: D102, see AllCandidates
         self, steps: Sequence[Step], short: Candidates, rest: Tensor
     ) -> Tensor:
         return rest.expand(len(steps) + 1)
 
-    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see Pool
+    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see AllCandidates
         self.candidates.put(short, len(taken))
         self.advance(taken)
         self._since.index_fill_(0, short.index, len(self._history))
 
-    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see Pool
+    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see AllCandidates
         self._history += steps
         self._take_out(steps)
