@@ -125,6 +125,11 @@ def test_large_pools(results: Path) -> None:
     assert "Large pools" in page
     assert "% of the picks are those of the proved choice" in page
     assert "nan" not in page
+    arguments = ["--quick", "--large", "--cases", "in memory", "--out", str(results / "large.json")]
+    bench_query.main(arguments)
+    again = load(results, "large")["cases"]
+    assert again["in memory, lazy"] == cases["in memory, lazy"]
+    assert again["in memory"]["seconds"] != cases["in memory"]["seconds"]
 
 
 def test_paper(results: Path, device: str) -> None:

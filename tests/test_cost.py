@@ -45,6 +45,16 @@ def test_labelled_samples_cost_a_quadratic_form_and_an_inverse() -> None:
 
 
 @pytest.mark.usefixtures("_a_second_each")
+def test_few_rows_are_worked_with_in_their_space() -> None:
+    # Six rows of candidates and four of labelled samples, in 100 dimensions.
+    found = expected_seconds(needs(3, k=100, n_labeled=2), 1, CPU, n_labeled=2)
+    flop = 1 / (3 * 2 * 2 * 6**2)
+    assert found["Fisher matrix"] == pytest.approx(flop * (2 * 100 * 10**2 + 10**3 / 3))
+    coordinates = 2 * 10**3 + 10 * 6 * (10 + 6 * 6)
+    assert found["Preparing"] == pytest.approx(1 / 2 + flop * coordinates)
+
+
+@pytest.mark.usefixtures("_a_second_each")
 def test_what_is_picked_forward_counts() -> None:
     found = expected_seconds(needs(1000), 10, CPU, oversample=1.5)
     assert found["Selection"] == pytest.approx(15 / 4 + 21 * (1000 - 256) / 1000)

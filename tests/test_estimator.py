@@ -280,7 +280,7 @@ def test_pipelines_around_and_inside_choose_the_same() -> None:
     assert_queries(inside)
 
 
-@pytest.mark.parametrize("n_jobs", [None, 2])
+@pytest.mark.parametrize("n_jobs", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_cross_validation(n_jobs: int | None) -> None:
     estimator = make_pipeline(StandardScaler(), sampler())
     scores = cross_val_score(estimator, X[:120], HALVES[:120], cv=2, n_jobs=n_jobs)

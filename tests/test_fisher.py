@@ -74,7 +74,14 @@ def cases() -> dict[str, tuple[nn.Module, networks.Batch, Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Its 11 million parameters take the oracle 15 seconds.
+        pytest.param(name, marks=pytest.mark.slow if name == "torchvision_resnet18" else ())
+        for name in networks.NETWORKS
+    ],
+)
 def test_diagonal_and_embedding_against_the_oracle(
     name: str, dtype: torch.dtype, device: str, cases: dict
 ) -> None:

@@ -289,6 +289,7 @@ def spoiled(tensor: Tensor, index: tuple[int, ...], value: float) -> Tensor:
         ({"n_instances": 2.0}, ValueError, "n_instances .*an int.*got 2.0"),
         ({"n_instances": True}, ValueError, "n_instances .*an int.*got True"),
         ({"embedding": torch.ones(0, 2, 3)}, ValueError, r"embedding .*got \(0, 2, 3\)"),
+        ({"embedding": torch.ones(4, 1, 2, 3)}, ValueError, r"embedding .*got \(4, 1, 2, 3\)"),
         ({"fisher": np.eye(3)}, TypeError, "fisher must be a torch.Tensor.*ndarray"),
         ({"fisher": torch.ones(3)}, ValueError, r"fisher .*\(3, 3\).*got \(3,\)"),
         ({"fisher": spoiled(torch.eye(3), (0, 2), 0.5)}, ValueError, "fisher .*symmetric.*0.5"),

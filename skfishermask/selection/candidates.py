@@ -84,6 +84,61 @@ class Fresh:
         return Fresh(*(torch.cat([getattr(x, f.name) for x in several]) for f in fields(Fresh)))
 
 
+class History:
+    """Steps in their order, for candidates that catch up with them.
+
+    Parameters
+    ----------
+    steps : sequence of Step, default=()
+        The first ones.
+    before : int, default=0
+        How many there were before these, which nobody asks for.
+    """
+
+    def __init__(self, steps: Sequence[Step] = (), before: int = 0) -> None:
+        self._steps, self._before = [*steps], before
+        # Factors side by side, in the precision they are asked for, and their norms.
+        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return self._before + len(self._steps)
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Go on with these."""
+        self._steps += steps
+
+    def parts(self, start: int, since: Tensor | None) -> Iterator[tuple[int, int]]:
+        """Divide the steps from one on into parts that are computed with at a time.
+
+        Where known ones may be among them, many begin with a part whose factors are kept.
+        """
+        stop = len(self)
+        if since is not None and stop - start > _TOGETHER:
+            start -= start % _TOGETHER
+        inner = (CAREFUL, *range(0, stop, _TOGETHER))
+        return pairwise(sorted({start, stop, *(x for x in inner if start < x < stop)}))
+
+    def factors(self, start: int, stop: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Give the factors of some steps side by side, (k, steps 2 r), and norms, (steps, 2)."""
+        if (start, stop) in self._kept:
+            return self._kept[start, stop]
+        some = self._steps[start - self._before : stop - self._before]
+        found = side_by_side(some, dtype)
+        if stop % _TOGETHER == 0 and start in (stop - _TOGETHER, CAREFUL):
+            self._kept[start, stop] = found
+        return found
+
+
+def side_by_side(steps: Sequence[Step], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Join steps' factors, (k, steps 2 r), in a precision; give the norms of both halves, too."""
+    factors = steps[0].factors
+    k, width = factors.shape
+    if len(steps) > 1:
+        factors = torch.cat([step.factors for step in steps], 1)
+    norms = torch.linalg.vector_norm(factors.view(k, -1, 2, width // 2), dim=(0, 3))
+    return factors.to(dtype), norms.double()
+
+
 def check_finite(norms: Tensor, positions: Tensor) -> None:
     """Raise ValueError if the embedding at one of the positions has no finite norm."""
     bad = ~torch.isfinite(norms)
@@ -125,6 +180,8 @@ class Candidates:
         Whether any two are.
     at : int
         The present state.
+    n_steps : int
+        Steps that were applied for good.
     """
 
     def __init__(self, embedding: StoredEmbedding, positions: Tensor, n_states: int) -> None:
@@ -143,7 +200,7 @@ class Candidates:
             self._known[..., 3],
         )
         self.at = 0
-        self._n_steps = 0
+        self.n_steps = 0
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -286,7 +343,7 @@ class Candidates:
             return change(parts[0] if len(parts) == 1 else torch.cat(parts))
 
         made = Candidates(stored(rows), changed([one.positions for one in several]), n_states)
-        made._n_steps = several[0]._n_steps
+        made.n_steps = several[0].n_steps
         made.has_equals = any(one.has_equals for one in several)
         for name in ("taken", "norms", "prints"):
             setattr(made, name, changed([getattr(one, name) for one in several]))
@@ -316,13 +373,11 @@ class Candidates:
         )
         if not steps:
             return largest
-        factors = steps[0].factors
-        if len(steps) > 1:
-            factors = torch.cat([step.factors for step in steps], 1)
-        careful = self._n_steps + self.at < CAREFUL
+        careful = self.n_steps + self.at < CAREFUL
         dtype = torch.float64 if careful else self.embedding.work_dtype
+        factors, norms = side_by_side(steps, dtype)
         states = slice(self.at + 1, self.at + 1 + len(steps))
-        for group, products, norms in self._products(factors, dtype):
+        for group, products in self._products(factors):
             pair = products.permute(2, 0, 1, 3, 4).reshape(len(steps), len(products), -1, self.r)
             change = pair @ pair[:, :, ::2].mT
             grown = self._grown(group, products, norms)
@@ -337,40 +392,31 @@ class Candidates:
                 torch.maximum(largest, bounds.amax(1), out=largest)
         return largest
 
-    def catch_up(
-        self, steps: Sequence[Step], since: Tensor | None = None, first: int | None = None
-    ) -> None:
+    def catch_up(self, history: History, since: Tensor | None = None) -> None:
         """Apply steps for good, many at a time.
 
         Parameters
         ----------
-        steps : sequence of Step
-            In their order, from the first that any of the candidates has not seen.
+        history : History
+            All steps to the last, those seen by now among them or not.
         since : Tensor of shape (n,), int64, optional
-            How many of these each has seen. None: none of them.
-        first : int, optional
-            How many there were before these. None: as many as all have seen.
+            How many steps each has seen. None: as many as were applied here.
         """
-        done = self._n_steps if first is None else first
-        careful = max(0, min(CAREFUL - done, len(steps)))
-        edges = [0, careful, *range(careful + _TOGETHER, len(steps), _TOGETHER), len(steps)]
-        for start, stop in pairwise(edges):
-            if start == stop:
-                continue
-            some = steps[start:stop]
-            dtype = torch.float64 if start < careful else self.embedding.work_dtype
-            factors = torch.cat([step.factors for step in some], 1)
-            for group, products, norms in self._products(factors, dtype):
+        seen = self.n_steps if since is None else int(since.min())
+        for start, stop in history.parts(seen, since):
+            dtype = torch.float64 if start < CAREFUL else self.embedding.work_dtype
+            factors, norms = history.factors(start, stop, dtype)
+            for group, products in self._products(factors):
                 if since is not None:
                     number = torch.arange(start, stop, device=since.device)
-                    seen = (number < since[group, None])[:, None, :, None, None]
-                    products = products.masked_fill(seen, 0)
+                    known = (number < since[group, None])[:, None, :, None, None]
+                    products = products.masked_fill(known, 0)
                 # Rows of q and of t in turn, those of all steps side by side.
                 pair = products.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
                 self._blocks[self.at, group] -= pair @ pair[:, ::2].mT
                 self._off[self.at, group] += self._grown(group, products, norms).sum(1)
                 self._evaluate(slice(self.at, self.at + 1), group, dtype)
-        self._n_steps = done + len(steps)
+        self.n_steps = len(history)
 
     def keep(self, count: int) -> None:
         """Make the state after the first `count` attempted steps the present one, for good."""
@@ -378,7 +424,7 @@ class Candidates:
             for state in self._states():
                 state[0].copy_(state[count])
         self.at = 0
-        self._n_steps += count
+        self.n_steps += count
 
     @property
     def r(self) -> int:
@@ -393,17 +439,13 @@ class Candidates:
     def _states(self) -> tuple[Tensor, Tensor]:
         return self._blocks, self._known
 
-    def _products(
-        self, factors: Tensor, dtype: torch.dtype
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Multiply all embeddings with steps' factors, and give the results for parts of them.
 
         Candidate by candidate the steps are small, so many chunks go through them at once: group,
-        products of shape (m, r, steps, 2, r), and the norms of the factors, (steps, 2).
+        and products of shape (m, r, steps, 2, r).
         """
-        (n, r, k), width = self.embedding.shape, factors.shape[1]
-        norms = torch.linalg.vector_norm(factors.view(k, -1, 2, r), dim=(0, 3)).double()
-        factors = factors.to(dtype)
+        (n, r, k), width, dtype = self.embedding.shape, factors.shape[1], factors.dtype
         size = self.embedding.chunk_rows
         rows = min(n, size * max(1, _PRODUCT_BYTES // (size * r * width * dtype.itemsize)))
         products, start = factors.new_empty((rows, r, width)), 0
@@ -411,8 +453,10 @@ class Candidates:
             into = products[part.start - start : part.stop - start]
             torch.mm(v.reshape(-1, k), factors, out=into.view(-1, width))
             if part.stop - start == rows or part.stop == n:
-                found = products[: part.stop - start].view(-1, r, width // (2 * r), 2, r)
-                yield slice(start, part.stop), found, norms
+                yield (
+                    slice(start, part.stop),
+                    products[: part.stop - start].view(-1, r, width // (2 * r), 2, r),
+                )
                 start = part.stop
 
     def _grown(self, group: slice, products: Tensor, norms: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def _step(needs: Needs, d: int, dtype: torch.dtype, width: int, device: torch.de
     m = min(needs.n, max(1, _OUT_OF_CACHE // (r * d * dtype.itemsize)))
     values = torch.full((m, r, d), 1e-3, dtype=dtype, device=device)
     pool = LocalCandidates(TensorEmbedding(values), width)
-    pool.candidates.catch_up([], first=CAREFUL)
+    pool.candidates.n_steps = CAREFUL  # no step of those that run in float64
     nothing = torch.zeros((), dtype=torch.float64, device=device)
     factors = torch.full((d, 2 * r), 1e-3, dtype=torch.float64, device=device)
     steps = [Step(nothing, nothing, nothing == 0, factors)] * width

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from skfishermask.selection.candidates import Candidates, Step
+from skfishermask.selection.candidates import Candidates, History, Step
 from skfishermask.selection.storage import StoredEmbedding
 
 
@@ -93,7 +93,7 @@ class LocalCandidates:
         self._take_out(taken)
 
     def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see AllCandidates
-        self.candidates.catch_up(steps)
+        self.candidates.catch_up(History(steps, self.candidates.n_steps))
         self.n_read += len(self.candidates)
         self._take_out(steps)
 
@@ -133,7 +133,7 @@ class LazyCandidates(LocalCandidates):
         self, embedding: StoredEmbedding, picks_a_round: int, start: int | None = None
     ) -> None:
         super().__init__(embedding, 0, start)
-        self._history: list[Step] = []
+        self._history = History()
         # How much of it each candidate has seen.
         self._since = torch.zeros_like(self.candidates.positions)
 
@@ -145,11 +145,20 @@ class LazyCandidates(LocalCandidates):
 
     def refreshed(self, index: Tensor, n_states: int) -> Candidates:
         """Give some as `Candidates.subset` does, but up to date."""
-        short, since = self.candidates.subset(index, n_states), self._since[index]
-        if len(index):
-            first = int(since.min())
-            short.catch_up(self._history[first:], since - first, first)
-            self.n_read += len(index)
+        since = self._since[index]
+        # Those that have missed about as many steps, to a factor of two, catch up together.
+        bits = torch.frexp((len(self._history) - since).double()).exponent
+        parts = []
+        for number in bits.unique().tolist():
+            where = torch.nonzero(bits == number).squeeze(1)
+            part = self.candidates.subset(index[where], 1)
+            part.catch_up(self._history, since[where])
+            parts.append(part)
+        if not parts:
+            return self.candidates.subset(index, n_states)
+        self.n_read += len(index)
+        short = Candidates.joined(parts, n_states)
+        short.index = index
         return short
 
     def attempt(  # noqa: D102, see AllCandidates
@@ -163,5 +172,5 @@ class LazyCandidates(LocalCandidates):
         self._since.index_fill_(0, short.index, len(self._history))
 
     def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see AllCandidates
-        self._history += steps
+        self._history.add(steps)
         self._take_out(steps)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from skfishermask.selection.candidates import Candidates, Step
+from skfishermask.selection.candidates import Candidates, History, Step
 from skfishermask.selection.local import LazyCandidates, LocalCandidates
 
 # The shortlist grows to so many times its size before the least likely leave it.
@@ -252,7 +252,7 @@ class RemoteCandidates:
         if answer is None:
             return
         if answer.sent is not None:
-            answer.sent.catch_up(taken)
+            answer.sent.catch_up(History(taken, answer.sent.n_steps))
         self._keep = len(taken)
         self._rest = answer.others[min(len(taken), len(answer.others) - 1)]
         self._take_in(answer.sent, self._size)
