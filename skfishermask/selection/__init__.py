@@ -7,11 +7,12 @@ from skfishermask.selection.batch import (
     gains_along,
     select_batch,
 )
-from skfishermask.selection.candidates import CAREFUL, Candidates, Step
+from skfishermask.selection.candidates import Candidates
 from skfishermask.selection.cost import expected_seconds
 from skfishermask.selection.local import LazyCandidates, LocalCandidates
 from skfishermask.selection.objective import Objective, coordinates
 from skfishermask.selection.remote import Answer, Block, Question, RemoteCandidates, merged
+from skfishermask.selection.steps import CAREFUL, Step
 from skfishermask.selection.storage import (
     EMBEDDING_DTYPES,
     Needs,

@@ -7,136 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from skfishermask.selection import errors
 from skfishermask.selection.linalg import QuadraticForm, fingerprints, repeated, trace_gains
+from skfishermask.selection.steps import CAREFUL, Fresh, History, Step, side_by_side
 from skfishermask.selection.storage import StoredEmbedding, stored
 
-# So many steps run in float64, and so does the start. As a rule gains fall by orders of magnitude
-# in the first steps, whose float32 errors would be large beside the gains that follow.
-CAREFUL = 6
 # Products of embeddings and updates are kept for so many candidates at once.
 _PRODUCT_BYTES = 2**23
-# Steps that many candidates catch up with at a time.
-_TOGETHER = 32
-
-
-@dataclass(frozen=True)
-class Step:
-    """A pick, and what it changes for the others; the list of them is the whole history.
-
-    Attributes
-    ----------
-    position : Tensor of shape (), int64
-        Position in the pool.
-    gain : Tensor of shape (), float64
-        Decrease of tr(M^-1 F).
-    sure : Tensor of shape (), bool
-        Whether it is known to be the best on its shortlist.
-    factors : Tensor of shape (k, 2 r)
-        U and T side by side; float64, or float32 for what computes in that.
-    """
-
-    position: Tensor
-    gain: Tensor
-    sure: Tensor
-    factors: Tensor
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Step:
-        """Give the step on another device, its factors in another precision."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
-        return replace(self, **moved | {"factors": self.factors.to(device, dtype)})
-
-
-@dataclass(frozen=True)
-class Fresh:
-    """A few candidates computed afresh in float64, and what taking one of them needs too.
-
-    Attributes
-    ----------
-    both : Tensor of shape (n, r, 2 k)
-        V M^-1 and V M^-1 F side by side.
-    a, b : Tensor of shape (n, r, r)
-        A and B.
-    off : Tensor of shape (n, 2)
-        How far A and B may be off, in the Frobenius norm.
-    gains, bars : Tensor of shape (n,)
-        Gains, and how far they may be off.
-    """
-
-    both: Tensor
-    a: Tensor
-    b: Tensor
-    off: Tensor
-    gains: Tensor
-    bars: Tensor
-
-    @staticmethod
-    def joined(several: Sequence[Fresh]) -> Fresh:
-        """Put several together."""
-        if len(several) == 1:
-            return several[0]
-        return Fresh(*(torch.cat([getattr(x, f.name) for x in several]) for f in fields(Fresh)))
-
-
-class History:
-    """Steps in their order, for candidates that catch up with them.
-
-    Parameters
-    ----------
-    steps : sequence of Step, default=()
-        The first ones.
-    before : int, default=0
-        How many there were before these, which nobody asks for.
-    """
-
-    def __init__(self, steps: Sequence[Step] = (), before: int = 0) -> None:
-        self._steps, self._before = [*steps], before
-        # Factors side by side, in the precision they are asked for, and their norms.
-        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-    def __len__(self) -> int:
-        return self._before + len(self._steps)
-
-    def add(self, steps: Sequence[Step]) -> None:
-        """Go on with these."""
-        self._steps += steps
-
-    def parts(self, start: int, since: Tensor | None) -> Iterator[tuple[int, int]]:
-        """Divide the steps from one on into parts that are computed with at a time.
-
-        Where known ones may be among them, many begin with a part whose factors are kept.
-        """
-        stop = len(self)
-        if since is not None and stop - start > _TOGETHER:
-            start -= start % _TOGETHER
-        inner = (CAREFUL, *range(0, stop, _TOGETHER))
-        return pairwise(sorted({start, stop, *(x for x in inner if start < x < stop)}))
-
-    def factors(self, start: int, stop: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Give the factors of some steps side by side, (k, steps 2 r), and norms, (steps, 2)."""
-        if (start, stop) in self._kept:
-            return self._kept[start, stop]
-        some = self._steps[start - self._before : stop - self._before]
-        found = side_by_side(some, dtype)
-        if stop % _TOGETHER == 0 and start in (stop - _TOGETHER, CAREFUL):
-            self._kept[start, stop] = found
-        return found
-
-
-def side_by_side(steps: Sequence[Step], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Join steps' factors, (k, steps 2 r), in a precision; give the norms of both halves, too."""
-    factors = steps[0].factors
-    k, width = factors.shape
-    if len(steps) > 1:
-        factors = torch.cat([step.factors for step in steps], 1)
-    norms = torch.linalg.vector_norm(factors.view(k, -1, 2, width // 2), dim=(0, 3))
-    return factors.to(dtype), norms.double()
 
 
 def check_finite(norms: Tensor, positions: Tensor) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 
 from skfishermask.selection.batch import n_forward, picks_a_round
-from skfishermask.selection.candidates import CAREFUL, Step
 from skfishermask.selection.local import LocalCandidates
 from skfishermask.selection.rounds import SHORTLIST, Information, choose
+from skfishermask.selection.steps import CAREFUL, Step
 from skfishermask.selection.storage import Needs, TensorEmbedding
 
 # Rows of an embedding that are multiplied at full speed, and picks that are timed.

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from skfishermask.selection.candidates import Candidates, History, Step
+from skfishermask.selection.candidates import Candidates
+from skfishermask.selection.steps import History, Step
 from skfishermask.selection.storage import StoredEmbedding
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from skfishermask.selection.candidates import Candidates, History, Step
+from skfishermask.selection.candidates import Candidates
 from skfishermask.selection.local import LazyCandidates, LocalCandidates
+from skfishermask.selection.steps import History, Step
 
 # The shortlist grows to so many times its size before the least likely leave it.
 _SLACK = 3

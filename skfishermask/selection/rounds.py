@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from skfishermask.selection import errors
-from skfishermask.selection.candidates import Candidates, Fresh, Step
+from skfishermask.selection.candidates import Candidates
 from skfishermask.selection.linalg import mean_size, trace_gains
+from skfishermask.selection.steps import Fresh, Step
 
 # Candidates on the shortlist for each pick hoped for.
 SHORTLIST = 24
