@@ -392,6 +392,9 @@ LARGE: dict[str, dict[str, Any]] = {
     "scratch file": {"n": 300_000, "k": 1000, "parameters": {"memory_share": 0.01}},
     "100,000, one direction": {"n": 100_000, "k": 1000, "parameters": _MILLION},
     "1,000,000, one direction": {"n": 1_000_000, "k": 1000, "parameters": _MILLION},
+    "1,000,000, one direction, lazy": {
+        "n": 1_000_000, "k": 1000, "parameters": _MILLION | {"lazy": True},
+    },
     "5,000, 1,000 classes": {
         "n": 5000, "k": 1000, "n_classes": 1000, "parameters": {"n_directions": 3},
     },
@@ -399,6 +402,7 @@ LARGE: dict[str, dict[str, Any]] = {
         "n": 50_000, "k": 1000, "n_classes": 1000, "parameters": {"n_directions": 3},
     },
 }  # fmt: skip
+LAZY = ", lazy"  # the same as the case without it, but for that
 # Cases of which the second has ten times the pool of the first.
 TENTHS = [
     ("100,000, one direction", "1,000,000, one direction"),
@@ -500,9 +504,10 @@ def large(given: argparse.Namespace) -> dict[str, Any]:
             case = json.loads((folder / "case.json").read_text("utf-8"))
             indices[name] = set(case.pop("indices"))
             found[name] = {"data": data} | case
-    proved, lazy = (indices.get(name) for name in ("in memory", "in memory, lazy"))
-    if proved and lazy:
-        found["in memory, lazy"]["common"] = len(proved & lazy) / len(proved)
+    for name, lazy in indices.items():
+        proved = indices.get(name.removesuffix(LAZY))
+        if name.endswith(LAZY) and proved:
+            found[name]["common"] = len(proved & lazy) / len(proved)
     return {
         **about,
         "memory_bytes": psutil.virtual_memory().total,

@@ -116,7 +116,7 @@ def select_batch(
         Samples taken before the pruning, as a multiple of K; rounded up, at most n.
     lazy : bool, default=False
         Bring candidates up to date only when their last known gain would win: much less to read,
-        and nearly always the same batch, but no guarantee.
+        though hardly less to compute, and nearly always the same batch, but no guarantee.
     preselected : sequence of int, optional
         Positions that are in the batch whatever their gain: taken first, in this order, and
         never dropped.
