@@ -133,7 +133,7 @@ def test_auto_size() -> None:
     # A small network does not degenerate to its output layer.
     assert mask_size("auto", 2_410, 330) == 660
     # A large one stays affordable, and a tiny one has no more than it has.
-    assert mask_size("auto", 25_000_000, 51_300) == 10_000
+    assert mask_size("auto", 25_000_000, 51_300) == 2000
     assert mask_size("auto", 15, 15) == 15
     assert mask_size(0.002, 500, 1) == 1
 

@@ -17,7 +17,8 @@ MaskStrategy = Literal["global", "per_layer", "relative", "random", "output_laye
 MASK_STRATEGIES: tuple[str, ...] = get_args(MaskStrategy)
 
 _AUTO_FRACTION = 0.002
-_AUTO_LIMIT = 10_000
+# Larger masks choose nearly the same batches in many times the time: bench_mask_size.
+_AUTO_LIMIT = 2000
 # The authors' "relative" mask: entries above twice their tensor's mean, at most 2.5% of it.
 _RELATIVE_THRESHOLD = 2.0
 _RELATIVE_SHARE = 0.025
@@ -31,7 +32,7 @@ def mask_size(size: float | int | str, n_parameters: int, n_output: int) -> int:
     size : float, int or "auto"
         A float in (0, 1] is the share of all parameters, rounded up; an int is the number
         itself; ``"auto"`` is the larger of 0.2 % of all parameters and twice the output layer,
-        but at most 10,000.
+        but at most 2,000.
     n_parameters : int
         Number of all parameters, P.
     n_output : int
@@ -52,8 +53,8 @@ def mask_size(size: float | int | str, n_parameters: int, n_output: int) -> int:
     >>> from skfishermask.fisher.mask import mask_size
     >>> mask_size(0.002, 701_456, 1_290)
     1403
-    >>> mask_size("auto", 701_456, 1_290)
-    2580
+    >>> mask_size("auto", 250_000, 650)
+    1300
     """
     if isinstance(size, str) and size == "auto":
         k = max(math.ceil(_AUTO_FRACTION * n_parameters), 2 * n_output)
