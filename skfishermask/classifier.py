@@ -144,6 +144,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
 
     def _encode_labels(self, X: Data, y: Labels) -> np.ndarray | None:
         if y is None and isinstance(X, torch.utils.data.Dataset):
+            # PyTorch declares no length for it.
             own = np.asarray([int(X[i][1]) for i in range(len(X))])  # type: ignore[arg-type]
             self.classes_ = _several(np.unique(own))
             if self.classes_.tolist() != list(range(len(self.classes_))):

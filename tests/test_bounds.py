@@ -243,12 +243,33 @@ def test_bars_hold_where_candidates_catch_up(kind: type[LocalCandidates]) -> Non
     found = pool.candidates
     if isinstance(pool, LazyCandidates):
         found = pool.refreshed(torch.arange(40, 120), 1)
-    v = V[found.positions].double()
-    x = v @ torch.linalg.inv(eye + V[:40].double().flatten(0, 1).T @ V[:40].double().flatten(0, 1))
-    exact = torch.linalg.solve(torch.eye(4).double() + x @ v.mT, x @ x.mT)
-    exact = exact.diagonal(dim1=1, dim2=2).sum(1)[~found.taken]
+    exact = gains_after(V, 40)[found.positions][~found.taken]
     off = (found.gains[~found.taken] - exact).abs()
     assert (off <= found.bars[~found.taken]).all()
+
+
+def gains_after(V: Tensor, n_taken: int) -> Tensor:
+    """Give all gains after the first samples were taken, from M = I and with F = I."""
+    V = V.double()
+    rows = V[:n_taken].flatten(0, 1)
+    x = V @ torch.linalg.inv(torch.eye(V.shape[2], dtype=V.dtype) + rows.T @ rows)
+    eye = torch.eye(V.shape[1], dtype=V.dtype)
+    return torch.linalg.solve(eye + x @ V.mT, x @ x.mT).diagonal(dim1=1, dim2=2).sum(1)
+
+
+def test_lazy_candidates_catch_up_from_wherever_they_are() -> None:
+    V, _ = problem(130, 2, 230, decay=0.0)
+    eye = torch.eye(230, dtype=torch.float64)
+    pool, information = LazyCandidates(stored(V), 1), Information(1.0, eye)
+    pool.candidates.start(1.0, eye)
+    for begin in range(0, 100, 5):
+        pool.advance(give(pool, information, range(begin, begin + 5)))
+        # Some are looked at often, some now and then, and some not until the end.
+        index = 100 + torch.nonzero(torch.rand(30) < torch.linspace(0, 0.7, 30)).squeeze(1)
+        pool.keep([], pool.refreshed(index, 1))
+        torch.testing.assert_close(pool.candidates.gains[index], gains_after(V, begin + 5)[index])
+    found = pool.refreshed(torch.arange(100, 130), 1)
+    torch.testing.assert_close(found.gains, gains_after(V, 100)[100:])
 
 
 @pytest.mark.skipif(
