@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from benchmarks import label_efficiency_stopping as stopping
 from benchmarks.label_efficiency import CANDIDATES, STUDIED, STUDY
 from benchmarks.strategies import PEERS
 
@@ -32,8 +33,10 @@ DATASETS = {
     "letter": "Letters",
     "digits": "Digits",
     "fashion-mnist": "Fashion-MNIST",
+    "cifar10-images": "CIFAR-10 images with a ResNet-18 from scratch",
 }
 FIRST = ("digits", "fashion-mnist")  # the first study, with some of the peers
+PAPER = "cifar10-images"  # the paper's setting, with some of the peers
 OURS = "FisherMask"
 KINDS = ("balanced", "long-tailed")
 # Drawn in the learning curves; the tables have all.
@@ -473,6 +476,52 @@ def first_study(settings: list[Setting]) -> str:
     return "\n\n".join(parts)
 
 
+def paper(settings: list[Setting]) -> str:
+    """The paper's own setting, of few seeds: what they say, and no verdict."""
+    lines = []
+    for s in settings:
+        mean = s.means.mean().sort_values(ascending=False)
+        others = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
+        lines.append(f"- {s.short} a batch, {len(s.means)} seeds: {others}.")
+    info = settings[0].info
+    last = info["n_initial"] + info["n_queries"] * info["n_instances"]
+    head = ["", *(s.short for s in settings)]
+    names = [n for n in STUDIED if all(n in s.means for s in settings)]
+    differences = [[n, *(difference_cell(s, n) for s in settings)] for n in names]
+    seconds = [[n, *(f"{s.query_seconds(n):.1f}" for s in settings)] for n in names]
+    return PAPERS.format(
+        first=info["n_initial"],
+        last=last,
+        lines="\n".join(lines),
+        curves=CURVES.format("label_efficiency_paper"),
+        details=folded(
+            "Differences to FisherMask, and seconds of a query",
+            table(head, differences, "mean accuracy minus FisherMask's (standard error)")
+            + "\n"
+            + table(head, seconds, "seconds of a query on one thread"),
+        ),
+    )
+
+
+def when_to_stop(found: pd.DataFrame, table_: pd.DataFrame) -> str:
+    """Whether what is known before a batch tells what labels still gain."""
+    best = str(found["one threshold"].idxmax())
+    ours, count = [name for name in found.index if "objective" in name], [*found.index][-1]
+    beaten = found.loc[ours, "one threshold"].max() > found.loc[count, "one threshold"]
+    rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in found.iterrows()]
+    head = ["Before a batch", "Rank correlation, mean", "Lowest setting", "One threshold (AUC)"]
+    return STOPPING.format(
+        settings=len(table_[["dataset", "imbalance"]].drop_duplicates()),
+        seeds=table_.seed.nunique(),
+        labels=int(table_.n_labeled.max()),
+        ahead=stopping.AHEAD,
+        enough=stopping.ENOUGH,
+        best=best,
+        than="better than" if beaten else "no better than",
+        table=table(head, rows, f"What tells the accuracy that {stopping.AHEAD} more batches gain"),
+    )
+
+
 PAGE = """\
 ..
    Written by benchmarks/label_efficiency_report.py from the results in
@@ -520,6 +569,7 @@ A better default?
 The candidates, the seeds and the test were written down before the runs that decide, in
 ``{protocol}``. {defaults}
 
+{extra}
 Details
 -------
 
@@ -540,6 +590,36 @@ benchmarks/results/label_efficiency``. ``benchmarks/label_efficiency_data.py`` s
 data come from; ``--help`` lists the strategies; a data set of your own is a file with ``X_train``,
 ``y_train``, ``X_test`` and ``y_test``. The tool under it is
 :func:`~skfishermask.active_learning_curve`.
+"""
+
+PAPERS = """\
+The paper's setting
+-------------------
+
+A ResNet-18 trained from scratch on images of CIFAR-10 (JPEG), {first} to {last} labels; the paper
+goes to 5,000 and beyond, on a GPU. Mean accuracy over the curve:
+
+{lines}
+
+So few seeds decide nothing; they are not part of the numbers above.
+
+{curves}
+{details}
+"""
+
+STOPPING = """\
+When to stop
+------------
+
+``query_info_["objective"]`` has the objective before and after a batch. Does it say when more
+labels gain little? Below are the mean curves of FisherMask up to {labels} labels in {settings}
+settings, {seeds} seeds each, beside what else is known without a test set. The rank correlation,
+in a setting, is that of a signal with the accuracy that the next {ahead} batches gain. To stop one
+needs a threshold that is the same everywhere: the last column is the probability that the signal is
+larger where {ahead} batches still gain {enough} than where they do not (0.5: it says nothing).
+
+{table}
+The best single threshold is on: {best}. One on the objective is {than} one on the number of labels.
 """
 
 CURVES = """\
@@ -574,7 +654,10 @@ takes TypiClust up to 5 labels a class: its authors advise an early change on pr
 """
 
 
-def page_of(settings: list[Setting], docs: Path) -> str:
+def page_of(settings: list[Setting], docs: Path, stops: pd.DataFrame | None = None) -> str:
+    """The page, and its pictures; `stops` is the table of :mod:`label_efficiency_stopping`."""
+    papers = [s for s in settings if s.info["dataset"] == PAPER]
+    settings = [s for s in settings if s.info["dataset"] != PAPER]
     old = [s for s in settings if s.info["dataset"] in FIRST and not has_all(s)]
     new = [s for s in settings if has_all(s)] or old
     old = [] if new is old else old
@@ -625,7 +708,14 @@ def page_of(settings: list[Setting], docs: Path) -> str:
     if old:
         draw_curves(old, images / "label_efficiency_first.png")
         details.append(folded("The first study: small networks from scratch", first_study(old)))
+    extra = ""
+    if papers:
+        draw_curves(papers, images / "label_efficiency_paper.png")
+        extra += paper(papers) + "\n"
+    if stops is not None:
+        extra += when_to_stop(stopping.judged(stops), stops) + "\n"
     return PAGE.format(
+        extra=extra,
         sentence=sentence,
         advice=advice(new),
         power=power(new),
@@ -663,7 +753,8 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     options = parser.parse_args()
     settings = load(options.results)
-    page = page_of(settings, options.docs)
+    file = options.results / stopping.RESULTS.name
+    page = page_of(settings, options.docs, pd.read_csv(file) if file.exists() else None)
     (options.docs / "label_efficiency.rst").write_text(page)
     print(f"{len(settings)} settings: {options.docs / 'label_efficiency.rst'}")
 

@@ -115,6 +115,8 @@ class ResNet18(CifarResNet18):
     def __init__(self, shape: tuple[int, ...], n_classes: int) -> None:
         super().__init__(n_classes=n_classes)
         self.n_missing = 3 // shape[0] if 3 % shape[0] == 0 else 1
+        # Convolutions of few channels train twice as fast on a CPU.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, X: Tensor) -> Tensor:
         return super().forward(X.repeat(1, self.n_missing, 1, 1))

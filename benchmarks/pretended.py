@@ -13,10 +13,13 @@ modelled.
 
 from __future__ import annotations
 
-import traceback
+import linecache
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,7 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+import skfishermask
+
 _NAME = "pretend"
+_PACKAGE = os.path.dirname(skfishermask.__file__)
 _setup_privateuseone_for_python_backend(_NAME)
 # What autocast asks the device for, also where it is switched off.
 getattr(torch, _NAME).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
@@ -51,11 +57,13 @@ class Counts:
 
     def wait(self, kind: str) -> None:
         self.waits[kind] += 1
-        stack = traceback.extract_stack()
-        own = [frame for frame in stack if "/skfishermask/" in frame.filename]
-        if own:
-            name = own[-1].filename.rsplit("/", 1)[-1]
-            self.lines[f"{name}:{own[-1].lineno} {own[-1].line}"] += 1
+        frame: FrameType | None = sys._getframe(1)
+        while frame and not frame.f_code.co_filename.startswith(_PACKAGE):
+            frame = frame.f_back
+        if frame:
+            file, line = frame.f_code.co_filename, frame.f_lineno
+            code = linecache.getline(file, line).strip()
+            self.lines[f"{os.path.basename(file)}:{line} {code}"] += 1
 
 
 _counts = Counts()

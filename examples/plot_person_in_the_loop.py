@@ -7,7 +7,7 @@ types what it is, and the answer is saved before the next image is shown. The wo
 any moment, and goes on where it was.
 
 Download this script and run it with ``--ask``, and it asks you. On this page a function answers in
-your place.
+your place. It needs matplotlib (``pip install ".[plot]"``).
 """
 
 # %%
@@ -240,7 +240,8 @@ print(f"{len(rows)} labels, accuracy {one.score(X_test, y_test):.3f}")
 # tasks for `Label Studio <https://labelstud.io>`_, with their rank, so that the most useful ones
 # come first, their gain, and what the network takes them for. A file in a bucket would be named by
 # its address; these small images travel within the tasks. The column ``row`` is what brings an
-# answer back to its image.
+# answer back to its image. Where images are files, take the file name in its place, because rows
+# shift when a file is added: :doc:`/auto_examples/plot_images_on_disk`.
 
 rows_labelled = [int(row) for row in with_breaks.labels]
 left = np.setdiff1d(np.arange(len(X_pool)), rows_labelled)

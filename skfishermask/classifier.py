@@ -28,43 +28,60 @@ from skfishermask.data import (
     Relabeled,
     Whatever,
     as_rows,
+    check_classes,
     check_finite,
-    check_no_loader,
+    check_holds_samples,
+    check_no_gaps,
     check_no_module,
     check_no_text,
+    counted,
     default_net,
+    image_hint,
     innermost,
     is_binary,
     is_several,
     is_text,
     map_inputs,
     n_rows,
+    odd_sample,
     parts_of,
     unwrap,
 )
 from skfishermask.fisher import seeded
 from skfishermask.settings import Seed, check_parameters
 
+# Samples of a Dataset that are read to find an odd one.
+_LOOKED_AT = 10_000
+
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Raise what PyTorch says about unfit data as an estimator's ValueError or TypeError."""
+def _explained(what: str, X: Data, classes: str = "") -> Iterator[None]:
+    """Raise what PyTorch says about unfit data as an estimator's ValueError or TypeError.
+
+    An IndexError is explained by `classes`, too, and of a Dataset the odd sample is named.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, IndexError, TypeError) as error:
+    except Exception as error:
+        is_dataset = isinstance(X, torch.utils.data.Dataset)
+        looked_at = np.arange(min(n_rows(X), _LOOKED_AT))
+        if note := odd_sample(X, looked_at, "X") if is_dataset else image_hint(X):
+            error.add_note(note)
+        if "n_splits" in str(error):  # scikit-learn's, asked by skorch
+            error.add_note(
+                "The net sets a part of the labels aside to validate on. With few labels give it "
+                "train_split=None."
+            )
+        if not isinstance(error, RuntimeError | IndexError | TypeError):
+            raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{what}: {error}") from error
-
-
-def _several(classes: np.ndarray) -> np.ndarray:
-    if len(classes) < 2:
-        raise ValueError(
-            f"Expected at least 2 classes in y, found {len(classes)} class: {classes.tolist()}. "
-            "Label samples of another class first."
-        )
-    return classes
+        reason = classes if isinstance(error, IndexError) else ""
+        explained = kind(f"{what}{reason}: {error}")
+        for note in getattr(error, "__notes__", []):
+            explained.add_note(note)
+        raise explained from error
 
 
 def _dtype_of(module: torch.nn.Module) -> torch.dtype:
@@ -116,6 +133,11 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         X = self._check_input(X, reset=True)
         y = self._encode_labels(X, y)
         if self.estimator is None:
+            if isinstance(X, torch.utils.data.Dataset):
+                raise ValueError(
+                    "The default network takes arrays: give a skorch classifier as estimator, for "
+                    f"samples of a {type(X).__name__}."
+                )
             estimator = default_net(np.shape(X), len(self.classes_))
         else:
             estimator = clone(self.estimator)
@@ -130,12 +152,14 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         with ExitStack() as stack:
             stack.enter_context(
                 _explained(
-                    "The estimator cannot be fitted to these samples. The network must take them, "
-                    f"and have outputs for {len(self.classes_)} classes"
+                    "The estimator cannot be fitted to these samples, which the network must take",
+                    X,
+                    f", with an output for each of {len(self.classes_)} classes"
+                    f"{counted(self.classes_, y)}",
                 )
             )
             if isinstance(X, torch.utils.data.Dataset) and y is not None:
-                X, y = Relabeled(X, y), None
+                X = Relabeled(X, y)  # a net that sets samples aside by class looks at y, too
             if self.random_state is not None:
                 seed = check_random_state(self.random_state).randint(2**31 - 1)
                 stack.enter_context(seeded(seed))
@@ -146,7 +170,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         if y is None and isinstance(X, torch.utils.data.Dataset):
             # PyTorch declares no length for it.
             own = np.asarray([int(X[i][1]) for i in range(len(X))])  # type: ignore[arg-type]
-            self.classes_ = _several(np.unique(own))
+            self.classes_ = check_classes(np.unique(own))
             if self.classes_.tolist() != list(range(len(self.classes_))):
                 raise ValueError(
                     "A Dataset given without y must have the labels 0 to C - 1, found "
@@ -157,18 +181,19 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None."
             )
+        check_no_gaps(y)
         y = column_or_1d(y, warn=True)
         check_finite(y, "y")
         check_classification_targets(y)
         check_consistent_length(*parts_of(X), y)
         encoder = LabelEncoder().fit(y)
-        self.classes_ = _several(encoder.classes_)
+        self.classes_ = check_classes(encoder.classes_)
         encoded: np.ndarray = encoder.transform(y).astype("int64")
         return encoded
 
     def _check_input(self, X: Data, *, reset: bool = False, casts: bool = True) -> Data:
         """Check data against those of `fit`, and cast them to what the estimator takes."""
-        check_no_loader(X, "X")
+        check_holds_samples(X, "X")
         if reset:
             self._forget_shapes()
         if is_several(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
@@ -275,7 +300,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(X, torch.utils.data.Dataset):
             # skorch wants labels of it, which it then does not look at.
             X = Relabeled(X, np.zeros(n_rows(X), dtype="int64"))
-        with _explained("The network cannot read X"):
+        with _explained("The network cannot read X", X):
             p: np.ndarray = self.estimator_.predict_proba(X)
         bad = ~np.isfinite(p).all(axis=1)
         if bad.any():

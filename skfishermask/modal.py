@@ -21,7 +21,7 @@ from skfishermask.data import (
     Labels,
     Whatever,
     check_finite,
-    check_no_loader,
+    check_holds_samples,
     check_no_module,
     explaining_labels,
     n_rows,
@@ -121,7 +121,7 @@ class ActiveLearner(_ModALActiveLearner):
         **fit_kwargs: Whatever,
     ) -> None:
         check_no_module(estimator)
-        check_no_loader(X_training, "X_training")
+        check_holds_samples(X_training, "X_training")
         if query_strategy is None:
             last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
             query_strategy = last if callable(last) else uncertainty_sampling
@@ -306,7 +306,7 @@ class ActiveLearner(_ModALActiveLearner):
         return self
 
     def _check_training_data(self, X: Data, y: Labels) -> None:
-        check_no_loader(X, "X")
+        check_holds_samples(X, "X")
         if y is None:
             raise ValueError("y is None; expected one label for each sample in X.")
         check_consistent_length(*parts_of(X), y)

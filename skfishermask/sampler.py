@@ -15,7 +15,7 @@ from skfishermask.data import (
     NetSamples,
     Unwrapped,
     Whatever,
-    check_no_loader,
+    check_holds_samples,
     check_no_module,
     is_dask,
     take_rows,
@@ -180,7 +180,7 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
         check_no_module(self.estimator)
         check_parameters(self)
         for X, name in ((X_pool, "X_pool"), (X_labeled, "X_labeled"), (X_target, "X_target")):
-            check_no_loader(X, name)
+            check_holds_samples(X, name)
         return self._choose(unwrap(classifier), X_pool, n_instances, X_labeled, X_target)
 
     def _choose(
@@ -224,7 +224,8 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
         Parameters
         ----------
         X_pool : array-like, DataFrame, sparse matrix, tensor, dict of arrays, Dataset or dask.array
-            The unlabelled samples, N of them.
+            The unlabelled samples, N of them. Labelled ones that are among them can be chosen:
+            leave them out.
         n_instances : int, default=1
             Number of samples to choose.
         X_labeled : same kinds as `X_pool`, optional
@@ -243,7 +244,11 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
         gains : ndarray of shape (n_instances,), float64
             Decrease of the objective when each was chosen; only if `return_metrics`.
         """
-        check_is_fitted(self)
+        check_is_fitted(
+            self,
+            msg="This %(name)s is not fitted, so it cannot choose: call 'fit' with labelled "
+            "samples first. If there are none, label a first batch drawn at random.",
+        )
         # As for any other classifier: its input is checked, and its net found inside.
         indices, gains = self(self, X_pool, n_instances, X_labeled=X_labeled, X_target=X_target)
         instances = take_rows(X_pool, indices)

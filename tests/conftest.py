@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -34,9 +35,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 terminalreporter.write_line(f"{report.nodeid}: scikit-learn's checks: {counts}")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(params=[*DEVICES, pytest.param("pretend", marks=pytest.mark.pretended)])
+def any_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param != "pretend":
+        yield request.param
+        return
+    from benchmarks.pretended import pretending
+
+    with pretending():
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ pytest.importorskip("skactiveml")
 
 from benchmarks import label_efficiency
 from benchmarks import label_efficiency_report as report
+from benchmarks import label_efficiency_stopping as stopping
 from benchmarks.label_efficiency import CANDIDATES, long_tail, make_split
 from benchmarks.label_efficiency_data import some_of_each, split
 from benchmarks.networks import NETWORKS, SeveralTrainings, UntilAccuracy, make_net
@@ -433,6 +434,9 @@ def test_page_is_written_from_the_results(tmp_path: Path, monkeypatch: pytest.Mo
     write_setting(tmp_path / "results/two", turned, imbalance=100)
     write_setting(tmp_path / "results/old", {"random": 0.0, "FisherMask": 0.1}, dataset="digits")
     write_setting(tmp_path / "results/unfinished", {"random": 0.0})
+    few = {"random": 0.0, "BADGE": 0.02, "FisherMask": 0.01}
+    write_setting(tmp_path / "results/paper", few, 3, dataset="cifar10-images")
+    told(falling=True).to_csv(tmp_path / "results/stopping.csv", index=False)
     argv = ["report", "--results", str(tmp_path / "results"), "--docs", str(tmp_path / "docs")]
     monkeypatch.setattr("sys.argv", argv)
     report.main()
@@ -446,9 +450,36 @@ def test_page_is_written_from_the_results(tmp_path: Path, monkeypatch: pytest.Mo
     assert "- **Long-tailed pool**: margin, with a mean regret of 0.000" in page
     worst = "- **You cannot tell**: FisherMask is never further than 0.010 from the best"
     assert worst in page
-    for image in ("label_efficiency", "label_efficiency_curves"):
+    assert "- balanced, 20 a batch, 3 seeds: BADGE 0.7" in page
+    assert "Of 13 other strategies in 3" not in page
+    assert "The best single threshold is on: relative fall of the objective by the batch." in page
+    for image in ("label_efficiency", "label_efficiency_curves", "label_efficiency_paper"):
         assert (tmp_path / f"docs/images/{image}.png").stat().st_size > 10_000
     assert "nan" not in page
+
+
+def told(falling: bool) -> pd.DataFrame:
+    """Curves that saturate at different numbers of labels, and signals before each batch."""
+    rows = []
+    for imbalance, scale in ((1, 40.0), (50, 400.0)):
+        for n in range(20, 540, 20):
+            slope = np.exp(-n / scale)
+            before = 1.0 + n % 3
+            after = before * (1 - 0.5 * slope if falling else 0.5 + 0.1 * (n % 7))
+            rows.append(("letter", imbalance, 1, n, 0.9 - 0.5 * slope, before, after, n % 7))
+    names = ["dataset", "imbalance", "seed", "n_labeled", "accuracy", "before", "after"]
+    return pd.DataFrame(rows, columns=[*names, "uncertainty"])
+
+
+def test_what_tells_when_to_stop_is_judged_by_the_gain_to_come() -> None:
+    found = stopping.judged(told(falling=True))
+    fall, before, uncertainty, count = found.index
+    assert found.loc[fall].tolist() == [1.0, 1.0, 1.0]
+    assert found.loc[count, ["mean", "lowest"]].tolist() == [1.0, 1.0]
+    assert 0.5 < found.loc[count, "one threshold"] < 1
+    for name in (before, uncertainty):
+        assert 0.3 < found.loc[name, "one threshold"] < 0.7
+    assert stopping.judged(told(falling=False)).loc[fall, "one threshold"] < 0.7
 
 
 @pytest.mark.parametrize(

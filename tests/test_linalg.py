@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -16,33 +14,16 @@ from skfishermask.selection.linalg import (
 from skfishermask.selection.rounds import Best, Information
 from tests.problems import problem
 
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.cuda),
-    pytest.param("pretend", marks=pytest.mark.pretended),
-]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param != "pretend":
-        yield request.param
-        return
-    from benchmarks.pretended import pretending
-
-    with pretending():
-        yield request.param
-
 
 @pytest.mark.parametrize("n", [20, 100])
 @pytest.mark.parametrize("r", [1, 9, 16, 17, 40])
-def test_trace_gains(r: int, n: int, device: str) -> None:
-    v = torch.randn(n, r, 2 * r, dtype=torch.float64, device=device)
+def test_trace_gains(r: int, n: int, any_device: str) -> None:
+    v = torch.randn(n, r, 2 * r, dtype=torch.float64, device=any_device)
     a, b = v @ v.mT, v @ v.mT @ v @ v.mT
     a[3] = a[7] = -2 * torch.eye(r)
     b[5] = torch.nan
     gains, size = trace_gains(a, b)
-    inverse = torch.linalg.inv(torch.eye(r, device=device) + a)
+    inverse = torch.linalg.inv(torch.eye(r, device=any_device) + a)
     right = [i for i in range(n) if i not in (3, 5, 7)]
     expected = (inverse @ b).diagonal(dim1=1, dim2=2).sum(1)
     torch.testing.assert_close(gains[right], expected[right], rtol=1e-9, atol=0)
@@ -56,14 +37,14 @@ def test_trace_gains(r: int, n: int, device: str) -> None:
 @pytest.mark.parametrize("n", [20, 100])
 @pytest.mark.parametrize("r", [1, 9, 40])
 def test_float32_gains_are_off_as_if_a_were_by_a_few_roundings(
-    r: int, n: int, decay: float, device: str
+    r: int, n: int, decay: float, any_device: str
 ) -> None:
     # From nearly nothing to much more than I, and from round to flat.
     scale = torch.logspace(-3, 3, n, dtype=torch.float64)[:, None, None]
     widths = torch.arange(1, r + 1).double() ** -decay
     v, w = torch.randn(2, n, r, r, dtype=torch.float64)
-    a, b = ((x @ (widths[:, None] * x.mT)).to(device) for x in (scale * v, w))
-    b += 1e3 * (w - w.mT).to(device)
+    a, b = ((x @ (widths[:, None] * x.mT)).to(any_device) for x in (scale * v, w))
+    b += 1e3 * (w - w.mT).to(any_device)
     exact, _ = trace_gains(a, b)
     gains, size = trace_gains(a, b, torch.float32)
     assert gains.dtype == size.dtype == torch.float64

@@ -18,8 +18,9 @@ def test_on_a_pretended_device() -> None:
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("devices written in Python are newer than this torch")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "pretended", "-p", "no:cacheprovider"]
+    names = ("linalg", "places", "selection", "storage", "waits")
     found = subprocess.run(
-        [*command, *(str(TESTS / f"test_{name}.py") for name in ("linalg", "places", "waits"))],
+        [*command, *(str(TESTS / f"test_{name}.py") for name in names)],
         env=os.environ | {"PRETENDED_DEVICE": "1"},
         cwd=TESTS.parent,
         capture_output=True,

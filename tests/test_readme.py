@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,32 @@ def test_the_python_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture
 
 def test_what_the_python_blocks_import_is_installed_before_them() -> None:
     installation = README[: README.index("```python")]
-    for line in ('pip install ".[dask]"', "pip install pandas", "modAL-python==0.4.2.1"):
-        assert line in installation
+    places = [
+        installation.index(line)
+        for line in (
+            "whl/cpu",
+            "\npip install .\n",
+            '\npip install ".[dask]"',
+            "\npip install pandas",
+            "\npip install --no-deps modAL-python==0.4.2.1",
+        )
+    ]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("imported", "said"),
+    [("from skfishermask.modal", "the two lines for modAL"), ("import dask", "extra `dask`")],
+)
+def test_what_a_python_block_needs_is_said_above_it(imported: str, said: str) -> None:
+    assert said in README[: README.index(imported)].rpartition("```\n")[2]
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"# extras: (.*)", README)[0].split(", ")
+    assert named
+    assert set(named) == set(project["optional-dependencies"]) - {"test", "docs", "bench", "dev"}
 
 
 def test_it_is_short() -> None:

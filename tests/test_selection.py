@@ -40,14 +40,14 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[list[int], list[fl
 @pytest.mark.parametrize("with_labeled", [False, True])
 @pytest.mark.parametrize(("n", "r", "k", "n_instances"), SHAPES)
 def test_float64_gives_the_oracles_batch(
-    n: int, r: int, k: int, n_instances: int, with_labeled: bool, oversample: float, device: str
+    n: int, r: int, k: int, n_instances: int, with_labeled: bool, oversample: float, any_device: str
 ) -> None:
     embedding, target = problem(n, r, k)
     options = {"oversample": oversample, "regularization": 0.3}
     options |= labeled(k) if with_labeled else {}
     expected = oracles.select_batch_oracle(embedding, n_instances, target, **options)
-    found = select_batch(embedding.to(device), n_instances, target, **options)
-    assert found[0].device == found[1].device == embedding.to(device).device
+    found = select_batch(embedding.to(any_device), n_instances, target, **options)
+    assert found[0].device == found[1].device == embedding.to(any_device).device
     assert (found[0].dtype, found[1].dtype) == (torch.int64, torch.float64)
     assert_same(found, expected)
 
@@ -56,14 +56,14 @@ def test_float64_gives_the_oracles_batch(
 @pytest.mark.parametrize("oversample", [1.0, 2.0])
 @pytest.mark.parametrize("with_labeled", [False, True])
 def test_lower_precision_reaches_the_oracles_objective(
-    dtype: torch.dtype, with_labeled: bool, oversample: float, device: str
+    dtype: torch.dtype, with_labeled: bool, oversample: float, any_device: str
 ) -> None:
     options: dict[str, Any] = {"oversample": oversample} | (labeled(40) if with_labeled else {})
     for seed, decay in enumerate((0.0, 1.0, 2.0)):
         embedding, target = problem(120, 4, 40, decay=decay, scale=3.0, seed=seed)
         embedding = embedding.to(dtype)
         expected, _ = oracles.select_batch_oracle(embedding, 25, target, **options)
-        positions, _ = select_batch(embedding.to(device), 25, target, **options)
+        positions, _ = select_batch(embedding.to(any_device), 25, target, **options)
         best = reached(embedding, torch.tensor(expected), target, **options)
         assert reached(embedding, positions.cpu(), target, **options) == pytest.approx(
             best, rel=TOLERANCE
@@ -71,9 +71,9 @@ def test_lower_precision_reaches_the_oracles_objective(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_is_only_storage(dtype: torch.dtype, device: str) -> None:
+def test_half_precision_is_only_storage(dtype: torch.dtype, any_device: str) -> None:
     embedding, target = problem(120, 3, 40)
-    stored = embedding.to(device, dtype)
+    stored = embedding.to(any_device, dtype)
     positions, gains = select_batch(stored, 30, target)
     upcast_positions, upcast_gains = select_batch(stored.float(), 30, target)
     assert torch.equal(positions, upcast_positions)
@@ -81,32 +81,32 @@ def test_half_precision_is_only_storage(dtype: torch.dtype, device: str) -> None
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_float32_settles_near_ties(seed: int, device: str) -> None:
+def test_float32_settles_near_ties(seed: int, any_device: str) -> None:
     # Where float32 products alone differ from the oracle in every second problem.
     embedding, target = problem(300, 4, 60, decay=0.0, seed=seed)
     embedding = embedding.float()
     expected = oracles.select_batch_oracle(embedding, 25, target)
-    assert_same(select_batch(embedding.to(device), 25, target), expected)
+    assert_same(select_batch(embedding.to(any_device), 25, target), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("scale", [3.0, 300.0])
-def test_gains_that_collapse(scale: float, dtype: torch.dtype, device: str) -> None:
+def test_gains_that_collapse(scale: float, dtype: torch.dtype, any_device: str) -> None:
     embedding, target = problem(150, 3, 24, decay=0.0, scale=scale)
     embedding = embedding.to(dtype)
     expected = oracles.select_batch_oracle(embedding, 40, target)
     assert expected[1][0] > 1e4 * expected[1][-1]
-    positions, gains = select_batch(embedding.to(device), 40, target)
+    positions, gains = select_batch(embedding.to(any_device), 40, target)
     assert positions.tolist() == expected[0]
     np.testing.assert_allclose(gains.tolist(), expected[1], rtol=1e-6)
 
 
-def test_states_that_float32_spoils_are_computed_afresh(device: str) -> None:
+def test_states_that_float32_spoils_are_computed_afresh(any_device: str) -> None:
     # A starts at 1e11: what float32 leaves of I + A after some picks is not positive definite.
     embedding, target = problem(150, 3, 24, decay=0.0, scale=3e4)
     embedding = embedding.float()
     expected, _ = oracles.select_batch_oracle(embedding, 40, target)
-    positions, gains = select_batch(embedding.to(device), 40, target)
+    positions, gains = select_batch(embedding.to(any_device), 40, target)
     assert (gains > 0).all()
     best = reached(embedding, torch.tensor(expected), target)
     assert reached(embedding, positions.cpu(), target) == pytest.approx(best, rel=TOLERANCE)
@@ -196,11 +196,11 @@ def test_fisher_labeled_without_labelled_samples_has_no_weight() -> None:
         assert torch.equal(one, other)
 
 
-def test_preselected_come_first_and_stay(device: str) -> None:
+def test_preselected_come_first_and_stay(any_device: str) -> None:
     embedding, target = problem(60, 3, 20)
     options = {"preselected": [41, 7, 30], "oversample": 2.0}
     expected = oracles.select_batch_oracle(embedding, 10, target, **options)
-    found = select_batch(embedding.to(device), 10, target, **options)
+    found = select_batch(embedding.to(any_device), 10, target, **options)
     assert found[0][:3].tolist() == [41, 7, 30]
     assert_same(found, expected)
 

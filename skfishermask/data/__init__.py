@@ -4,6 +4,7 @@ from skfishermask.data.batches import Batches, NetSamples, Source, naming_rows
 from skfishermask.data.dask import DaskSamples, chunk_batches, is_dask
 from skfishermask.data.default_net import default_net
 from skfishermask.data.handed import DaskObject, Data, Estimator, Labels, Whatever
+from skfishermask.data.labels import check_classes, check_no_gaps, counted
 from skfishermask.data.logits import to_logits_of
 from skfishermask.data.net import NetModule, check_no_module, explaining_labels, is_binary
 from skfishermask.data.net_state import net_from_state, net_state
@@ -12,7 +13,7 @@ from skfishermask.data.rows import (
     Relabeled,
     as_rows,
     check_finite,
-    check_no_loader,
+    check_holds_samples,
     check_no_text,
     is_several,
     is_text,
@@ -22,6 +23,7 @@ from skfishermask.data.rows import (
     stack_rows,
     take_rows,
 )
+from skfishermask.data.unreadable import image_hint, odd_sample
 from skfishermask.data.unwrap import Unwrapped, innermost, unwrap
 
 __all__ = [
@@ -39,13 +41,17 @@ __all__ = [
     "Unwrapped",
     "Whatever",
     "as_rows",
+    "check_classes",
     "check_finite",
-    "check_no_loader",
+    "check_holds_samples",
+    "check_no_gaps",
     "check_no_module",
     "check_no_text",
     "chunk_batches",
+    "counted",
     "default_net",
     "explaining_labels",
+    "image_hint",
     "innermost",
     "is_binary",
     "is_dask",
@@ -56,6 +62,7 @@ __all__ = [
     "naming_rows",
     "net_from_state",
     "net_state",
+    "odd_sample",
     "parts_of",
     "read_net",
     "stack_rows",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -15,7 +16,8 @@ from torch.utils.data import DataLoader, Subset
 
 from skfishermask.data.handed import Data
 from skfishermask.data.logits import not_finite
-from skfishermask.data.rows import as_rows, check_finite
+from skfishermask.data.rows import as_rows, check_finite, inputs_of
+from skfishermask.data.unreadable import odd_sample
 from skfishermask.fisher import Inputs, NonFiniteOutputError, ToLogits
 
 # What decides which rows come, and in which order: the user's choice is not asked.
@@ -105,9 +107,9 @@ class NetBatches:
         name: str = "X",
     ) -> None:
         self._net = net
-        dataset = _dataset(net, X)
-        self.name, self.rows = name, np.arange(len(dataset)) if rows is None else rows
-        self._dataset = dataset if rows is None else Subset(dataset, rows.tolist())
+        self._whole = _dataset(net, X)
+        self.name, self.rows = name, np.arange(len(self._whole)) if rows is None else rows
+        self._dataset = self._whole if rows is None else Subset(self._whole, rows.tolist())
         size = self.size_of(net, batch_size)
         self._size = len(self._dataset) if size == -1 else size
         options = net.get_params_for("iterator_valid")
@@ -144,7 +146,7 @@ class NetBatches:
             **self._options,
         )
         iterator = iter(batches)
-        while True:
+        for start in itertools.count(step=self._size):
             # PyTorch warns of arrays that it cannot write to, such as a memory map opened to read.
             # Nothing writes to them here.
             with warnings.catch_warnings():
@@ -153,7 +155,12 @@ class NetBatches:
                     batch = next(iterator)
                 except StopIteration:
                     return
-            yield to_tensor(_inputs(batch), self._net.device)
+                except Exception as error:
+                    rows = self.rows[start : start + self._size]
+                    if note := odd_sample(self._whole, rows, self.name):
+                        error.add_note(note)
+                    raise
+            yield to_tensor(inputs_of(batch), self._net.device)
 
 
 class NetSamples:
@@ -206,10 +213,3 @@ def naming_rows(batches: Batches, to_logits: ToLogits) -> Iterator[None]:
         yield
     except NonFiniteOutputError as error:
         raise not_finite(batches.rows[error.row], batches.name, to_logits) from error
-
-
-def _inputs(batch: Inputs) -> Inputs:
-    """Take the inputs from what a loader gives: (X, y), or X alone."""
-    if isinstance(batch, Mapping) or not isinstance(batch, list | tuple):
-        return batch
-    return batch[0]

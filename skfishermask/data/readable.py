@@ -9,6 +9,7 @@ import torch
 
 from skfishermask.data.logits import not_finite, to_logits_of
 from skfishermask.data.net import NetModule, net_module
+from skfishermask.data.unreadable import image_hint
 from skfishermask.fisher import Inputs, NonFiniteOutputError, ToLogits, predicted_probabilities
 
 _CALLED = {"X_pool": "pool", "X_labeled": "labelled data", "X_target": "target data"}
@@ -59,10 +60,13 @@ class ReadableNet:
         except NonFiniteOutputError as error:
             raise not_finite(0, name, self.to_logits) from error
         except (RuntimeError, IndexError, TypeError) as error:
-            raise ValueError(
+            explained = ValueError(
                 f"The network cannot read the {_CALLED[name]}. The first sample is "
                 f"{_described(first)}, and PyTorch says: {error}"
-            ) from error
+            )
+            if note := image_hint(first):
+                explained.add_note(note)
+            raise explained from error
         return p.shape[1]
 
 

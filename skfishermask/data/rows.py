@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -52,16 +53,26 @@ def parts_of(data: Data) -> list[Data]:
 
 def is_text(data: Data) -> bool:
     """Tell whether the samples are strings, one after the other."""
+    return _are_all(str, data)
+
+
+def _are_all(kind: type, data: Data) -> bool:
     is_list = isinstance(data, list | tuple) or getattr(data, "ndim", 0) == 1
-    return is_list and len(data) > 0 and all(isinstance(text, str) for text in data)
+    return is_list and len(data) > 0 and all(isinstance(sample, kind) for sample in data)
 
 
-def check_no_loader(data: Data, name: str) -> None:
-    """Raise TypeError at a DataLoader: it decides itself which rows come when."""
+def check_holds_samples(data: Data, name: str) -> None:
+    """Raise TypeError at what samples come from: a DataLoader, a path, or a list of paths."""
     if isinstance(data, DataLoader):
+        # It decides itself which rows come when.
         raise TypeError(
             f"Expected samples in {name}, found {type(data).__name__}: give its dataset instead. "
             "What makes batches of it is the net."
+        )
+    if isinstance(data, str | bytes | os.PathLike) or _are_all(os.PathLike, data):
+        raise TypeError(
+            f"Expected samples in {name}, found {type(data).__name__}: the files must be read "
+            "first. Of images give a Dataset that opens them."
         )
 
 
@@ -70,7 +81,8 @@ def check_no_text(data: Data, name: str) -> None:
     if is_text(data):
         raise ValueError(
             f"Expected numbers in {name}, found strings: put what makes numbers of them before the "
-            "network, as in make_pipeline(vectorizer, net)."
+            "network, as in make_pipeline(vectorizer, net). If they are names of image files, give "
+            "a Dataset that opens them."
         )
 
 
@@ -81,7 +93,7 @@ def as_rows(data: Data, name: str, *, numbers: bool = True) -> Data:
     containers stay as they are. Raises TypeError or ValueError for what holds no samples, or,
     where `numbers` are asked for, something else than these.
     """
-    check_no_loader(data, name)
+    check_holds_samples(data, name)
     if numbers:
         check_no_text(data, name)
     elif is_text(data):
@@ -101,7 +113,7 @@ def as_rows(data: Data, name: str, *, numbers: bool = True) -> Data:
     if hasattr(data, "iloc") and not hasattr(data, "columns"):
         data = np.asarray(data)
     has_rows = hasattr(data, "__getitem__") and (hasattr(data, "__len__") or hasattr(data, "shape"))
-    if isinstance(data, str | bytes) or not has_rows:
+    if not has_rows:
         raise TypeError(
             f"Expected {name} to be an array, DataFrame, sparse matrix, tensor, dict or tuple of "
             f"arrays or Dataset, found {type(data).__name__}."
@@ -197,6 +209,11 @@ def take_rows(data: Data, indices: Data) -> Data:
     return data[indices]
 
 
+def inputs_of(item: Data) -> Data:
+    """Take the inputs from what a Dataset or a loader gives: (X, y), or X alone."""
+    return item[0] if isinstance(item, list | tuple) else item
+
+
 class Relabeled(Dataset[tuple[Data, Labels]]):
     """The samples of a Dataset with other labels: skorch would take the Dataset's own.
 
@@ -218,8 +235,7 @@ class Relabeled(Dataset[tuple[Data, Labels]]):
 
     def __getitem__(self, i: int) -> tuple[Data, Labels]:
         """Give a sample and its label."""
-        item = self.dataset[i]
-        return (item[0] if isinstance(item, list | tuple) else item), self.labels[i]
+        return inputs_of(self.dataset[i]), self.labels[i]
 
 
 def stack_rows(old: Data, new: Data) -> Data:
