@@ -73,7 +73,8 @@ class MethodParameters:
         BAIT uses 2.
     lazy : bool, default=False
         Bring candidates up to date only when their last known gain would win: much less to read,
-        though hardly less to compute, and nearly always the same batch. False proves every pick.
+        though often not less to compute. Where gains rise the batch is another one. False proves
+        every pick.
     entropy_share : float, default=0.0
         Share of the batch, in [0, 1], that is taken by largest predictive entropy first; the
         rest is picked greedily given these.

@@ -189,6 +189,9 @@ def test_share_of_the_trace(cases: dict) -> None:
         assert V.shape[1] == r
     with pytest.raises(TypeError, match="reads batches twice"):
         fisher_embedding(module, iter([x]), random_mask(module, 20), n_directions=0.5)
+    for bad in (0.5, 1.0, 0):
+        with pytest.raises(ValueError, match=f"None or an int of at least 1, got {bad}"):
+            fisher_diagonal(module, [x], n_directions=bad)
 
 
 def test_to_logits_and_keyword_inputs() -> None:

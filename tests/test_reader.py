@@ -115,6 +115,21 @@ def test_a_pool_sorted_by_what_decides_the_way(name: str) -> None:
             assert_close(found_V, V[one])
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["conv_norm", "norms", "prelu", "rms_norm", "layer_scale", "tied", "text_gru", "masked_text",
+     "windows", "swin", "vit", "encoder", "decoder", "convnext", "autocast", "lora_merged"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Reading sample by sample")
+def test_what_is_not_held_is_made_anew(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in batches whose operands are too large to be held, in the last backward pass too."""
+    monkeypatch.setattr("skfishermask.fisher.reading.HELD_BYTES", 0)
+    module, x, diagonal, V = pooled(name)
+    found_diagonal, found_V = read(module, [x])
+    assert_close(found_diagonal, diagonal)
+    assert_close(found_V, V)
+
+
 def test_tokens_as_many_as_samples() -> None:
     """Shapes alone cannot tell the axes apart."""
     torch.manual_seed(1)

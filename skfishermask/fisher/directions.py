@@ -130,16 +130,16 @@ def directions_that_keep(probabilities: Tensor, share: float) -> int:
     return 1 + int((kept_trace(probabilities) < share).sum())
 
 
-def check_n_directions(n_directions: int | float | None) -> None:
-    """Raise ValueError unless `n_directions` is None, an int >= 1 or a float in (0, 1)."""
+def check_n_directions(n_directions: int | float | None, *, shares: bool = True) -> None:
+    """Raise ValueError unless `n_directions` is None, an int >= 1 or, as a share, in (0, 1)."""
     if n_directions is None:
         return
     if isinstance(n_directions, Integral) and not isinstance(n_directions, bool):
         if n_directions >= 1:
             return
-    elif isinstance(n_directions, Real) and 0 < n_directions < 1:
+    elif shares and isinstance(n_directions, Real) and 0 < n_directions < 1:
         return
+    share = ", or a float between 0 and 1 (share of the trace to keep)" if shares else ""
     raise ValueError(
-        "n_directions must be None, an int of at least 1, or a float between 0 and 1 "
-        f"(share of the trace to keep), got {n_directions!r}."
+        f"n_directions must be None or an int of at least 1{share}, got {n_directions!r}."
     )

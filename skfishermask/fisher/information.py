@@ -97,7 +97,8 @@ def fisher_diagonal(
     ------
     ValueError
         If there is no sample, the logits are not a finite (n, C) matrix, the output for a
-        sample depends on its batch, or the parameters differ in dtype or device.
+        sample depends on its batch, the parameters differ in dtype or device, or
+        `n_directions` is not an int of at least 1.
 
     References
     ----------
@@ -112,6 +113,7 @@ def fisher_diagonal(
     >>> {name: tuple(d.shape) for name, d in diagonal.items()}
     {'weight': (3, 4), 'bias': (3,)}
     """
+    check_n_directions(n_directions, shares=False)
     reader = JacobianReader(module, None, to_logits)
 
     def read(batch: Inputs, first_row: int) -> tuple[int, dict[str, Tensor]]:

@@ -26,16 +26,23 @@ class Budget:
     ----------
     n_bytes : int
         The most that may be held.
+
+    Attributes
+    ----------
+    exceeded : bool
+        Whether anything is made anew, from what the graph has saved.
     """
 
     def __init__(self, n_bytes: int) -> None:
         self._left = n_bytes
+        self.exceeded = False
 
     def hold(self, make: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Make a tensor once, if there is room for it."""
         made = make()
         size = made.untyped_storage().nbytes()
         if size > self._left:
+            self.exceeded = True
             return make
         self._left -= size
         return lambda: made

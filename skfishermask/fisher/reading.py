@@ -76,7 +76,8 @@ class Reading:
             for name, reads in self.reads.items():
                 for part, nodes in wanted.parts(reads, wanted.entries[name], budget):
                     todo.append((name, part, part.reader(), nodes))
-            for i, gradients in self._directions(rows, [nodes for *_, nodes in todo]):
+            groups = [nodes for *_, nodes in todo]
+            for i, gradients in self._directions(rows, groups, keep=budget.exceeded):
                 for name, part, read, nodes in todo:
                     values = read([gradients[node] for node in nodes])
                     width = spans[name].stop - spans[name].start
@@ -120,7 +121,7 @@ class Reading:
                     several.append((name, parts))
             groups = [nodes for *_, nodes in single]
             groups += [nodes for _, parts in several for _, nodes in parts]
-            for _, gradients in self._directions(rows, groups):
+            for _, gradients in self._directions(rows, groups, keep=budget.exceeded):
                 for name, part, square, nodes in single:
                     found = square([gradients[node] for node in nodes])
                     totals[name] += found if part.place is None else found[part.place]
@@ -137,15 +138,18 @@ class Reading:
         return {name: t.view(wanted.parameters[name].shape) for name, t in totals.items()}
 
     def _directions(
-        self, rows: Tensor, groups: Sequence[Sequence[Node]]
+        self, rows: Tensor, groups: Sequence[Sequence[Node]], *, keep: bool
     ) -> Iterator[tuple[int, dict[Node, Tensor]]]:
-        """Run a backward pass a direction, to the outputs of these operations."""
+        """Run a backward pass a direction, to the outputs of these operations.
+
+        The last one frees the graph, unless `keep` says that it is still read.
+        """
         edges = outputs(node for group in groups for node in group)
         if not edges:
             return
         rows = rows.to(self.logits.dtype)
         for i in range(rows.shape[1]):
-            last = i == rows.shape[1] - 1
+            last = i == rows.shape[1] - 1 and not keep
             yield i, backward(self.logits, edges, rows[:, i], last=last)
 
     def _alone(self, rows: Tensor, take: Callable[[int, int, str, Tensor], None]) -> None:
