@@ -225,12 +225,12 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
     "a file that is cut off": (
         query(images(OSError("truncated"))),
         OSError,
-        r"Row 23 of X_pool \(folder/23.jpg\) cannot be read: truncated",
+        r"Row 23 of X_pool \(folder/23.jpg\) cannot be read: OSError: truncated",
     ),
     "one to fit": (
         fit(images(OSError("truncated"))),
         OSError,
-        r"Row 23 of X \(folder/23.jpg\) cannot be read: truncated",
+        r"Row 23 of X \(folder/23.jpg\) cannot be read: OSError: truncated",
     ),
     "a grey image to fit": (
         fit(images(GREY)),

@@ -24,7 +24,7 @@ def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
     Returns
     -------
     str
-        A sentence or two for the user; "" if nothing is odd about these samples.
+        A sentence or two for the user; if no sample is odd, what shape they have, if any.
     """
     first: Data = None
     for row in rows.tolist():
@@ -32,7 +32,7 @@ def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
         try:
             found = inputs_of(dataset[row])
         except Exception as error:  # whatever a user's dataset raises, and as the loader met it
-            return f"{sample} cannot be read: {error}"
+            return f"{sample} cannot be read: {type(error).__name__}: {error}"
         if "PIL." in str(type(found)):
             return (
                 f"{sample} is an image of PIL: the Dataset must give tensors, as it does with "
@@ -45,7 +45,8 @@ def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
                 f"{tuple(np.shape(first))}; all must have the same. For images: transforms.Resize"
                 '((64, 64)), with two numbers, and Image.open(path).convert("RGB").'
             )
-    return image_hint(first)
+    shape = tuple(np.shape(first))
+    return " ".join([f"A sample of {name} has shape {shape}.", image_hint(first)]) if shape else ""
 
 
 def _file_of(dataset: Data, row: int) -> str:
