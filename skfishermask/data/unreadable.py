@@ -46,7 +46,7 @@ def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
                 '((64, 64)), with two numbers, and Image.open(path).convert("RGB").'
             )
     shape = tuple(np.shape(first))
-    return " ".join([f"A sample of {name} has shape {shape}.", image_hint(first)]) if shape else ""
+    return f"A sample of {name} has shape {shape}. {image_hint(first)}".strip() if shape else ""
 
 
 def _file_of(dataset: Data, row: int) -> str:
