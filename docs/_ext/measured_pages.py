@@ -45,7 +45,7 @@ def measured(folder: Path = RESULTS) -> dict[str, Any]:
 
 
 PAGES: dict[str, Callable[[], dict[str, Any]]] = {
-    "installation": lambda: {"versions": versions()},
+    "versions": lambda: {"versions": versions()},
     "performance": measured,
 }
 
