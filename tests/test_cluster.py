@@ -305,6 +305,15 @@ def test_a_scheduler_that_was_asked_for_is_used(threads: Any, net: Any, pool: np
 # --- What it tells --------------------------------------------------------------------
 
 
+def test_a_lazy_choice_counts_what_is_read(threads: Any, net: Any, pool: np.ndarray) -> None:
+    n_read = []
+    for lazy in (False, True):
+        asked = sampler(lazy=lazy)
+        asked(net, da.from_array(pool, UNEVEN), 20)
+        n_read.append(asked.query_info_["candidates_read"])
+    assert 0 < n_read[1] < n_read[0]
+
+
 def test_what_is_told(
     threads: Any, net: Any, pool: np.ndarray, labeled: np.ndarray, capsys: Any
 ) -> None:
@@ -315,6 +324,8 @@ def test_what_is_told(
     assert info["embedding_storage"] == "cluster"
     assert (info["n_workers"], info["n_chunks"]) == (2, 5)
     assert info["round_trips"] < 60 / 4
+    # All of them for every question with steps, and there are few of these.
+    assert info["candidates_read"] in range(len(pool), 60 // 4 * len(pool), len(pool))
     k, moved = info["mask_size"], info["bytes_moved"]
     assert moved["fisher"] == 8 * k * k
     assert moved["start"] == 2 * 2 * 8 * k * k

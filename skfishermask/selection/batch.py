@@ -286,7 +286,7 @@ def chosen_from(
         gains.to(fisher.device) / scale,
         (before / scale, after / scale),
         k,
-        getattr(pool, "n_read", -1),
+        pool.n_read,
     )
 
 

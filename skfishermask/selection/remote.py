@@ -95,11 +95,14 @@ class Answer:
         What those that are not sent either do not exceed.
     sent : Candidates or None
         Those that are sent, as they were before the first step.
+    n_read : int
+        Candidates whose embeddings were read for it.
     """
 
     largest: Tensor
     others: Tensor
     sent: Candidates | None
+    n_read: int
 
     @property
     def n_bytes(self) -> int:
@@ -109,7 +112,7 @@ class Answer:
     def to(self, device: torch.device | str) -> Answer:
         """Give the answer on another device."""
         sent = None if self.sent is None else self.sent.to(device)
-        return Answer(self.largest.to(device), self.others.to(device), sent)
+        return Answer(self.largest.to(device), self.others.to(device), sent, self.n_read)
 
 
 class Block:
@@ -128,6 +131,7 @@ class Block:
     def answer(self, question: Question) -> Answer:
         """Answer a question."""
         pool, everyone = self._pool, self._pool.candidates
+        n_before = pool.n_read
         pool.confirm(self._attempted[: question.keep])
         self._attempted = question.steps
         if question.updates:
@@ -135,7 +139,8 @@ class Block:
         if question.wanted:
             where = pool.where(question.wanted)
             none = question.limits.new_full((1,), -math.inf)
-            return Answer(none, none, everyone.subset(where, 1) if len(where) else None)
+            sent = everyone.subset(where, 1) if len(where) else None
+            return Answer(none, none, sent, pool.n_read - n_before)
         known = pool.where(question.known)
         can_go = torch.ones_like(everyone.taken)
         if isinstance(pool, LazyCandidates):
@@ -144,6 +149,7 @@ class Block:
             pool.keep([], pool.refreshed(index, 1))
             can_go = torch.zeros_like(can_go).index_fill_(0, index, True)
         everyone.attempt(question.steps)
+        pool.n_read += len(everyone) if question.steps else 0
         out = everyone.out(question.n_picks).index_fill(0, known, True)
         bounds = everyone.bounds(out, len(question.steps) + 1)
         largest = bounds.amax(1)
@@ -158,7 +164,8 @@ class Block:
         if len(index) > question.count:
             index = index[torch.topk(bounds[last, index], question.count).indices].sort().values
         others = bounds.index_fill_(1, index, -math.inf).amax(1)
-        return Answer(largest, others, everyone.subset(index, 1) if len(index) else None)
+        sent = everyone.subset(index, 1) if len(index) else None
+        return Answer(largest, others, sent, pool.n_read - n_before)
 
 
 def merged(answers: Iterable[Answer]) -> Answer:
@@ -169,7 +176,8 @@ def merged(answers: Iterable[Answer]) -> Answer:
         torch.stack([getattr(answer, name) for answer in answers]).amax(0)
         for name in ("largest", "others")
     )
-    return Answer(largest, others, Candidates.joined(sent, 1) if sent else None)
+    n_read = sum(answer.n_read for answer in answers)
+    return Answer(largest, others, Candidates.joined(sent, 1) if sent else None, n_read)
 
 
 class RemoteCandidates:
@@ -189,6 +197,11 @@ class RemoteCandidates:
         Whether the blocks' pools are lazy.
     device : torch.device
         Where the picks are made.
+
+    Attributes
+    ----------
+    n_read : int
+        Candidates whose embeddings the blocks read since the start.
     """
 
     def __init__(
@@ -207,6 +220,7 @@ class RemoteCandidates:
         # What the candidates that are not at hand do not exceed.
         self._rest = torch.tensor(math.inf, dtype=torch.float64, device=device)
         self._size = 0
+        self.n_read = 0
         self._number = 0
         self._keep = 0
         self._updates: list[Step] = []
@@ -312,4 +326,6 @@ class RemoteCandidates:
             n_picks=n_picks,
         )
         self._number, self._keep, self._updates = self._number + 1, 0, []
-        return self._ask(question)
+        answer = self._ask(question)
+        self.n_read += answer.n_read
+        return answer

@@ -49,9 +49,12 @@ class AllCandidates(Protocol):
     ----------
     is_lazy : bool
         Whether candidates off the shortlist stay as they were last known.
+    n_read : int
+        Candidates whose embeddings were read since the start.
     """
 
     is_lazy: bool
+    n_read: int
 
     def shortlist(self, count: int, n_picks: int) -> tuple[Candidates, Tensor]:
         """Give the likely candidates, up to date, and the largest gain that another may have.
