@@ -503,7 +503,7 @@ def paper(settings: list[Setting]) -> str:
     )
 
 
-def when_to_stop(found: pd.DataFrame, table_: pd.DataFrame) -> str:
+def when_to_stop(found: pd.DataFrame, curves: pd.DataFrame) -> str:
     """Whether what is known before a batch tells what labels still gain."""
     best = str(found["one threshold"].idxmax())
     ours, count = [name for name in found.index if "objective" in name], [*found.index][-1]
@@ -511,9 +511,9 @@ def when_to_stop(found: pd.DataFrame, table_: pd.DataFrame) -> str:
     rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in found.iterrows()]
     head = ["Before a batch", "Rank correlation, mean", "Lowest setting", "One threshold (AUC)"]
     return STOPPING.format(
-        settings=len(table_[["dataset", "imbalance"]].drop_duplicates()),
-        seeds=table_.seed.nunique(),
-        labels=int(table_.n_labeled.max()),
+        settings=len(curves[["dataset", "imbalance"]].drop_duplicates()),
+        seeds=curves.seed.nunique(),
+        labels=int(curves.n_labeled.max()),
         ahead=stopping.AHEAD,
         enough=stopping.ENOUGH,
         best=best,

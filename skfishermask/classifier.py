@@ -65,9 +65,11 @@ def _explained(what: str, X: Data, classes: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        is_dataset = isinstance(X, torch.utils.data.Dataset)
-        looked_at = np.arange(min(n_rows(X), _LOOKED_AT))
-        if note := odd_sample(X, looked_at, "X") if is_dataset else image_hint(X):
+        if isinstance(X, torch.utils.data.Dataset):
+            note = odd_sample(X, np.arange(min(n_rows(X), _LOOKED_AT)), "X")
+        else:
+            note = image_hint(X)
+        if note:
             error.add_note(note)
         if "n_splits" in str(error):  # scikit-learn's, asked by skorch
             error.add_note(
@@ -150,6 +152,10 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
                     f"{len(self.classes_)}. Only binary classification is supported."
                 )
         with ExitStack() as stack:
+            if self.random_state is not None:
+                seed = check_random_state(self.random_state).randint(2**31 - 1)
+                stack.enter_context(seeded(seed))
+            # Inside of the seed: what reads samples again to explain an error draws from it.
             stack.enter_context(
                 _explained(
                     "The estimator cannot be fitted to these samples, which the network must take",
@@ -160,9 +166,6 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             )
             if isinstance(X, torch.utils.data.Dataset) and y is not None:
                 X = Relabeled(X, y)  # a net that sets samples aside by class looks at y, too
-            if self.random_state is not None:
-                seed = check_random_state(self.random_state).randint(2**31 - 1)
-                stack.enter_context(seeded(seed))
             self.estimator_ = estimator.fit(X, y, **fit_params)
         return self
 

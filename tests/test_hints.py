@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -323,3 +324,27 @@ def test_names_are_no_matter_to_what_encodes_them() -> None:
 def test_a_net_may_set_samples_of_a_dataset_aside_by_class() -> None:
     fitted = fit(images(), Y[:30] % 2, image_net(train_split=ValidSplit(3, stratified=True)))()
     assert len(fitted.query(images(), 3)[0]) == 3
+
+
+class Noisy(Images):
+    """Augmented at every reading."""
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        x, y = super().__getitem__(i)
+        return x + torch.rand(1), y
+
+
+@pytest.mark.parametrize("what", ["fit", "query"])
+@pytest.mark.parametrize("odd", [None, GREY])
+def test_a_dataset_that_draws_leaves_the_generators_alone(what: str, odd: Any) -> None:
+    """Also where it is read again, to explain an error."""
+    sampler = FisherMaskSampler(image_net(), batch_size=8, random_state=0).fit(images(), Y[:30])
+    noisy, fine = Noisy(images(odd).items), Noisy(images().items)
+    before = torch.get_rng_state()
+    error = pytest.raises((ValueError, RuntimeError), match=r"Row 23 of .* has shape")
+    with nullcontext() if odd is None else error:
+        if what == "fit":
+            sampler.fit(noisy, Y[:30])
+        else:
+            sampler.query(noisy, 3, X_labeled=fine, X_target=fine)
+    assert torch.equal(torch.get_rng_state(), before)

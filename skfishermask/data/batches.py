@@ -18,7 +18,7 @@ from skfishermask.data.handed import Data
 from skfishermask.data.logits import not_finite
 from skfishermask.data.rows import as_rows, check_finite, inputs_of
 from skfishermask.data.unreadable import odd_sample
-from skfishermask.fisher import Inputs, NonFiniteOutputError, ToLogits
+from skfishermask.fisher import Inputs, NonFiniteOutputError, ToLogits, seeded
 
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
@@ -198,8 +198,9 @@ class NetSamples:
         check_finite(self._X, self.name)
 
     def first(self) -> Inputs:
-        """Give the first sample alone."""
-        return next(iter(self.batches(np.arange(1))))
+        """Give the first sample alone; what a Dataset draws for it leaves no trace."""
+        with seeded(0):
+            return next(iter(self.batches(np.arange(1))))
 
     def batches(self, rows: np.ndarray | None = None) -> NetBatches:
         """Give some rows, ascending, or all."""

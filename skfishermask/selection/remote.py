@@ -149,7 +149,8 @@ class Block:
             pool.keep([], pool.refreshed(index, 1))
             can_go = torch.zeros_like(can_go).index_fill_(0, index, True)
         everyone.attempt(question.steps)
-        pool.n_read += len(everyone) if question.steps else 0
+        if question.steps:
+            pool.n_read += len(everyone)
         out = everyone.out(question.n_picks).index_fill(0, known, True)
         bounds = everyone.bounds(out, len(question.steps) + 1)
         largest = bounds.amax(1)
