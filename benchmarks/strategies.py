@@ -395,5 +395,6 @@ FISHERMASK: dict[str, Callable[..., Any] | str] = {
     "FisherMask, half coverage": WithCoverage(0.5),
     "FisherMask, coverage where balanced": WithCoverage(),
     "FisherMask, coverage-weighted": CoverageWeighted(),
+    "FisherMask, coverage at first": fisher(coverage_share="auto"),
 }
 STRATEGIES = PEERS | FISHERMASK

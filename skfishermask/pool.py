@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skfishermask.data import ReadableNet, Source, naming_rows
+from skfishermask.data import ReadableNet, Source, naming_rows, unit_inputs
 from skfishermask.fisher import (
     FisherSum,
     ParameterMask,
@@ -78,6 +78,9 @@ class Pool(Protocol):
 
     def probabilities(self, rows: np.ndarray) -> Tensor:
         """Predict the class probabilities of some rows, (n, C)."""
+
+    def inputs(self, rows: np.ndarray) -> Tensor:
+        """Read some rows as the net does, flat and of unit length, (n, d)."""
 
     def embed(
         self,
@@ -145,8 +148,13 @@ class LocalSamples:
     def probabilities(self, rows: np.ndarray) -> Tensor:
         """Predict the class probabilities of some rows, (n, C)."""
         batches = self.source.batches(rows)
+        shown = self.progress.each(batches, len(batches), "Predictions")
         with naming_rows(batches, self.net.to_logits):
-            return predicted_probabilities(self.net.module, batches, to_logits=self.net.to_logits)
+            return predicted_probabilities(self.net.module, shown, to_logits=self.net.to_logits)
+
+    def inputs(self, rows: np.ndarray | None = None) -> Tensor:
+        """Read some rows, or all, as the net does, flat and of unit length, (n, d)."""
+        return unit_inputs(self.source.batches(rows))
 
     def blocks(
         self, rows: np.ndarray | None, mask: ParameterMask, n_directions: int, text: str

@@ -12,11 +12,13 @@ import skorch
 import torch
 from torch import Tensor
 
+from skfishermask.coverage import automatic_share, covering, early_share, margin_uncertainty
 from skfishermask.data import (
     DaskObject,
     DaskSamples,
     NetSamples,
     ReadableNet,
+    has_flat_inputs,
     read_net,
 )
 from skfishermask.fisher import (
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 # The masks that are chosen without looking at the diagonal Fisher information.
 _BLIND_MASKS = ("random", "output_layer", "all")
+# Coverage looks at so many candidates at most, of so many numbers together, and is automatic for
+# inputs of so many numbers.
+_MOST_COVERED, _MOST_NUMBERS, _MOST_INPUTS = 10_000, 1 << 28, 4096
 _CALLED = {"X_labeled": "the labelled samples", "X_target": "the target samples"}
 # Rows of several sets of samples.
 Sample = list[tuple[LocalSamples | Pool, np.ndarray]]
@@ -121,12 +126,33 @@ class Query:
             self._net.n_classes(samples.first(), samples.name)
         self._labeled = self._here(labeled)
         self._target = self._here(target)
+        self._covers = self._may_cover()
         self._pool = _pool(self._net, pool, settings, self._progress, cluster)
 
     def _here(self, samples: NetSamples | None) -> LocalSamples | None:
         if not samples:
             return None
         return LocalSamples(self._net, samples, self._settings, self._progress)
+
+    def _may_cover(self) -> bool:
+        """Say whether a share of the batch may go to coverage of the inputs."""
+        share, first = self._settings.coverage_share, self._first
+        if share == 0:
+            return False
+        if share != "auto":
+            if not has_flat_inputs(first):
+                found = first.dtype if isinstance(first, Tensor) else type(first).__name__
+                raise ValueError(
+                    f"coverage_share={share} needs inputs that are real numbers in one array, "
+                    f"found {found}. Set coverage_share=0."
+                )
+            return True
+        return (
+            self._target is None
+            and has_flat_inputs(first)
+            and first[0].numel() <= _MOST_INPUTS
+            and early_share(self._n_labeled, self._n_classes) > 0
+        )
 
     def run(self, *, wants_utilities: bool = False) -> Result:
         """Go through the steps.
@@ -158,7 +184,8 @@ class Query:
         embedded = pool.embed(rows, mask, needs, others, wants_fisher=self._aims_at_pool)
         objective = self._objective(embedded, len(rows))
         with self._progress.step("selection"):
-            batch = pool.choose(objective, self._by_entropy(rows))
+            covering, share = self._by_coverage(rows)
+            batch = pool.choose(objective, covering + self._by_entropy(rows, covering))
         before, after = batch.objective
         outside = self._outside(len(mask) - embedded.dimensions)
         info = {
@@ -172,6 +199,7 @@ class Query:
             "dimensions": batch.dimensions,
             "objective": (before + outside, after + outside),
             "candidates_read": batch.n_read,
+            "coverage_share": share,
             **pool.facts(),
         }
         utilities = self._utilities(rows, batch, objective) if wants_utilities else None
@@ -291,14 +319,39 @@ class Query:
         aims_at_identity = self._target is None and self._settings.target == "identity"
         return n_dimensions / self._settings.regularization if aims_at_identity else 0.0
 
-    def _by_entropy(self, rows: np.ndarray) -> list[int]:
-        """Give the positions of the most uncertain candidates, for the hybrid."""
+    def _by_coverage(self, rows: np.ndarray) -> tuple[list[int], float]:
+        """Give the positions of the candidates that cover the inputs, and their share."""
+        if not self._covers:
+            return [], 0.0
+        settings, labeled = self._settings, self._labeled
+        limit = min(_MOST_COVERED, max(1, _MOST_NUMBERS // self._first[0].numel()))
+        drawn = np.arange(len(rows))
+        if len(drawn) > limit:
+            drawn = np.sort(settings.rng.choice(len(rows), limit, replace=False))
+        p = self._pool.probabilities(rows[drawn])
+        share = settings.coverage_share
+        if share == "auto":
+            share = automatic_share(p, self._n_labeled)
+        n = min(round(share * self._n_instances), len(drawn))
+        if n == 0:
+            return [], 0.0
+        inputs = self._pool.inputs(rows[drawn])
+        theirs = inputs[:0] if labeled is None else labeled.inputs()
+        with self._progress.bar(n, "Coverage", "pick") as bar:
+            weights = margin_uncertainty(p).to(inputs)
+            picks = covering(inputs, theirs, weights, n, on_pick=bar.update)
+        return drawn[picks].tolist(), n / self._n_instances
+
+    def _by_entropy(self, rows: np.ndarray, taken: list[int]) -> list[int]:
+        """Give the positions of the most uncertain of the other candidates."""
         n = round(self._settings.entropy_share * self._n_instances)
+        n = min(n, self._n_instances - len(taken))
         if n == 0:
             return []
         p = self._pool.probabilities(rows)
-        order = torch.special.entr(p).sum(1).sort(descending=True, stable=True).indices
-        first: list[int] = order[:n].tolist()
+        entropy = torch.special.entr(p).sum(1)
+        entropy[taken] = -1
+        first: list[int] = entropy.sort(descending=True, stable=True).indices[:n].tolist()
         return first
 
     def _utilities(self, rows: np.ndarray, batch: Batch, objective: Objective) -> np.ndarray:

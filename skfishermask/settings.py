@@ -78,6 +78,13 @@ class MethodParameters:
     entropy_share : float, default=0.0
         Share of the batch, in [0, 1], that is taken by largest predictive entropy first; the
         rest is picked greedily given these.
+    coverage_share : float or "auto", default=0.0
+        Share of the batch, in [0, 1], that is taken first by coverage of the inputs, weighted by
+        the margin of the predictions (UHerding, with radius 1 at unit length, on at most 10,000
+        candidates); the rest is picked greedily given these. ``"auto"``: most of it while there
+        are few labels, falling to none at 20 for each class, and none where the predicted classes
+        are not balanced, where `X_target` is given, or where the inputs are no real numbers in one
+        array of at most 4,096.
     max_candidates : int or None, default=None
         Embed at most so many pool samples, drawn at random.
     to_logits : callable or None, default=None
@@ -113,6 +120,9 @@ class MethodParameters:
     oversample: float = parameter(1.0, Interval(Real, 1, None, closed="left"))
     lazy: bool = parameter(False, "boolean")
     entropy_share: float = parameter(0.0, Interval(Real, 0, 1, closed="both"))
+    coverage_share: float | Literal["auto"] = parameter(
+        0.0, Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})
+    )
     max_candidates: int | None = parameter(None, at_least_one(), None)
     to_logits: ToLogits | None = parameter(None, callable, None)
     embedding_dtype: Literal["float32", "float16", "bfloat16", "float64"] = parameter(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "skfishermask"
-STEPS = {"private_names", "settings", "progress", "pool", "query"}
+STEPS = {"private_names", "settings", "progress", "coverage", "pool", "query"}
 ALL = STEPS | {"fisher", "selection", "data", "cluster"}
 # Folders and modules -> what of the package they may import, and other packages.
 MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [

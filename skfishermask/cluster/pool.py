@@ -162,6 +162,13 @@ class ClusterPool:
         self._cluster.count("predictions", found.nbytes)
         return found
 
+    def inputs(self, rows: np.ndarray) -> Tensor:  # noqa: D102, see Pool
+        tasks = self._cluster.compute(self._tasks(worker.inputs_of, rows))
+        with self._progress.bar(len(tasks), "Inputs", "chunk") as bar:
+            found = torch.cat(self._cluster.results(tasks, bar.update))
+        self._cluster.count("inputs", found.nbytes)
+        return found.to(self._net.device)
+
     def embed(  # noqa: D102, see Pool
         self,
         rows: np.ndarray,

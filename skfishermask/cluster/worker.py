@@ -23,6 +23,7 @@ from skfishermask.data import (
     naming_rows,
     net_from_state,
     to_logits_of,
+    unit_inputs,
 )
 from skfishermask.fisher import (
     ParameterMask,
@@ -94,6 +95,12 @@ def probabilities_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor:
     """Predict the class probabilities of a chunk's samples."""
     with which.read(packed, chunk) as (net, batches):
         return predicted_probabilities(net.module, batches, to_logits=net.to_logits).cpu()
+
+
+def inputs_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor:
+    """Read a chunk's samples as the net does, flat and of unit length."""
+    with which.read(packed, chunk) as (_, batches):
+        return unit_inputs(batches).cpu()
 
 
 class Part:

@@ -1,6 +1,13 @@
 """Whatever users hand over, down to a fitted skorch net and the batches that it sees."""
 
-from skfishermask.data.batches import Batches, NetSamples, Source, naming_rows
+from skfishermask.data.batches import (
+    Batches,
+    NetSamples,
+    Source,
+    has_flat_inputs,
+    naming_rows,
+    unit_inputs,
+)
 from skfishermask.data.dask import DaskSamples, chunk_batches, is_dask
 from skfishermask.data.default_net import default_net
 from skfishermask.data.handed import DaskObject, Data, Estimator, Labels, Whatever
@@ -51,6 +58,7 @@ __all__ = [
     "counted",
     "default_net",
     "explaining_labels",
+    "has_flat_inputs",
     "image_hint",
     "innermost",
     "is_binary",
@@ -68,5 +76,6 @@ __all__ = [
     "stack_rows",
     "take_rows",
     "to_logits_of",
+    "unit_inputs",
     "unwrap",
 ]

@@ -12,6 +12,8 @@ import numpy as np
 import skorch
 import torch
 from skorch.utils import to_tensor
+from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
 
 from skfishermask.data.handed import Data
@@ -205,6 +207,28 @@ class NetSamples:
     def batches(self, rows: np.ndarray | None = None) -> NetBatches:
         """Give some rows, ascending, or all."""
         return NetBatches(self._net, self._X, rows, self._batch_size, self.name)
+
+
+def has_flat_inputs(first: Inputs) -> bool:
+    """Tell whether samples like this one are real numbers in one array."""
+    return isinstance(first, Tensor) and first.is_floating_point()
+
+
+def unit_inputs(batches: Batches) -> Tensor:
+    """Put the inputs of a net together, (n, d) in float32: each sample flat, of unit length.
+
+    Raises ValueError where they are no real numbers in one array, or of several lengths.
+    """
+    parts: list[Tensor] = []
+    for batch in batches:
+        if not has_flat_inputs(batch) or (parts and batch[0].numel() != parts[0].shape[1]):
+            found = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
+            raise ValueError(
+                "Coverage is measured between inputs that are real numbers in one array, as many "
+                f"for each sample; found {found} in {batches.name}. Set coverage_share=0."
+            )
+        parts.append(normalize(batch.reshape(len(batch), -1).float()))
+    return torch.cat(parts)
 
 
 @contextmanager
