@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skfishermask import FisherMaskSampler, select_batch
+from skfishermask.coverage import covering, margin_uncertainty, predicted_balance
 from skfishermask.data.batches import NetBatches
 from skfishermask.data.logits import to_logits_of
 from skfishermask.data.unwrap import unwrap
@@ -168,34 +169,6 @@ def drop_query(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
     return np.asarray(found) - n_labeled
 
 
-def kernel(a: Tensor, b: Tensor, radius: float) -> Tensor:
-    return torch.exp(-torch.cdist(a, b).square() / radius**2)
-
-
-def herd(
-    pool: Tensor, labeled: Tensor, weights: Tensor, n_instances: int, radius: float
-) -> np.ndarray:
-    """Greedy weighted coverage: each pick raises sum_j weights_j max_i k(x_i, x_j) the most.
-
-    x_i are the labelled samples and the picks, x_j the pool; k(a, b) = exp(-|a - b|^2 / radius^2).
-    """
-    similarity = kernel(pool, pool, radius)
-    covered = kernel(pool, labeled, radius).amax(1)
-    picks: list[int] = []
-    for _ in range(n_instances):
-        gains = (similarity - covered).relu_() @ weights
-        gains[picks] = -1
-        picks.append(int(gains.argmax()))
-        covered = torch.maximum(covered, similarity[picks[-1]])
-    return np.array(picks)
-
-
-def margin_uncertainty(probabilities: np.ndarray) -> Tensor:
-    """One minus the difference of the two largest probabilities."""
-    top = torch.as_tensor(probabilities).topk(2, dim=1).values
-    return 1 - (top[:, 0] - top[:, 1])
-
-
 def calibration_error(probabilities: Tensor, y: Tensor, n_bins: int = 15) -> float:
     """Expected calibration error: |accuracy - confidence| by bins of confidence."""
     confidence, predicted = probabilities.max(1)
@@ -236,15 +209,15 @@ def u_herding(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
     pool, labeled = (F.normalize(inputs(X)) for X in (X_pool, learner.X_training))
     distances = torch.pdist(labeled)
     radius = float(distances[distances > 1e-6].min())
-    weights = margin_uncertainty(probabilities).to(pool.dtype)
-    return herd(pool, labeled, weights, n_instances, radius)
+    weights = margin_uncertainty(probabilities).to(pool)
+    return np.array(covering(pool, labeled, weights, n_instances, radius=radius))
 
 
 def u_herding_fixed(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
     """UHerding with MaxHerding's radius 1, and the net's own probabilities."""
     pool, labeled = (F.normalize(inputs(X)) for X in (X_pool, learner.X_training))
-    weights = margin_uncertainty(learner.predict_proba(X_pool)).to(pool.dtype)
-    return herd(pool, labeled, weights, n_instances, 1.0)
+    weights = margin_uncertainty(torch.as_tensor(learner.predict_proba(X_pool))).to(pool)
+    return np.array(covering(pool, labeled, weights, n_instances))
 
 
 def bait_binary(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
@@ -287,9 +260,8 @@ class WithCoverage(BaseEstimator):
     def __call__(self, learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
         share = self.share
         if share is None:
-            mean = learner.predict_proba(X_pool).mean(axis=0)
-            effective = 1 / np.square(mean / mean.sum()).sum()
-            share = max(0.0, 2 * effective / len(mean) - 1)
+            balance = predicted_balance(torch.as_tensor(learner.predict_proba(X_pool)))
+            share = max(0.0, 2 * balance - 1)
         n_covering = round(share * n_instances)
         if n_covering == 0:
             return self._fishermask(learner, X_pool, n_instances, learner.X_training)

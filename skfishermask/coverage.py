@@ -130,14 +130,15 @@ def covering(
     """
     rows = max(1, _AT_ONCE // len(pool))
     covered = pool.new_zeros(len(pool))
-    for some in labeled.split(rows):
+    for start in range(0, len(labeled), rows):
+        some = labeled[start : start + rows]
         covered = torch.maximum(covered, _kernel(pool, some, radius).amax(1))
 
     def gains(of: Tensor) -> Tensor:
         return (_kernel(of, pool, radius) - covered).relu_() @ weights
 
     known = torch.cat([gains(some) for some in pool.split(rows)])
-    is_old = torch.zeros(len(pool), dtype=torch.bool, device=pool.device)
+    is_old = torch.zeros_like(known, dtype=torch.bool)
     picks: list[int] = []
     for _ in range(n_picks):
         while is_old[best := int(known.argmax())]:
@@ -147,8 +148,8 @@ def covering(
             is_old[outdated] = False
         picks.append(best)
         covered = torch.maximum(covered, _kernel(pool, pool[best : best + 1], radius)[:, 0])
-        is_old[:] = True
-        known[best], is_old[best] = -torch.inf, False
+        known[best] = -torch.inf
+        is_old = ~torch.isinf(known)
         on_pick()
     return picks
 

@@ -33,10 +33,10 @@ from benchmarks.strategies import (
     calibration_error,
     drawn_seed,
     features_and_logits,
-    herd,
     temperature,
 )
 from skfishermask import FisherMaskSampler, fisher_embedding
+from skfishermask.coverage import covering
 from tests import oracles
 from tests.nets import digits
 
@@ -156,21 +156,10 @@ def units(X: np.ndarray) -> torch.Tensor:
     return F.normalize(torch.as_tensor(X).flatten(1).double())
 
 
-def test_herding_covers() -> None:
-    rng = torch.Generator().manual_seed(0)
-    pool, labeled = (torch.randn(n, 3, generator=rng, dtype=torch.float64) for n in (30, 4))
-    weights = torch.rand(30, generator=rng, dtype=torch.float64)
-    chosen = herd(pool, labeled, weights, 5, 0.7).tolist()
-    assert chosen == oracles.herd(pool, labeled, weights, 5, 0.7)
-    assert chosen != oracles.herd(pool, labeled, torch.ones(30), 5, 0.7)
-    # Copies of one sample add no coverage to each other, but are no reason to pick one twice.
-    assert len(set(herd(pool[:1].expand(9, 3), labeled, weights[:9], 9, 0.7).tolist())) == 9
-
-
 def test_max_herding_is_herding_without_weights(learner: Any) -> None:
     pool = IMAGES[60:160]
-    expected = herd(units(pool), units(IMAGES[:60]), torch.ones(100).double(), 8, 1.0)
-    assert STRATEGIES["MaxHerding"](learner, pool, 8).tolist() == expected.tolist()
+    expected = covering(units(pool), units(IMAGES[:60]), torch.ones(100).double(), 8)
+    assert STRATEGIES["MaxHerding"](learner, pool, 8).tolist() == expected
 
 
 def test_u_herding_is_weighted_by_the_margin(learner: Any) -> None:

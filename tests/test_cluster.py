@@ -167,6 +167,7 @@ def tasks(client: Any) -> list[str]:
         {},
         {"oversample": 1.5, "n_mask_samples": 100},
         {"entropy_share": 0.3, "n_directions": 0.9},
+        {"coverage_share": "auto"},
         {"max_candidates": 200, "target": "identity", "use_labeled": False},
         {"mask": "output_layer", "batch_size": 7},
         {"mask": "relative", "weighting": "none"},

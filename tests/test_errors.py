@@ -153,6 +153,7 @@ TABLE = {
     "regularization": (ask(regularization=-1.0), InvalidParameterError, "'regularization'"),
     "oversample": (ask(oversample=0.9), InvalidParameterError, "'oversample'"),
     "entropy_share": (ask(entropy_share=1.1), InvalidParameterError, "'entropy_share'"),
+    "coverage_share": (ask(coverage_share="all"), InvalidParameterError, "'coverage_share'"),
     "max_candidates": (ask(max_candidates=0), InvalidParameterError, "'max_candidates'"),
     "batch_size": (ask(batch_size=0), InvalidParameterError, "'batch_size'"),
     "to_logits": (ask(to_logits="logits"), InvalidParameterError, "'to_logits'"),

@@ -271,6 +271,7 @@ def test_what_a_query_tells(net: Any) -> None:
         "dimensions": 160,
         "objective": info["objective"],
         "candidates_read": info["candidates_read"],
+        "coverage_share": 0,
     }
     before, after = info["objective"]
     assert before > after > 0

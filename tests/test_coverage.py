@@ -1,0 +1,226 @@
+"""Coverage of the inputs: the greedy choice, and its share of a query's batch."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import nets
+import numpy as np
+import oracles
+import pytest
+import torch
+from skorch import NeuralNetClassifier
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from skfishermask import FisherMaskSampler
+from skfishermask.coverage import (
+    automatic_share,
+    covering,
+    early_share,
+    margin_uncertainty,
+    predicted_balance,
+)
+
+X, Y = nets.digits()
+X_LABELED, X_POOL = X[:60], X[60:110]
+SMALL = {"mask_fraction": 160, "n_mask_samples": None, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    return nets.fitted(nets.logits_net())
+
+
+def units(n: int, seed: int, d: int = 3) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(n, d, generator=rng, dtype=torch.float64))
+
+
+def weights(n: int, seed: int) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.rand(n, generator=rng, dtype=torch.float64)
+
+
+# --- The greedy choice ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("radius", [1.0, 0.3])
+@pytest.mark.parametrize("n_labeled", [0, 1, 5])
+def test_each_pick_covers_most(radius: float, n_labeled: int) -> None:
+    pool, labeled = units(50, 0), units(n_labeled, 1)
+    found = covering(pool, labeled, weights(50, 2), 12, radius=radius)
+    if n_labeled:
+        assert found == oracles.herd(pool, labeled, weights(50, 2), 12, radius)
+    else:
+        # Without labels nothing is covered: as by a sample far away from all others.
+        assert found == oracles.herd(pool, 1e6 * units(1, 1), weights(50, 2), 12, radius)
+    assert found != covering(pool, labeled, torch.ones(50).double(), 12, radius=radius)
+
+
+def test_gains_kept_from_before_decide_nothing() -> None:
+    """More candidates than are looked at together, against gains that are all new each time."""
+    pool, labeled, w = units(4200, 0, d=8), units(5, 1, d=8), weights(4200, 2)
+    similar = torch.exp(-(2 - 2 * pool @ pool.T))
+    covered, expected = torch.exp(-(2 - 2 * pool @ labeled.T)).amax(1), []
+    for _ in range(25):
+        gains = (similar - covered).relu() @ w
+        expected.append(int(gains.argmax()))
+        covered = torch.maximum(covered, similar[expected[-1]])
+    assert covering(pool, labeled, w, 25) == expected
+
+
+def test_equal_candidates_are_taken_once_each() -> None:
+    pool = units(1, 0).expand(9, 3)
+    assert sorted(covering(pool, pool[:0], weights(9, 1), 9)) == [*range(9)]
+    assert covering(pool, pool[:0], torch.ones(9).double(), 2)[0] == 0
+
+
+def test_without_uncertainty_there_is_still_a_batch() -> None:
+    found = covering(units(20, 0), units(2, 1), torch.zeros(20).double(), 20)
+    assert sorted(found) == [*range(20)]
+
+
+def test_on_a_device(any_device: str) -> None:
+    pool, labeled, w = units(300, 0).float(), units(5, 1).float(), weights(300, 2).float()
+    there = [part.to(any_device) for part in (pool, labeled, w)]
+    assert covering(*there, 8) == covering(pool, labeled, w, 8)
+
+
+# --- How much of a batch --------------------------------------------------------------
+
+
+def test_margin_and_balance_by_hand() -> None:
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
+    assert margin_uncertainty(p).tolist() == pytest.approx([0.8, 0.3])
+    assert predicted_balance(torch.eye(4)) == pytest.approx(1)
+    assert predicted_balance(torch.eye(4)[[0, 0, 1, 1]]) == pytest.approx(0.5)
+    assert predicted_balance(torch.eye(4)[[2]]) == pytest.approx(0.25)
+
+
+def test_shares_by_hand() -> None:
+    assert [early_share(n, 10) for n in (0, 50, 200, 300)] == [1, 0.75, 0, 0]
+    assert automatic_share(torch.eye(10), 50) == pytest.approx(0.75)
+    assert automatic_share(torch.eye(10)[:8], 50) == pytest.approx(0.75 * 0.6)
+    assert automatic_share(torch.eye(10)[:4], 0) == 0
+
+
+# --- In a query -----------------------------------------------------------------------
+
+
+def by_coverage(net: Any, n: int, pool: np.ndarray = X_POOL) -> list[int]:
+    there, labeled = (normalize(torch.as_tensor(part).double()) for part in (pool, X_LABELED))
+    w = margin_uncertainty(torch.as_tensor(net.predict_proba(pool)).double())
+    return oracles.herd(there, labeled, w, n, 1.0)
+
+
+def test_a_share_is_taken_by_coverage(net: Any) -> None:
+    alone = FisherMaskSampler(coverage_share=1.0, **SMALL)
+    indices, gains = alone(net, X_POOL, 8, X_labeled=X_LABELED)
+    assert indices.tolist() == by_coverage(net, 8)
+    assert len(gains) == 8
+    assert (gains > 0).all()
+    half = FisherMaskSampler(coverage_share=0.5, **SMALL)
+    found, of_half = half(net, X_POOL, 8, X_labeled=X_LABELED)
+    assert found[:4].tolist() == indices[:4].tolist()
+    np.testing.assert_allclose(of_half[:4], gains[:4], rtol=1e-5)
+    # The next one is chosen by what it gains beside these.
+    assert of_half[4] > gains[4]
+    assert half.query_info_["coverage_share"] == 0.5
+    assert FisherMaskSampler(**SMALL)(net, X_POOL, 8)[0].tolist() != found.tolist()
+
+
+def test_shares_of_coverage_and_entropy(net: Any) -> None:
+    sampler = FisherMaskSampler(coverage_share=0.5, entropy_share=0.5, **SMALL)
+    indices, _ = sampler(net, X_POOL, 8, X_labeled=X_LABELED)
+    covered = by_coverage(net, 4)
+    p = net.predict_proba(X_POOL).astype("float64")
+    order = np.argsort(np.sum(p * np.log(p), axis=1), kind="stable")
+    assert indices.tolist() == covered + [i for i in order.tolist() if i not in covered][:4]
+    both = FisherMaskSampler(coverage_share=1.0, entropy_share=1.0, **SMALL)
+    assert both(net, X_POOL, 4, X_labeled=X_LABELED)[0].tolist() == covered
+
+
+def share_of(net: Any, pool: np.ndarray, X_labeled: Any, **asked: Any) -> float:
+    sampler = FisherMaskSampler(coverage_share="auto", random_state=0)
+    sampler(net, pool, 10, X_labeled=X_labeled, **asked)
+    return sampler.query_info_["coverage_share"]
+
+
+def test_the_automatic_share(net: Any) -> None:
+    expected = automatic_share(torch.as_tensor(net.predict_proba(X_POOL)), 60)
+    assert share_of(net, X_POOL, X_LABELED) == round(10 * expected) / 10 > 0.3
+    assert share_of(net, X_POOL, None) > share_of(net, X_POOL, X_LABELED)
+    # None where there are labels enough, where the predictions are not balanced, and where the
+    # pool is not what counts.
+    assert share_of(net, X_POOL, X[200:400]) == 0
+    sure = copy.deepcopy(net)
+    sure.module_[-1].weight.data *= 9
+    assert share_of(sure, X[60:400][net.predict(X[60:400]) == 3], X_LABELED) == 0
+    assert share_of(net, X_POOL, X_LABELED, X_target=X[200:260]) == 0
+
+
+def test_binary_nets_have_a_share() -> None:
+    net = nets.binary_net().fit(X[:60], (Y[:60] > 4).astype("float32"))
+    assert share_of(net, X_POOL, X[:10]) > 0
+
+
+class Means(nn.Module):
+    """Of a few numbers of each sample, or of the rows of a table that they name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 3)
+
+    def forward(self, X: Tensor) -> Tensor:
+        return X.flatten(1)[:, :3] if X.is_floating_point() else self.table(X).mean(1)
+
+
+def net_of(X: np.ndarray) -> Any:
+    module = nn.Sequential(Means(), nn.Linear(3, 4))
+    net = NeuralNetClassifier(module, criterion=nn.CrossEntropyLoss, **nets.options(max_epochs=1))
+    return net.fit(X[:8], np.arange(8) % 4)
+
+
+def test_token_ids_are_not_covered() -> None:
+    ids = np.random.default_rng(0).integers(20, size=(40, 5))
+    assert share_of(net_of(ids), ids, ids[:4]) == 0
+    with pytest.raises(ValueError, match=r"real numbers in one array, found torch\.int64"):
+        FisherMaskSampler(coverage_share=0.5)(net_of(ids), ids, 3)
+
+
+@pytest.mark.parametrize(("n_inputs", "covers"), [(4096, True), (4100, False)])
+def test_large_images_are_not_covered_of_themselves(n_inputs: int, covers: bool) -> None:
+    images = np.random.default_rng(0).normal(size=(40, 4, n_inputs // 4)).astype("float32")
+    assert (share_of(net_of(images), images, images[:1]) > 0) == covers
+    sampler = FisherMaskSampler(coverage_share=0.5, random_state=0)
+    sampler(net_of(images), images, 4)
+    assert sampler.query_info_["coverage_share"] == 0.5
+
+
+def test_inputs_of_several_lengths_are_named() -> None:
+    class Ragged(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            return torch.ones(3 + i), 0
+
+    net = net_of(np.ones((8, 3), dtype="float32"))
+    sampler = FisherMaskSampler(coverage_share=0.5, batch_size=1)
+    with pytest.raises(ValueError, match=r"as many for each sample.*X_pool.*coverage_share=0"):
+        sampler(net, Ragged(), 2)
+
+
+def test_a_large_pool_is_covered_by_some() -> None:
+    large = np.random.default_rng(0).normal(size=(10_050, 3)).astype("float32")
+    net = net_of(large)
+    sampler = FisherMaskSampler(
+        coverage_share=1.0, **SMALL | {"mask_fraction": "auto", "n_mask_samples": 100}
+    )
+    indices, _ = sampler(net, large, 30)
+    assert len(set(indices.tolist())) == 30
+    assert indices.max() > 9_000
+    other = sampler.set_params(random_state=1)(net, large, 30)[0]
+    assert other.tolist() != indices.tolist()
