@@ -83,13 +83,16 @@ STUDY = [
     for dataset, network, imbalance, few, many in KINDS
     for ratio in (1, imbalance)
 ]
-# For the default, as the protocol says.
+# For the default, in the rounds of the protocol.
 CANDIDATES = [
-    "FisherMask, lambda 0.01",
-    "FisherMask, coverage where balanced",
-    "FisherMask, coverage-weighted",
+    [
+        "FisherMask, lambda 0.01",
+        "FisherMask, coverage where balanced",
+        "FisherMask, coverage-weighted",
+    ],
+    ["FisherMask, coverage where balanced", "FisherMask, coverage at first"],
 ]
-STUDIED = [*PEERS, "FisherMask", *CANDIDATES]
+STUDIED = list(dict.fromkeys([*PEERS, "FisherMask", *CANDIDATES[0], *CANDIDATES[1]]))
 PACKAGES = ["skfishermask", "torch", "scikit-learn", "skorch", "numpy", "scikit-activeml"]
 
 

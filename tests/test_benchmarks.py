@@ -22,7 +22,7 @@ pytest.importorskip("skactiveml")
 from benchmarks import label_efficiency
 from benchmarks import label_efficiency_report as report
 from benchmarks import label_efficiency_stopping as stopping
-from benchmarks.label_efficiency import CANDIDATES, long_tail, make_split
+from benchmarks.label_efficiency import CANDIDATES, STUDIED, long_tail, make_split
 from benchmarks.label_efficiency_data import some_of_each, split
 from benchmarks.networks import NETWORKS, SeveralTrainings, UntilAccuracy, make_net
 from benchmarks.strategies import (
@@ -112,7 +112,7 @@ def test_until_accuracy_counts_the_epoch() -> None:
             stop.on_epoch_end(None)
 
 
-CHOOSING = [name for name in [*PEERS, *CANDIDATES, "FisherMask"] if name != "random"]
+CHOOSING = [name for name in STUDIED if name != "random"]
 
 
 @pytest.mark.parametrize("name", CHOOSING)
@@ -378,13 +378,17 @@ def test_statistics_of_a_setting(tmp_path: Path) -> None:
     assert setting.regret["FisherMask"] == pytest.approx(expected.mean())
 
 
-def test_strategies_are_compared_on_the_seeds_that_all_have(tmp_path: Path) -> None:
+def test_strategies_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
     write_setting(tmp_path / "one", GAPS)
     file = tmp_path / "one/results.csv"
     table = pd.read_csv(file)
     table[(table.strategy != "margin") | (table.seed > 2)].to_csv(file, index=False)
     (setting,) = report.load(tmp_path)
-    assert setting.means.index.tolist() == [*range(3, 10)]
+    assert setting.n_seeds == 7
+    by_seed = setting.means
+    expected = (by_seed["margin"] - by_seed["FisherMask"])[3:].mean() + by_seed["FisherMask"].mean()
+    assert setting.scores["margin"] == pytest.approx(expected)
+    assert setting.scores["BADGE"] == pytest.approx(by_seed["BADGE"].mean())
     assert len(setting.difference("margin")) == 7
     assert len(setting.difference("BADGE")) == 10
 
@@ -488,18 +492,32 @@ def test_a_candidate_passes_only_if_it_wins_and_loses_nowhere(
     outcome: str,
 ) -> None:
     monkeypatch.setattr(report, "STUDY", [{}] * len(gaps))
+    first, *others = CANDIDATES[0]
     for i, gap in enumerate(gaps):
-        name = CANDIDATES[0]
-        others = dict.fromkeys(CANDIDATES[1:], 0.0)
-        some = GAPS | others | {name: GAPS["FisherMask"] + gap}
+        some = GAPS | dict.fromkeys(others, 0.0) | {first: GAPS["FisherMask"] + gap}
         write_setting(tmp_path / str(i), some, n_seeds, imbalance=1 + 9 * i)
-    text = report.defaults(report.load(tmp_path))
+    settings, of = report.load(tmp_path), report.ROUNDS[0]
+    text = report.defaults(settings, of)
     assert outcome in text
-    assert "not been done in all settings" in report.defaults(report.load(tmp_path)[1:])
-    found = report.passes(report.load(tmp_path), CANDIDATES[0])
+    assert "not been done in all settings" in report.defaults(settings[1:], of)
+    assert "not been done in all settings" in report.defaults(settings, report.ROUNDS[1])
+    found = report.passes({s.name: report.confirming(s, of) for s in settings}, first)
     assert (found["lost"] == []) == (min(gaps) >= 0)
     if n_seeds == 8:  # the first one decides nothing
         assert "Some setting has 7 of the 8 seeds" in text
+
+
+def test_a_round_is_decided_by_its_own_seeds(tmp_path: Path) -> None:
+    write_setting(tmp_path / "one", GAPS)
+    write_setting(tmp_path / "old", {"random": 0.0, "FisherMask": 0.1}, dataset="digits")
+    settings = report.load(tmp_path)
+    of = report.Round([], range(2, 5), range(6, 8))
+    assert [[*report.confirming(s, of).index] for s in settings] == [[2, 3, 4], [6, 7]]
+    assert set(report.confirming(settings[0], of)) == set(GAPS)
+    table = settings[0].table
+    table.loc[(table.strategy == "BADGE") & (table.seed < 5), "accuracy"] = np.nan
+    again = report.Setting(settings[0].info, table)
+    assert set(report.confirming(again, of)) == set(GAPS) - {"BADGE"}
 
 
 # The study
