@@ -47,6 +47,7 @@ def query(given: argparse.Namespace, sizes: dict[str, int], pool: Any) -> dict[s
         mask_fraction=sizes["k"],
         batch_size=256,
         memory_share=MEMORY_SHARE,
+        coverage_share=0,
         random_state=0,
         verbose=1,
     )

@@ -111,6 +111,7 @@ def one_network(
     for size in tqdm(sizes, desc=name):
         sampler = FisherMaskSampler(
             mask_fraction=size,
+            coverage_share=0,
             n_mask_samples=8 if given.quick else 256,
             batch_size=harness.BATCH_SIZE,
             random_state=0,

@@ -28,7 +28,11 @@ def measure_case(
     n, n_instances, n_copied = (120, 6, 1000) if given.quick else (25_000, 1200, 2**28)
     case = harness.ImageCase.make(given, n, n_classes)
     sampler = FisherMaskSampler(
-        mask_fraction=MASK_FRACTION, batch_size=256, random_state=0, **parameters
+        mask_fraction=MASK_FRACTION,
+        coverage_share=0,
+        batch_size=256,
+        random_state=0,
+        **parameters,
     )
     infos: list[dict[str, Any]] = []
     source = torch.ones(n_copied, device=given.device)

@@ -47,6 +47,8 @@ from skfishermask.fisher import fisher_matrix
 
 # The authors' number of samples for the diagonal, which is the default, too.
 DIAGONAL = {"n_mask_samples": 1024}
+# The method alone: coverage of the inputs is another one.
+OURS = DIAGONAL | {"coverage_share": 0}
 
 
 # The query beside the authors' way
@@ -63,7 +65,7 @@ class Headline:
         self.pool = self.case.pool[: self.n]
         self.module = self.case.net.module_
         self.images = torch.as_tensor(self.pool, device=given.device)
-        self.sampler = FisherMaskSampler(**DIAGONAL, batch_size=BATCH_SIZE, random_state=0)
+        self.sampler = FisherMaskSampler(**OURS, batch_size=BATCH_SIZE, random_state=0)
         self.ours: list[dict[str, float]] = []
         self.indices = np.empty(0, dtype=int)
         # The first query does not count, and makes the mask that everything else takes.
@@ -214,7 +216,7 @@ def over_samples(given: argparse.Namespace, case: harness.ImageCase) -> dict[str
     sizes = (16, 32) if given.quick else (500, 1000, 2000, 4000)
     n_instances = 2 if given.quick else 50
     few = {"n_mask_samples": 16}
-    sampler = FisherMaskSampler(**DIAGONAL | few, batch_size=BATCH_SIZE, random_state=0)
+    sampler = FisherMaskSampler(**OURS | few, batch_size=BATCH_SIZE, random_state=0)
     works = {f"N = {n}": (lambda n=n: sampler(case.net, case.pool[:n], n_instances)) for n in sizes}
     # At most two rounds, because these are long.
     rounds = min(2, given.repeats)
@@ -243,7 +245,7 @@ def few_images(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
         device=given.device,
         verbose=0,
     ).fit(X[n_pool:], y[n_pool:])
-    sampler = FisherMaskSampler(random_state=0)
+    sampler = FisherMaskSampler(coverage_share=0, random_state=0)
     with watching_memory() as seen:
         sampler(net, X[:n_pool], n_instances, X_labeled=X[n_pool:])
     info = sampler.query_info_
@@ -296,7 +298,11 @@ class KnobCase:
     def sampler(self, **knobs: Any) -> FisherMaskSampler:
         # The mask from all samples, so that it does not depend on what else is drawn.
         return FisherMaskSampler(
-            n_mask_samples=None, batch_size=BATCH_SIZE, random_state=self.seed, **knobs
+            n_mask_samples=None,
+            coverage_share=0,
+            batch_size=BATCH_SIZE,
+            random_state=self.seed,
+            **knobs,
         )
 
     def gain(self, positions: Sequence[int]) -> float:
@@ -449,7 +455,12 @@ def large_case(given: argparse.Namespace) -> dict[str, Any]:
     with np.load(given.folder / "training.npz") as training:
         net = harness.trained_net("cnn", training["X"], training["y"], 5, given.device)
     sampler = FisherMaskSampler(
-        mask_fraction=setting["k"], batch_size=256, random_state=0, verbose=1, **parameters
+        mask_fraction=setting["k"],
+        coverage_share=0,
+        batch_size=256,
+        random_state=0,
+        verbose=1,
+        **parameters,
     )
     n_instances = 10 if given.quick else 1000
     before = {

@@ -333,7 +333,7 @@ class CoverageWeighted(BaseEstimator):
 
 
 def fisher(**parameters: Any) -> FisherMaskSampler:
-    return FisherMaskSampler(batch_size=BATCH_SIZE, **parameters)
+    return FisherMaskSampler(**{"batch_size": BATCH_SIZE, "coverage_share": 0} | parameters)
 
 
 PEERS: dict[str, Callable[..., Any] | str] = {

@@ -87,7 +87,7 @@ def make_strategies(options: argparse.Namespace):
     strategies = {
         "random": "random",
         "entropy": entropy_sampling,
-        "BAIT": FisherMaskSampler(mask="output_layer", oversample=2.0, **common),
+        "BAIT": FisherMaskSampler(mask="output_layer", oversample=2.0, coverage_share=0, **common),
         "FisherMask": FisherMaskSampler(**common),
     }
     return {name: strategies[name] for name in options.strategies}

@@ -88,7 +88,9 @@ for name, values in result.items():
 strategies = {
     "random": "random",
     "entropy": entropy_sampling,
-    "BAIT": FisherMaskSampler(mask="output_layer", oversample=2.0, batch_size=256),
+    "BAIT": FisherMaskSampler(
+        mask="output_layer", oversample=2.0, coverage_share=0, batch_size=256
+    ),
     "FisherMask": FisherMaskSampler(batch_size=256),
 }
 folder = tempfile.TemporaryDirectory()

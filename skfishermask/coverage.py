@@ -125,8 +125,8 @@ def covering(
 
     References
     ----------
-    .. [1] W. Bae, D. J. Sutherland, G. L. Oliveira, "Uncertainty Herding: One Active Learning
-       Method for All Label Budgets", ICLR 2025, section 3.
+    .. [1] W. Bae, G. L. Oliveira, D. J. Sutherland, "Uncertainty Herding: One Active Learning
+       Method for All Label Budgets", ICLR 2025, arXiv 2412.20644.
     """
     rows = max(1, _AT_ONCE // len(pool))
     covered = pool.new_zeros(len(pool))

@@ -18,7 +18,7 @@ from skfishermask.data import (
     DaskSamples,
     NetSamples,
     ReadableNet,
-    has_flat_inputs,
+    flat_inputs,
     read_net,
 )
 from skfishermask.fisher import (
@@ -126,7 +126,7 @@ class Query:
             self._net.n_classes(samples.first(), samples.name)
         self._labeled = self._here(labeled)
         self._target = self._here(target)
-        self._covers = self._may_cover()
+        self._n_inputs = self._inputs_to_cover()
         self._pool = _pool(self._net, pool, settings, self._progress, cluster)
 
     def _here(self, samples: NetSamples | None) -> LocalSamples | None:
@@ -134,25 +134,24 @@ class Query:
             return None
         return LocalSamples(self._net, samples, self._settings, self._progress)
 
-    def _may_cover(self) -> bool:
-        """Say whether a share of the batch may go to coverage of the inputs."""
-        share, first = self._settings.coverage_share, self._first
-        if share == 0:
-            return False
-        if share != "auto":
-            if not has_flat_inputs(first):
-                found = first.dtype if isinstance(first, Tensor) else type(first).__name__
+    def _inputs_to_cover(self) -> int:
+        """Give the length of a sample where a share may go to coverage of the inputs, else 0."""
+        settings, inputs = self._settings, flat_inputs(self._first)
+        n_inputs = 0 if inputs is None else inputs.numel()
+        if settings.coverage_share != "auto":
+            if settings.coverage_share > 0 and inputs is None:
                 raise ValueError(
-                    f"coverage_share={share} needs inputs that are real numbers in one array, "
-                    f"found {found}. Set coverage_share=0."
+                    f"coverage_share={settings.coverage_share} needs inputs that are real numbers, "
+                    "found others, such as integers. Set coverage_share=0."
                 )
-            return True
-        return (
-            self._target is None
-            and has_flat_inputs(first)
-            and first[0].numel() <= _MOST_INPUTS
+            return n_inputs if settings.coverage_share > 0 else 0
+        covers = (
+            n_inputs <= _MOST_INPUTS
+            and self._target is None
+            and settings.entropy_share == 0
             and early_share(self._n_labeled, self._n_classes) > 0
         )
+        return n_inputs if covers else 0
 
     def run(self, *, wants_utilities: bool = False) -> Result:
         """Go through the steps.
@@ -321,10 +320,10 @@ class Query:
 
     def _by_coverage(self, rows: np.ndarray) -> tuple[list[int], float]:
         """Give the positions of the candidates that cover the inputs, and their share."""
-        if not self._covers:
+        if not self._n_inputs:
             return [], 0.0
         settings, labeled = self._settings, self._labeled
-        limit = min(_MOST_COVERED, max(1, _MOST_NUMBERS // self._first[0].numel()))
+        limit = min(_MOST_COVERED, max(1, _MOST_NUMBERS // self._n_inputs))
         drawn = np.arange(len(rows))
         if len(drawn) > limit:
             drawn = np.sort(settings.rng.choice(len(rows), limit, replace=False))

@@ -83,8 +83,8 @@ class MethodParameters:
         the margin of the predictions (UHerding, with radius 1 at unit length, on at most 10,000
         candidates); the rest is picked greedily given these. ``"auto"``: most of it while there
         are few labels, falling to none at 20 for each class, and none where the predicted classes
-        are not balanced, where `X_target` is given, or where the inputs are no real numbers in one
-        array of at most 4,096.
+        are not balanced, with `X_target` or `entropy_share`, or where a sample's inputs are no
+        real numbers or more than 4,096. 0: FisherMask as published.
     max_candidates : int or None, default=None
         Embed at most so many pool samples, drawn at random.
     to_logits : callable or None, default=None

@@ -39,7 +39,12 @@ X, Y = (data[:160] for data in nets.digits())
 N_LABELED = 60
 UNLABELED = np.arange(N_LABELED, 160)
 # Small masks and all samples for the diagonal: quick, and no draw matters.
-SMALL: dict[str, Any] = {"mask_fraction": 160, "n_mask_samples": None, "random_state": 0}
+SMALL: dict[str, Any] = {
+    "mask_fraction": 160,
+    "n_mask_samples": None,
+    "random_state": 0,
+    "coverage_share": 0,
+}
 CLASSES = list(range(10))
 
 

@@ -136,7 +136,8 @@ def at_question(number: int, act: Callable[[], object]) -> Callable[[str], None]
 
 
 def sampler(**more: Any) -> FisherMaskSampler:
-    return FisherMaskSampler(random_state=0, embedding_dtype="float64", **more)
+    given = {"random_state": 0, "embedding_dtype": "float64", "coverage_share": 0} | more
+    return FisherMaskSampler(**given)
 
 
 def chosen_by(sampler: FisherMaskSampler, net: Any, X: Any, X_labeled: Any, n: int = 12) -> Any:

@@ -186,7 +186,7 @@ def net_of(X: np.ndarray) -> Any:
 def test_token_ids_are_not_covered() -> None:
     ids = np.random.default_rng(0).integers(20, size=(40, 5))
     assert share_of(net_of(ids), ids, ids[:4]) == 0
-    with pytest.raises(ValueError, match=r"real numbers in one array, found torch\.int64"):
+    with pytest.raises(ValueError, match=r"coverage_share=0\.5 needs inputs that are real numbers"):
         FisherMaskSampler(coverage_share=0.5)(net_of(ids), ids, 3)
 
 
@@ -209,7 +209,9 @@ def test_inputs_of_several_lengths_are_named() -> None:
 
     net = net_of(np.ones((8, 3), dtype="float32"))
     sampler = FisherMaskSampler(coverage_share=0.5, batch_size=1)
-    with pytest.raises(ValueError, match=r"as many for each sample.*X_pool.*coverage_share=0"):
+    with pytest.raises(
+        ValueError, match=r"of \[3, 4, 5, 6, 7, 8\] numbers in X_pool.*coverage_share=0"
+    ):
         sampler(net, Ragged(), 2)
 
 
@@ -224,3 +226,30 @@ def test_a_large_pool_is_covered_by_some() -> None:
     assert indices.max() > 9_000
     other = sampler.set_params(random_state=1)(net, large, 30)[0]
     assert other.tolist() != indices.tolist()
+
+
+class Several(nn.Module):
+    """A linear network of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, top: Tensor, bottom: Tensor) -> Tensor:
+        return self.linear(torch.cat([top, bottom], 1))
+
+
+def test_several_inputs_are_covered_like_one() -> None:
+    def halves(X: np.ndarray) -> dict[str, np.ndarray]:
+        return {"top": X[:, :20], "bottom": X[:, 20:]}
+
+    one = nets.fitted(
+        NeuralNetClassifier(nn.Linear(64, 10), criterion=nn.CrossEntropyLoss, **nets.options())
+    )
+    two = NeuralNetClassifier(Several, criterion=nn.CrossEntropyLoss, **nets.options())
+    two.fit(halves(X[:60]), Y[:60])
+    two.module_.linear.load_state_dict(one.module_.state_dict())
+    sampler = FisherMaskSampler(coverage_share=1.0, random_state=0)
+    expected, _ = sampler(one, X_POOL, 6, X_labeled=X_LABELED)
+    found, _ = sampler(two, halves(X_POOL), 6, X_labeled=halves(X_LABELED))
+    assert found.tolist() == expected.tolist()

@@ -81,7 +81,7 @@ def test_one_chunk_at_a_time(net: Any, pool: np.ndarray) -> None:
         return chunk
 
     chunked = da.from_array(pool, CHUNKS).map_blocks(note, dtype=pool.dtype, meta=pool[:0])
-    FisherMaskSampler(mask="output_layer", random_state=0)(net, chunked, 5)
+    FisherMaskSampler(mask="output_layer", coverage_share=0, random_state=0)(net, chunked, 5)
     # One row to try the network, then each chunk once.
     assert computed[1:] == list(CHUNKS[0])
 

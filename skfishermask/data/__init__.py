@@ -4,7 +4,7 @@ from skfishermask.data.batches import (
     Batches,
     NetSamples,
     Source,
-    has_flat_inputs,
+    flat_inputs,
     naming_rows,
     unit_inputs,
 )
@@ -58,7 +58,7 @@ __all__ = [
     "counted",
     "default_net",
     "explaining_labels",
-    "has_flat_inputs",
+    "flat_inputs",
     "image_hint",
     "innermost",
     "is_binary",

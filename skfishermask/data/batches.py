@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -209,26 +209,33 @@ class NetSamples:
         return NetBatches(self._net, self._X, rows, self._batch_size, self.name)
 
 
-def has_flat_inputs(first: Inputs) -> bool:
-    """Tell whether samples like this one are real numbers in one array."""
-    return isinstance(first, Tensor) and first.is_floating_point()
+def flat_inputs(batch: Inputs) -> Tensor | None:
+    """Give the inputs of each sample in one row, (n, d); None where some are no real numbers."""
+    if isinstance(batch, Tensor):
+        return batch.reshape(len(batch), -1).float() if batch.is_floating_point() else None
+    if not isinstance(batch, Mapping | list | tuple):
+        return None
+    several = batch.values() if isinstance(batch, Mapping) else batch
+    parts = [flat_inputs(part) for part in several]
+    flat = [part for part in parts if part is not None]
+    return torch.cat(flat, 1) if flat and len(flat) == len(parts) else None
 
 
 def unit_inputs(batches: Batches) -> Tensor:
     """Put the inputs of a net together, (n, d) in float32: each sample flat, of unit length.
 
-    Raises ValueError where they are no real numbers in one array, or of several lengths.
+    Raises ValueError where some are no real numbers, or of several lengths.
     """
-    parts: list[Tensor] = []
-    for batch in batches:
-        if not has_flat_inputs(batch) or (parts and batch[0].numel() != parts[0].shape[1]):
-            found = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
-            raise ValueError(
-                "Coverage is measured between inputs that are real numbers in one array, as many "
-                f"for each sample; found {found} in {batches.name}. Set coverage_share=0."
-            )
-        parts.append(normalize(batch.reshape(len(batch), -1).float()))
-    return torch.cat(parts)
+    rows = [flat_inputs(batch) for batch in batches]
+    flat = [normalize(row) for row in rows if row is not None]
+    lengths = {row.shape[1] for row in flat}
+    if len(flat) < len(rows) or len(lengths) != 1:
+        found = f"of {sorted(lengths)} numbers" if len(flat) == len(rows) else "that are none"
+        raise ValueError(
+            "Coverage is measured between inputs that are real numbers, as many for each sample; "
+            f"found some {found} in {batches.name}. Set coverage_share=0."
+        )
+    return torch.cat(flat)
 
 
 @contextmanager
