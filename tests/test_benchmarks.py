@@ -223,7 +223,9 @@ def test_a_share_is_chosen_by_coverage(learner: Any) -> None:
 
     alone = choose(WithCoverage(0.0))
     np.random.seed(0)  # noqa: NPY002
-    sampler = FisherMaskSampler(regularization=0.01, batch_size=256, random_state=drawn_seed())
+    sampler = FisherMaskSampler(
+        regularization=0.01, batch_size=256, coverage_share=0, random_state=drawn_seed()
+    )
     assert alone == choose(sampler)
     covering = choose(STRATEGIES["UHerding, radius 1"])
     assert choose(WithCoverage(1.0)) == covering
