@@ -38,7 +38,8 @@ DATASETS = {
 FIRST = ("digits", "fashion-mnist")  # the first study, with some of the peers
 N_FIRST = 8  # settings there
 PAPER = "cifar10-images"  # the paper's setting, with some of the peers
-OURS = "FisherMask"
+OURS = "FisherMask"  # the method as published
+DEFAULT = "FisherMask, coverage at first"  # what FisherMaskSampler() does
 KINDS = ("balanced", "long-tailed")
 # Drawn in the learning curves; the tables have all.
 DRAWN = ["random", "margin", "BADGE", "BAIT", "MaxHerding", "UHerding", OURS]
@@ -231,11 +232,11 @@ def compared(
     return bootstrap(parts) if parts else None
 
 
-def outcomes(settings: list[Setting], names: Sequence[str]) -> str:
+def outcomes(settings: list[Setting], names: Sequence[str], ours: str = OURS) -> str:
     """How many of some strategies FisherMask is better than, level with and worse than."""
     groups: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
     for name in names:
-        found = compared(settings, lambda s, name=name: name)
+        found = compared(settings, lambda s, name=name: name, ours)
         assert found is not None
         groups[verdict(*found[1:])].append(name)
     worse = groups["worse"]
@@ -270,24 +271,32 @@ def regret_table(settings: list[Setting]) -> str:
     return table(head, rows, f"Regret over {len(settings)} settings, and what a query costs")
 
 
-def peer_table(settings: list[Setting], names: Sequence[str]) -> str:
+def peer_table(settings: list[Setting], names: Sequence[str], ours: str = OURS) -> str:
+    """One of ours minus every peer, over the seeds that both have."""
     kinds = kinds_of(settings)
+    fewest = min(len(s.difference(ours, name)) for s in settings for name in names)
 
     def cells(other: Callable[[Setting], str]) -> list[str]:
         row = []
         for some in kinds.values():
-            found = compared(some, other)
+            found = compared(some, other, ours)
             assert found is not None
             mean, low, high = found
             mark = {"better": "▲ ", "level": "", "worse": "▼ "}[verdict(low, high)]
-            mark = mark if enough(settings) else ""
+            mark = mark if fewest >= MIN_SEEDS else ""
             row.append(f"{mark}{signed(mean)} ({signed(low)} to {signed(high)})")
         return row
 
     rows = [[name, *cells(lambda s, name=name: name)] for name in names]
     rows.append(["the best peer, found afterwards", *cells(lambda s: s.best_peer)])
     head = ["", *(f"{kind} ({len(some)} settings)" for kind, some in kinds.items())]
-    return table(head, rows, "FisherMask minus the other: mean accuracy, 95% interval")
+    caption = f"{ours} minus the other: mean accuracy, 95% interval, {fewest} seeds or more"
+    return table(head, rows, caption)
+
+
+def has_default(settings: list[Setting]) -> bool:
+    """Whether the default was run in all settings, with seeds enough for a verdict."""
+    return all(DEFAULT in s.curves and len(s.difference(DEFAULT)) >= MIN_SEEDS for s in settings)
 
 
 def draw_differences(settings: list[Setting], file: Path) -> None:
@@ -443,7 +452,9 @@ def defaults(settings: list[Setting], of: Round) -> str:
             "nothing is decided: the default stays."
         )
     elif passed:
-        text = f"**{min(passed)[1]}** passes the test with the smallest worst regret."
+        best = min(passed)[1]
+        text = f"**{best}** passes the test with the smallest worst regret."
+        text += " It is the default." if best == DEFAULT else ""
     else:
         text = "None passes the test: the default stays."
     head = ["", "Difference to the default", "Mean regret", "Worst regret", "Lost", "Passes"]
@@ -455,6 +466,12 @@ def defaults(settings: list[Setting], of: Round) -> str:
 def advice(settings: list[Setting]) -> str:
     """Recommendations that follow from the regrets, by rules."""
     found = regrets(settings)
+    ours = [name for name in (OURS, DEFAULT) if name in found.index]
+    found = found.loc[[name for name in found.index if name in [*PEERS, *ours]]]
+
+    def of_ours(values: pd.Series) -> str:
+        return ", ".join(f"{name}: {values[name]:.3f}" for name in [*ours, "random"])
+
     lines = []
     for kind, some in list(kinds_of(settings).items())[1:]:
         of_kind = found[[s.name for s in some]].mean(axis=1).sort_values()
@@ -462,12 +479,12 @@ def advice(settings: list[Setting]) -> str:
         lines.append(
             f"- **{kind.capitalize()} pool**: {best}, with a mean regret of {of_kind.iloc[0]:.3f}; "
             f"then {others[0]} ({of_kind.iloc[1]:.3f}) and {others[1]} ({of_kind.iloc[2]:.3f}). "
-            f"FisherMask: {of_kind[OURS]:.3f}, random: {of_kind['random']:.3f}."
+            f"{of_ours(of_kind)}."
         )
     worst = found.max(axis=1).sort_values()
     lines.append(
         f"- **You cannot tell**: {worst.index[0]} is never further than {worst.iloc[0]:.3f} from "
-        f"the best; FisherMask {worst[OURS]:.3f}, random {worst['random']:.3f}."
+        f"the best. {of_ours(worst)}."
     )
     cheap = [n for n in worst.index if np.median([s.query_seconds(n) for s in settings]) < 1]
     if cheap:
@@ -595,8 +612,8 @@ FisherMask against each peer
 ----------------------------
 
 {peers}
-
-An interval is a bootstrap over settings and seeds; ▲ FisherMask is better, ▼ it is worse. Without a
+{default}
+An interval is a bootstrap over settings and seeds; ▲ ours is better, ▼ it is worse. Without a
 mark the two are not told apart, which is not to say that they are equal. The best peer of a setting
 is found after the fact, which flatters it.
 
@@ -685,13 +702,15 @@ are the mean token vectors of WordLlama, 256 numbers, for the definition of a no
 its ten largest subjects. *Letters* are 16 numbers for a picture of one of the letters A to M, from
 KEEL. MLP heads have 16 hidden units.
 
-All strategies get the same inputs, features and probabilities. Random, entropy and margin sampling
-are modAL's or ours; k-center, BADGE, TypiClust, DropQuery and MaxHerding are scikit-activeml's with
-their authors' settings; UHerding (Bae et al. 2025), TCM (Doucet et al. 2024) and BAIT Binary
-(Huseljic et al. 2024) are short code of ours in ``benchmarks/strategies.py``. TypiClust,
-MaxHerding, UHerding and DropQuery work on the inputs, the first three at unit length; k-center and
-BADGE on the network's penultimate features. BAIT is ``mask="output_layer", oversample=2.0``. TCM
-takes TypiClust up to 5 labels a class: its authors advise an early change on pretrained features.
+*FisherMask* is the method as published, ``coverage_share=0``; *FisherMask, coverage at first* is
+the default, ``coverage_share="auto"``. All strategies get the same inputs, features and
+probabilities. Random, entropy and margin sampling are modAL's or ours; k-center, BADGE, TypiClust,
+DropQuery and MaxHerding are scikit-activeml's with their authors' settings; UHerding (Bae et al.
+2025), TCM (Doucet et al. 2024) and BAIT Binary (Huseljic et al. 2024) are short code of ours in
+``benchmarks/strategies.py``. TypiClust, MaxHerding, UHerding and DropQuery work on the inputs, the
+first three at unit length; k-center and BADGE on the network's penultimate features. BAIT is
+``mask="output_layer", oversample=2.0``. ``coverage_share=1`` is UHerding with radius 1. TCM takes
+TypiClust up to 5 labels a class: its authors advise an early change on pretrained features.
 """
 
 
@@ -717,11 +736,17 @@ def page_of(settings: list[Setting], docs: Path, stops: pd.DataFrame | None = No
             f"nothing. Verdicts need {MIN_SEEDS} seeds in every setting."
         )
     else:
-        sentence = (
-            f"Does FisherMask save labels? Of {measured} "
-            + "; ".join(f"on {kind} pools it {outcomes(some, peers)}" for kind, some in kinds)
-            + "."
-        )
+
+        def told(ours: str) -> str:
+            said = [f"on {kind} pools it {outcomes(some, peers, ours)}" for kind, some in kinds]
+            return "; ".join(said) + "."
+
+        sentence = f"Does FisherMask save labels? Of {measured} {told(OURS)}"
+        if has_default(new):
+            sentence += (
+                " That is the method as published. The default takes a share of the batch by "
+                f"coverage of the inputs while labels are few: {told(DEFAULT)}"
+            )
     first = new[0].info
     details = [
         folded("What was run", DONE + "\n" + setting_table(new)),
@@ -763,6 +788,7 @@ def page_of(settings: list[Setting], docs: Path, stops: pd.DataFrame | None = No
         regret=regret_table(new),
         pool=first["pool_size"],
         peers=peer_table(new, peers),
+        default=peer_table(new, peers, DEFAULT) if has_default(new) else "",
         protocol=PROTOCOL,
         first_round=defaults(new, ROUNDS[0]),
         second_round=defaults(new + old, ROUNDS[1]),

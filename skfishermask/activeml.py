@@ -53,7 +53,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
     It picks what :class:`skfishermask.FisherMaskSampler` picks: greedily, the batch that most
     reduces :math:`\mathrm{tr}(M^{-1} F)`, where F is the mean Fisher information of all samples
     in the network's most informative parameters, and M that of the labelled samples and the
-    batch.
+    batch; while labels are few, after a share by coverage of the inputs (`coverage_share`).
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
     >>> clf = SkorchClassifier(
     ...     torch.nn.Linear(4, 2), neural_net_param_dict=options, classes=[0, 1]
     ... )
-    >>> strategy = FisherMask(random_state=0)
+    >>> strategy = FisherMask(coverage_share=0, random_state=0)
     >>> indices, utilities = strategy.query(
     ...     X, y, clf, fit_clf=True, batch_size=3, return_utilities=True
     ... )

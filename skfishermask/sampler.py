@@ -46,7 +46,9 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
     the most informative ones, describes each candidate x by the Fisher embedding V(x) of its
     masked gradients, and greedily picks the batch that most reduces
     :math:`\mathrm{tr}(M^{-1} F)`, where F is the mean Fisher information of all samples and
-    :math:`M = M_0 + \sum V(x)^\top V(x)` over the batch.
+    :math:`M = M_0 + \sum V(x)^\top V(x)` over the batch. While labels are few and the predicted
+    classes balanced, a share of the batch is taken by coverage of the inputs before
+    (`coverage_share`; 0 for the method as published).
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ class MethodParameters:
     entropy_share : float, default=0.0
         Share of the batch, in [0, 1], that is taken by largest predictive entropy first; the
         rest is picked greedily given these.
-    coverage_share : float or "auto", default=0.0
+    coverage_share : float or "auto", default="auto"
         Share of the batch, in [0, 1], that is taken first by coverage of the inputs, weighted by
         the margin of the predictions (UHerding, with radius 1 at unit length, on at most 10,000
         candidates); the rest is picked greedily given these. ``"auto"``: most of it while there
@@ -121,7 +121,7 @@ class MethodParameters:
     lazy: bool = parameter(False, "boolean")
     entropy_share: float = parameter(0.0, Interval(Real, 0, 1, closed="both"))
     coverage_share: float | Literal["auto"] = parameter(
-        0.0, Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})
+        "auto", Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})
     )
     max_candidates: int | None = parameter(None, at_least_one(), None)
     to_logits: ToLogits | None = parameter(None, callable, None)
