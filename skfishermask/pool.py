@@ -154,7 +154,8 @@ class LocalSamples:
 
     def inputs(self, rows: np.ndarray | None = None) -> Tensor:
         """Read some rows, or all, as the net does, flat and of unit length, (n, d)."""
-        return unit_inputs(self.source.batches(rows))
+        batches = self.source.batches(rows)
+        return unit_inputs(self.progress.each(batches, len(batches), "Inputs"), self.source.name)
 
     def blocks(
         self, rows: np.ndarray | None, mask: ParameterMask, n_directions: int, text: str

@@ -80,7 +80,7 @@ class MethodParameters:
         rest is picked greedily given these.
     coverage_share : float or "auto", default="auto"
         Share of the batch, in [0, 1], that is taken first by coverage of the inputs, weighted by
-        the margin of the predictions (UHerding, with radius 1 at unit length, on at most 10,000
+        the margin of the predictions (UHerding, with radius 1 at unit length, on at most 5,000
         candidates); the rest is picked greedily given these. ``"auto"``: most of it while there
         are few labels, falling to none at 20 for each class, and none where the predicted classes
         are not balanced, with `X_target` or `entropy_share`, or where a sample's inputs are no

@@ -216,14 +216,14 @@ def test_inputs_of_several_lengths_are_named() -> None:
 
 
 def test_a_large_pool_is_covered_by_some() -> None:
-    large = np.random.default_rng(0).normal(size=(10_050, 3)).astype("float32")
+    large = np.random.default_rng(0).normal(size=(5_050, 3)).astype("float32")
     net = net_of(large)
     sampler = FisherMaskSampler(
         coverage_share=1.0, **SMALL | {"mask_fraction": "auto", "n_mask_samples": 100}
     )
     indices, _ = sampler(net, large, 30)
     assert len(set(indices.tolist())) == 30
-    assert indices.max() > 9_000
+    assert indices.max() > 4_500
     other = sampler.set_params(random_state=1)(net, large, 30)[0]
     assert other.tolist() != indices.tolist()
 

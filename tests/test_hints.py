@@ -334,7 +334,7 @@ class Noisy(Images):
         return x + torch.rand(1), y
 
 
-@pytest.mark.parametrize("what", ["fit", "query"])
+@pytest.mark.parametrize("what", ["fit", "query", "coverage"])
 @pytest.mark.parametrize("odd", [None, GREY])
 def test_a_dataset_that_draws_leaves_the_generators_alone(what: str, odd: Any) -> None:
     """Also where it is read again, to explain an error."""
@@ -346,5 +346,7 @@ def test_a_dataset_that_draws_leaves_the_generators_alone(what: str, odd: Any) -
         if what == "fit":
             sampler.fit(noisy, Y[:30])
         else:
-            sampler.query(noisy, 3, X_labeled=fine, X_target=fine)
+            given = {"X_target": fine} if what == "query" else {}
+            sampler.set_params(coverage_share=0.5 if what == "coverage" else "auto")
+            sampler.query(noisy, 3, X_labeled=noisy if odd is None else fine, **given)
     assert torch.equal(torch.get_rng_state(), before)

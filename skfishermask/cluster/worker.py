@@ -100,7 +100,7 @@ def probabilities_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor:
 def inputs_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor:
     """Read a chunk's samples as the net does, flat and of unit length."""
     with which.read(packed, chunk) as (_, batches):
-        return unit_inputs(batches).cpu()
+        return unit_inputs(batches, batches.name).cpu()
 
 
 class Part:
