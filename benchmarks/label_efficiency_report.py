@@ -42,8 +42,9 @@ OURS = "FisherMask"  # the method as published
 DEFAULT = "FisherMask, coverage at first"  # what FisherMaskSampler() does
 KINDS = ("balanced", "long-tailed")
 # Drawn in the learning curves; the tables have all.
-DRAWN = ["random", "margin", "BADGE", "BAIT", "MaxHerding", "UHerding", OURS]
+DRAWN = ["random", "margin", "BADGE", "BAIT", "MaxHerding", "UHerding", OURS, DEFAULT]
 COLOURS = ["0.45", "tab:orange", "tab:green", "tab:purple", "tab:red", "tab:brown", "tab:blue"]
+COLOURS += ["black"]
 WANTED_ERROR = 0.006
 MIN_SEEDS = 8  # a bootstrap interval of fewer is too narrow
 N_RESAMPLES = 10_000
@@ -335,14 +336,20 @@ def draw_curves(settings: list[Setting], file: Path) -> None:
         rows, columns, figsize=(3.6 * columns, 2.9 * rows), layout="constrained", squeeze=False
     )
     for ax, s in zip(axes.flat, settings, strict=False):
-        for name, colour, marker in zip(DRAWN, COLOURS, "o^vsDPX", strict=True):
+        n_seeds: list[int] = []
+        for name, colour, marker in zip(DRAWN, COLOURS, "o^vsDPX*", strict=True):
             if name not in s.curves:
                 continue
-            curve = s.curves[name].filter(s.curves[OURS].index, axis=0)
-            mean, half = curve.mean(), curve.sem()
+            # FisherMask's mean, plus the mean difference on the seeds that both have.
+            difference = (s.curves[name] - s.curves[OURS]).dropna()
+            mean = s.curves[OURS].mean() + difference.mean()
+            half = s.curves[name].loc[difference.index].sem()
+            n_seeds.append(len(difference))
             ax.plot(mean.index, mean, color=colour, marker=marker, markersize=4, label=name)
             ax.fill_between(mean.index, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
-        ax.set_title(f"{s.dataset}\n{s.short} a batch ({s.n_seeds} seeds)", fontsize=9)
+        low, high = min(n_seeds), max(n_seeds)
+        seeds = f"{low} seeds" if low == high else f"{low} to {high} seeds"
+        ax.set_title(f"{s.dataset}\n{s.short} a batch ({seeds})", fontsize=9)
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes.flat[len(settings) :]:
@@ -682,7 +689,8 @@ The best single threshold is on: {best}. One on the objective is {than} one on t
 
 CURVES = """\
 .. image:: images/{}.png
-   :alt: Learning curves of some strategies, mean and standard error.
+   :alt: Learning curves of some strategies, mean and standard error; FisherMask's mean, plus the
+         mean difference to it on the seeds that both have.
 """
 
 DONE = """\
