@@ -203,6 +203,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
+def span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     lines = [f".. list-table:: {caption}", "   :header-rows: 1", "   :stub-columns: 1", ""]
     for row in [head, *rows]:
@@ -347,9 +352,7 @@ def draw_curves(settings: list[Setting], file: Path) -> None:
             n_seeds.append(len(difference))
             ax.plot(mean.index, mean, color=colour, marker=marker, markersize=4, label=name)
             ax.fill_between(mean.index, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
-        low, high = min(n_seeds), max(n_seeds)
-        seeds = f"{low} seeds" if low == high else f"{low} to {high} seeds"
-        ax.set_title(f"{s.dataset}\n{s.short} a batch ({seeds})", fontsize=9)
+        ax.set_title(f"{s.dataset}\n{s.short} a batch ({span(n_seeds)} seeds)", fontsize=9)
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes.flat[len(settings) :]:
@@ -464,9 +467,9 @@ def defaults(settings: list[Setting], of: Round) -> str:
         text += " It is the default." if best == DEFAULT else ""
     else:
         text = "None passes the test: the default stays."
-    head = ["", "Difference to the default", "Mean regret", "Worst regret", "Lost", "Passes"]
-    most = max(len(x) for x in scores.values())
-    caption = f"Candidates for the default: {len(settings)} settings, {seeds} to {most} seeds"
+    head = ["", f"Difference to {OURS}", "Mean regret", "Worst regret", "Lost", "Passes"]
+    n_seeds = span([len(x) for x in scores.values()])
+    caption = f"Candidates for the default: {len(settings)} settings, {n_seeds} seeds"
     return f"{text}\n\n{table(head, rows, caption)}"
 
 
@@ -808,9 +811,8 @@ def power(settings: list[Setting]) -> str:
     """What difference the study can see."""
     seeds = [s.n_seeds for s in settings]
     errors = [error(s.difference(n)) for s in settings for n in s.peers]
-    low, high = min(seeds), max(seeds)
-    text = f"Seeds in each setting: {low if low == high else f'{low} to {high}'}."
-    if low < MIN_SEEDS:
+    text = f"Seeds in each setting: {span(seeds)}."
+    if min(seeds) < MIN_SEEDS:
         text += (
             f" With fewer than {MIN_SEEDS} this is a first look: intervals are too narrow, and a "
             "difference in one setting can be chance."
