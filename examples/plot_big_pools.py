@@ -65,13 +65,14 @@ net = NeuralNetClassifier(
 # ---------------
 #
 # With the default parameters nothing is left out. A memory map is read batch by batch, never as a
-# whole: what fills the memory is not the pool but its embedding.
+# whole: what fills the memory is not the pool but its embedding. (``coverage_share=0``, so that all
+# of the batch is chosen by the objective that it is judged by below.)
 
 n_instances = 30
 
 
 def ask(**parameters):
-    sampler = FisherMaskSampler(batch_size=512, random_state=0, **parameters)
+    sampler = FisherMaskSampler(coverage_share=0, batch_size=512, random_state=0, **parameters)
     indices, _ = sampler(net, X_pool, n_instances=n_instances, X_labeled=X_labelled)
     return sampler, indices
 

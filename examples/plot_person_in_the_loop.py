@@ -230,8 +230,7 @@ print(f"{len(rows)} labels, accuracy {one.score(X_test, y_test):.3f}")
 
 # %%
 # By chance there is no 3, no 7 and no 8 among the first fifteen, and five of them are a 6. The
-# first five questions bring an 8 and two 3s, the fourth batch a 7, and of the 45 images asked for
-# only three are a 6.
+# first eight questions bring a 3, a 7 and an 8, and of the 45 images asked for only two are a 6.
 #
 # Handing a batch to a labelling tool
 # -----------------------------------

@@ -141,7 +141,7 @@ print("labels  ", *(f"{9 + 3 * i:>6}" for i in range(7)))
 print("accuracy", *(f"{score:6.3f}" for score in scores))
 
 # %%
-# By chance only one Barbera was among the first nine wines. The first query goes for three more,
+# By chance only one Barbera was among the first nine wines. The first query goes for two more,
 # the later ones mostly for wines between the kinds. With 18 labels more than nine in ten of the
 # test wines are recognised. With sets this small a comparison of strategies needs many repeats; see
 # :doc:`/auto_examples/plot_compare_strategies`.
