@@ -76,8 +76,8 @@ print(f"accuracy before: {before:.3f}")
 #
 # The pool is cut into files of a hundred samples. A :class:`~torch.utils.data.Dataset` that opens a
 # file when one of its samples is asked for never holds more than a batch; a query reads it once, in
-# order, for the embedding, and a sample of it before, for the mask. One large array needs no such
-# class: ``numpy.load(..., mmap_mode="c")`` is read batch by batch as well
+# order, for the embedding, and samples of it for the mask and for coverage. One large array needs
+# no such class: ``numpy.load(..., mmap_mode="c")`` is read batch by batch as well
 # (:doc:`/auto_examples/plot_big_pools`).
 
 for number, start in enumerate(range(0, len(rest), 100)):
