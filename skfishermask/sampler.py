@@ -83,8 +83,9 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
         ``"embedding_storage"``: ``"memory"`` (the card's, with CUDA), ``"host memory"``,
         ``"scratch file"`` or ``"cluster"``. ``"dimensions"`` are those that the choice was made in:
         k, or the number of rows where these are fewer. ``"objective"`` has tr(M^-1 F) before the
-        batch and after it, and ``"candidates_read"`` counts how often a candidate's embedding was
-        read, beside the start. On a Dask cluster also ``"n_workers"``, ``"n_chunks"``,
+        batch and after it, ``"candidates_read"`` counts how often a candidate's embedding was
+        read, beside the start, and ``"coverage_share"`` is the share of the batch that was taken
+        by coverage. On a Dask cluster also ``"n_workers"``, ``"n_chunks"``,
         ``"round_trips"`` of the selection, and ``"bytes_moved"`` between this process and the
         workers (a dict by phase).
 
