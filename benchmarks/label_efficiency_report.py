@@ -755,8 +755,8 @@ def page_of(settings: list[Setting], docs: Path, stops: pd.DataFrame | None = No
         sentence = f"Does FisherMask save labels? Of {measured} {told(OURS)}"
         if has_default(new):
             sentence += (
-                " That is the method as published. The default takes a share of the batch by "
-                f"coverage of the inputs while labels are few: {told(DEFAULT)}"
+                f" That is the method as published. The default (*{DEFAULT}*) takes a share of the "
+                f"batch by coverage of the inputs while labels are few: {told(DEFAULT)}"
             )
     first = new[0].info
     details = [
