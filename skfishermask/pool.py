@@ -79,8 +79,8 @@ class Pool(Protocol):
     def probabilities(self, rows: np.ndarray) -> Tensor:
         """Predict the class probabilities of some rows, (n, C)."""
 
-    def inputs(self, rows: np.ndarray) -> Tensor:
-        """Read some rows as the net does, flat and of unit length, (n, d)."""
+    def inputs(self, rows: np.ndarray) -> Tensor | None:
+        """Read some rows as the net does, flat and of unit length; None: no one length."""
 
     def embed(
         self,
@@ -152,10 +152,10 @@ class LocalSamples:
         with naming_rows(batches, self.net.to_logits):
             return predicted_probabilities(self.net.module, shown, to_logits=self.net.to_logits)
 
-    def inputs(self, rows: np.ndarray | None = None) -> Tensor:
-        """Read some rows, or all, as the net does, flat and of unit length, (n, d)."""
+    def inputs(self, rows: np.ndarray | None = None) -> Tensor | None:
+        """Read some rows, or all, as the net does, flat and of unit length; None: no one length."""
         batches = self.source.batches(rows)
-        return unit_inputs(self.progress.each(batches, len(batches), "Inputs"), self.source.name)
+        return unit_inputs(self.progress.each(batches, len(batches), "Inputs"))
 
     def blocks(
         self, rows: np.ndarray | None, mask: ParameterMask, n_directions: int, text: str

@@ -183,8 +183,8 @@ class Query:
         embedded = pool.embed(rows, mask, needs, others, wants_fisher=self._aims_at_pool)
         objective = self._objective(embedded, len(rows))
         with self._progress.step("selection"):
-            covering, share = self._by_coverage(rows)
-            batch = pool.choose(objective, covering + self._by_entropy(rows, covering))
+            covered, share = self._by_coverage(rows)
+            batch = pool.choose(objective, covered + self._by_entropy(rows, covered))
         before, after = batch.objective
         outside = self._outside(len(mask) - embedded.dimensions)
         info = {
@@ -335,7 +335,14 @@ class Query:
         if n == 0:
             return [], 0.0
         inputs = self._pool.inputs(rows[drawn])
-        theirs = inputs[:0] if labeled is None else labeled.inputs()
+        theirs = None if inputs is None else inputs[:0] if labeled is None else labeled.inputs()
+        if inputs is None or theirs is None or inputs.shape[1] != theirs.shape[1]:
+            if settings.coverage_share == "auto":
+                return [], 0.0
+            raise ValueError(
+                f"coverage_share={share} needs inputs of one length in X_pool and X_labeled, found "
+                "several, such as sequences padded batch by batch. Set coverage_share=0."
+            )
         with self._progress.bar(n, "Coverage", "pick") as bar:
             weights = margin_uncertainty(p).to(inputs)
             picks = covering(inputs, theirs, weights, n, on_pick=bar.update)

@@ -199,20 +199,37 @@ def test_large_images_are_not_covered_of_themselves(n_inputs: int, covers: bool)
     assert sampler.query_info_["coverage_share"] == 0.5
 
 
-def test_inputs_of_several_lengths_are_named() -> None:
-    class Ragged(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return 6
+class Sequences(torch.utils.data.Dataset):
+    """Of several lengths, or of one."""
 
-        def __getitem__(self, i: int) -> tuple[Tensor, int]:
-            return torch.ones(3 + i), 0
+    def __init__(self, *lengths: int) -> None:
+        self.lengths = lengths
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return torch.arange(self.lengths[i]) + 1.0 + i, 0
+
+
+@pytest.mark.parametrize(
+    ("pool", "labeled"),
+    [
+        (Sequences(3, 4, 5, 6), Sequences(4)),
+        (Sequences(4, 4, 4), Sequences(4, 5)),
+        (Sequences(4, 4, 4), Sequences(5)),
+    ],
+    ids=["pool", "labelled", "each of one"],
+)
+def test_inputs_of_several_lengths_are_not_covered(pool: Any, labeled: Any) -> None:
     net = net_of(np.ones((8, 3), dtype="float32"))
-    sampler = FisherMaskSampler(coverage_share=0.5, batch_size=1)
-    with pytest.raises(
-        ValueError, match=r"of \[3, 4, 5, 6, 7, 8\] numbers in X_pool.*coverage_share=0"
-    ):
-        sampler(net, Ragged(), 2)
+    sampler = FisherMaskSampler(coverage_share="auto", batch_size=1, random_state=0)
+    indices, _ = sampler(net, pool, 3, X_labeled=labeled)
+    assert sampler.query_info_["coverage_share"] == 0
+    plain = FisherMaskSampler(coverage_share=0, batch_size=1, random_state=0)
+    assert plain(net, pool, 3, X_labeled=labeled)[0].tolist() == indices.tolist()
+    with pytest.raises(ValueError, match=r"coverage_share=1.0 needs inputs of one length"):
+        sampler.set_params(coverage_share=1.0)(net, pool, 3, X_labeled=labeled)
 
 
 def test_a_large_pool_is_covered_by_some() -> None:

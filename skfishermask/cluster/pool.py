@@ -162,12 +162,15 @@ class ClusterPool:
         self._cluster.count("predictions", found.nbytes)
         return found
 
-    def inputs(self, rows: np.ndarray) -> Tensor:  # noqa: D102, see Pool
+    def inputs(self, rows: np.ndarray) -> Tensor | None:  # noqa: D102, see Pool
         tasks = self._cluster.compute(self._tasks(worker.inputs_of, rows))
         with self._progress.bar(len(tasks), "Inputs", "chunk") as bar:
-            found = torch.cat(self._cluster.results(tasks, bar.update))
-        self._cluster.count("inputs", found.nbytes)
-        return found.to(self._net.device)
+            parts = self._cluster.results(tasks, bar.update)
+        found = [part for part in parts if part is not None]
+        self._cluster.count("inputs", sum(part.nbytes for part in found))
+        if len(found) < len(parts) or len({part.shape[1] for part in found}) > 1:
+            return None
+        return torch.cat(found).to(self._net.device)
 
     def embed(  # noqa: D102, see Pool
         self,

@@ -97,10 +97,11 @@ def probabilities_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor:
         return predicted_probabilities(net.module, batches, to_logits=net.to_logits).cpu()
 
 
-def inputs_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor:
-    """Read a chunk's samples as the net does, flat and of unit length."""
+def inputs_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor | None:
+    """Read a chunk's samples as the net does, flat and of unit length; None: no one length."""
     with which.read(packed, chunk) as (_, batches):
-        return unit_inputs(batches, batches.name).cpu()
+        found = unit_inputs(batches)
+        return None if found is None else found.cpu()
 
 
 class Part:

@@ -221,22 +221,16 @@ def flat_inputs(batch: Inputs) -> Tensor | None:
     return torch.cat(flat, 1) if flat and len(flat) == len(parts) else None
 
 
-def unit_inputs(batches: Iterable[Inputs], name: str) -> Tensor:
+def unit_inputs(batches: Iterable[Inputs]) -> Tensor | None:
     """Put the inputs of a net together, (n, d) in float32: each sample flat, of unit length.
 
-    Raises ValueError where some are no real numbers, or of several lengths.
+    None where some are no real numbers, or where they are of several lengths.
     """
     with seeded(0):  # what a Dataset draws leaves no trace
         rows = [flat_inputs(batch) for batch in batches]
     flat = [normalize(row) for row in rows if row is not None]
-    lengths = {row.shape[1] for row in flat}
-    if len(flat) < len(rows) or len(lengths) != 1:
-        found = f"of {sorted(lengths)} numbers" if len(flat) == len(rows) else "that are none"
-        raise ValueError(
-            "Coverage is measured between inputs that are real numbers, as many for each sample; "
-            f"found some {found} in {name}. Set coverage_share=0."
-        )
-    return torch.cat(flat)
+    is_one_length = len({row.shape[1] for row in flat}) == 1
+    return torch.cat(flat) if is_one_length and len(flat) == len(rows) else None
 
 
 @contextmanager
