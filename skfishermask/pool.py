@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skfishermask.data import ReadableNet, Source, naming_rows, unit_inputs
+from skfishermask.data import Batches, ReadableNet, Source, UnitInputs, naming_rows
 from skfishermask.fisher import (
     FisherSum,
+    Inputs,
     ParameterMask,
     embedding_blocks,
     fisher_diagonal,
@@ -79,8 +80,8 @@ class Pool(Protocol):
     def probabilities(self, rows: np.ndarray) -> Tensor:
         """Predict the class probabilities of some rows, (n, C)."""
 
-    def inputs(self, rows: np.ndarray) -> Tensor | None:
-        """Read some rows as the net does, flat and of unit length; None: no one length."""
+    def predictions_and_inputs(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Give the probabilities, and the inputs flat and of unit length; None: no one length."""
 
     def embed(
         self,
@@ -148,14 +149,20 @@ class LocalSamples:
     def probabilities(self, rows: np.ndarray) -> Tensor:
         """Predict the class probabilities of some rows, (n, C)."""
         batches = self.source.batches(rows)
-        shown = self.progress.each(batches, len(batches), "Predictions")
+        return self._predicted(batches, batches)
+
+    def predictions_and_inputs(
+        self, rows: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Give these of some rows, or of all; see `Pool`."""
+        batches = self.source.batches(rows)
+        inputs = UnitInputs(batches)
+        return self._predicted(batches, inputs), inputs.together()
+
+    def _predicted(self, batches: Batches, read: Iterable[Inputs]) -> Tensor:
+        shown = self.progress.each(read, len(batches), "Predictions")
         with naming_rows(batches, self.net.to_logits):
             return predicted_probabilities(self.net.module, shown, to_logits=self.net.to_logits)
-
-    def inputs(self, rows: np.ndarray | None = None) -> Tensor | None:
-        """Read some rows, or all, as the net does, flat and of unit length; None: no one length."""
-        batches = self.source.batches(rows)
-        return unit_inputs(self.progress.each(batches, len(batches), "Inputs"))
 
     def blocks(
         self, rows: np.ndarray | None, mask: ParameterMask, n_directions: int, text: str

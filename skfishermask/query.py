@@ -327,15 +327,16 @@ class Query:
         drawn = np.arange(len(rows))
         if len(drawn) > limit:
             drawn = np.sort(settings.rng.choice(len(rows), limit, replace=False))
-        p = self._pool.probabilities(rows[drawn])
+        p, inputs = self._pool.predictions_and_inputs(rows[drawn])
         share = settings.coverage_share
         if share == "auto":
             share = automatic_share(p, self._n_labeled)
         n = min(round(share * self._n_instances), len(drawn))
         if n == 0:
             return [], 0.0
-        inputs = self._pool.inputs(rows[drawn])
-        theirs = None if inputs is None else inputs[:0] if labeled is None else labeled.inputs()
+        theirs = inputs
+        if labeled is not None:
+            _, theirs = labeled.predictions_and_inputs()
         if inputs is None or theirs is None or inputs.shape[1] != theirs.shape[1]:
             if settings.coverage_share == "auto":
                 return [], 0.0
@@ -345,7 +346,8 @@ class Query:
             )
         with self._progress.bar(n, "Coverage", "pick") as bar:
             weights = margin_uncertainty(p).to(inputs)
-            picks = covering(inputs, theirs, weights, n, on_pick=bar.update)
+            covered = inputs[:0] if labeled is None else theirs
+            picks = covering(inputs, covered, weights, n, on_pick=bar.update)
         return drawn[picks].tolist(), n / self._n_instances
 
     def _by_entropy(self, rows: np.ndarray, taken: list[int]) -> list[int]:

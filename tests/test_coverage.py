@@ -232,6 +232,29 @@ def test_inputs_of_several_lengths_are_not_covered(pool: Any, labeled: Any) -> N
         sampler.set_params(coverage_share=1.0)(net, pool, 3, X_labeled=labeled)
 
 
+class Counting(torch.utils.data.Dataset):
+    """Counts how often each sample is read."""
+
+    def __init__(self, X: np.ndarray) -> None:
+        self.X, self.n_reads = X, np.zeros(len(X), int)
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        self.n_reads[i] += 1
+        return self.X[i], 0
+
+
+def test_coverage_reads_a_sample_once_more(net: Any) -> None:
+    reads = []
+    for share in (0.0, 0.5):
+        pool, labeled = Counting(X_POOL), Counting(X_LABELED)
+        FisherMaskSampler(coverage_share=share, **SMALL)(net, pool, 4, X_labeled=labeled)
+        reads.append(np.concatenate([pool.n_reads[1:], labeled.n_reads[1:]]))
+    assert set(reads[1] - reads[0]) == {1}
+
+
 def test_a_large_pool_is_covered_by_some() -> None:
     large = np.random.default_rng(0).normal(size=(5_050, 3)).astype("float32")
     net = net_of(large)

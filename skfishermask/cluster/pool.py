@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import psutil
@@ -22,13 +22,14 @@ from torch import Tensor
 from skfishermask.cluster import worker
 from skfishermask.cluster.client import Cluster, Future
 from skfishermask.cluster.shards import Shards
-from skfishermask.data import DaskObject, DaskSamples, ReadableNet, net_state
+from skfishermask.data import DaskObject, DaskSamples, ReadableNet, in_one_length, net_state
 from skfishermask.fisher import ParameterMask
 from skfishermask.pool import Embedded, LocalSamples, picks_bar
 from skfishermask.progress import Progress
 from skfishermask.selection import Batch, Needs, Objective, RemoteCandidates, chosen_from, gigabytes
 from skfishermask.settings import Settings
 
+T = TypeVar("T")
 # Picks to attempt for each question to the workers, and the share of their memory that the states
 # of these may take.
 _PICKS_A_ROUND, _STATES_SHARE = 16, 0.2
@@ -156,21 +157,24 @@ class ClusterPool:
         return {name: value / n for name, value in sums.items()}
 
     def probabilities(self, rows: np.ndarray) -> Tensor:  # noqa: D102, see Pool
-        tasks = self._cluster.compute(self._tasks(worker.probabilities_of, rows))
-        with self._progress.bar(len(tasks), "Predictions", "chunk") as bar:
-            found = torch.cat(self._cluster.results(tasks, bar.update))
+        found = torch.cat(self._predicted(worker.probabilities_of, rows))
         self._cluster.count("predictions", found.nbytes)
         return found
 
-    def inputs(self, rows: np.ndarray) -> Tensor | None:  # noqa: D102, see Pool
-        tasks = self._cluster.compute(self._tasks(worker.inputs_of, rows))
-        with self._progress.bar(len(tasks), "Inputs", "chunk") as bar:
-            parts = self._cluster.results(tasks, bar.update)
-        found = [part for part in parts if part is not None]
-        self._cluster.count("inputs", sum(part.nbytes for part in found))
-        if len(found) < len(parts) or len({part.shape[1] for part in found}) > 1:
-            return None
-        return torch.cat(found).to(self._net.device)
+    def _predicted(self, function: Callable[..., T], rows: np.ndarray) -> list[T]:
+        tasks = self._cluster.compute(self._tasks(function, rows))
+        with self._progress.bar(len(tasks), "Predictions", "chunk") as bar:
+            return self._cluster.results(tasks, bar.update)
+
+    def predictions_and_inputs(  # noqa: D102, see Pool
+        self, rows: np.ndarray
+    ) -> tuple[Tensor, Tensor | None]:
+        found = self._predicted(worker.predictions_and_inputs_of, rows)
+        p = torch.cat([p for p, _ in found])
+        inputs = in_one_length([part for _, part in found])
+        self._cluster.count("predictions", p.nbytes)
+        self._cluster.count("inputs", 0 if inputs is None else inputs.nbytes)
+        return p, None if inputs is None else inputs.to(self._net.device)
 
     def embed(  # noqa: D102, see Pool
         self,

@@ -19,11 +19,11 @@ from skfishermask.data import (
     Data,
     NetModule,
     ReadableNet,
+    UnitInputs,
     chunk_batches,
     naming_rows,
     net_from_state,
     to_logits_of,
-    unit_inputs,
 )
 from skfishermask.fisher import (
     ParameterMask,
@@ -97,11 +97,15 @@ def probabilities_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor:
         return predicted_probabilities(net.module, batches, to_logits=net.to_logits).cpu()
 
 
-def inputs_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor | None:
-    """Read a chunk's samples as the net does, flat and of unit length; None: no one length."""
-    with which.read(packed, chunk) as (_, batches):
-        found = unit_inputs(batches)
-        return None if found is None else found.cpu()
+def predictions_and_inputs_of(
+    packed: bytes, chunk: Data, which: Chunk
+) -> tuple[Tensor, Tensor | None]:
+    """Give the probabilities, and the inputs flat and of unit length; None: no one length."""
+    with which.read(packed, chunk) as (net, batches):
+        read = UnitInputs(batches)
+        p = predicted_probabilities(net.module, read, to_logits=net.to_logits).cpu()
+        inputs = read.together()
+        return p, None if inputs is None else inputs.cpu()
 
 
 class Part:

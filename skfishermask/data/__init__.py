@@ -4,9 +4,10 @@ from skfishermask.data.batches import (
     Batches,
     NetSamples,
     Source,
+    UnitInputs,
     flat_inputs,
+    in_one_length,
     naming_rows,
-    unit_inputs,
 )
 from skfishermask.data.dask import DaskSamples, chunk_batches, is_dask
 from skfishermask.data.default_net import default_net
@@ -45,6 +46,7 @@ __all__ = [
     "ReadableNet",
     "Relabeled",
     "Source",
+    "UnitInputs",
     "Unwrapped",
     "Whatever",
     "as_rows",
@@ -60,6 +62,7 @@ __all__ = [
     "explaining_labels",
     "flat_inputs",
     "image_hint",
+    "in_one_length",
     "innermost",
     "is_binary",
     "is_dask",
@@ -76,6 +79,5 @@ __all__ = [
     "stack_rows",
     "take_rows",
     "to_logits_of",
-    "unit_inputs",
     "unwrap",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -221,16 +221,38 @@ def flat_inputs(batch: Inputs) -> Tensor | None:
     return torch.cat(flat, 1) if flat and len(flat) == len(parts) else None
 
 
-def unit_inputs(batches: Iterable[Inputs]) -> Tensor | None:
-    """Put the inputs of a net together, (n, d) in float32: each sample flat, of unit length.
+class UnitInputs:
+    """Inputs of a net, each sample flat and of unit length, kept while its batches are read.
 
-    None where some are no real numbers, or where they are of several lengths.
+    Parameters
+    ----------
+    batches : iterable of Tensor, or of what else the net takes
+        Given again by iterating.
     """
-    with seeded(0):  # what a Dataset draws leaves no trace
-        rows = [flat_inputs(batch) for batch in batches]
-    flat = [normalize(row) for row in rows if row is not None]
-    is_one_length = len({row.shape[1] for row in flat}) == 1
-    return torch.cat(flat) if is_one_length and len(flat) == len(rows) else None
+
+    def __init__(self, batches: Iterable[Inputs]) -> None:
+        self._batches = batches
+        self._parts: list[Tensor | None] = []
+
+    def __iter__(self) -> Iterator[Inputs]:
+        """Give the batches, and keep what is in them."""
+        self._parts = []
+        for batch in self._batches:
+            flat = flat_inputs(batch)
+            # A copy, before a network may change its inputs in place.
+            self._parts.append(None if flat is None else normalize(flat))
+            yield batch
+
+    def together(self) -> Tensor | None:
+        """Give what was read, (n, d) in float32; see :func:`in_one_length`."""
+        return in_one_length(self._parts)
+
+
+def in_one_length(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Put parts (n, d) together; None where some are missing, or where they differ in d."""
+    there = [part for part in parts if part is not None]
+    is_one_length = len({part.shape[1] for part in there}) == 1
+    return torch.cat(there) if is_one_length and len(there) == len(parts) else None
 
 
 @contextmanager
