@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _BLIND_MASKS = ("random", "output_layer", "all")
 # Coverage looks at so many candidates at most, of so many numbers together, and is automatic for
 # inputs of so many numbers.
-_MOST_COVERED, _MOST_NUMBERS, _MOST_INPUTS = 5000, 1 << 27, 4096
+_MOST_COVERED, _MOST_NUMBERS, _MOST_INPUTS = 5000, 1 << 27, 2048
 _CALLED = {"X_labeled": "the labelled samples", "X_target": "the target samples"}
 # Rows of several sets of samples.
 Sample = list[tuple[LocalSamples | Pool, np.ndarray]]

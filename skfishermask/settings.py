@@ -84,7 +84,7 @@ class MethodParameters:
         candidates); the rest is picked greedily given these. ``"auto"``: most of it while there
         are few labels, falling to none at 20 for each class, and none where the predicted classes
         are not balanced, with `X_target` or `entropy_share`, or where a sample's inputs are no
-        real numbers, of several lengths, or more than 4,096. 0: FisherMask as published.
+        real numbers, of several lengths, or more than 2,048. 0: FisherMask as published.
     max_candidates : int or None, default=None
         Embed at most so many pool samples, drawn at random.
     to_logits : callable or None, default=None
