@@ -325,8 +325,8 @@ def draw_differences(settings: list[Setting], file: Path) -> None:
             ax.plot(mean, row, "o", color=colour)
         ax.axvline(0, color="black", lw=1)
         ax.set_title(f"{kind} pools ({len(some)} settings)", fontsize=11)
-        ax.set_xlabel("accuracy, difference to FisherMask")
-        ax.set_yticks(rows, names)
+        ax.set_xlabel("accuracy, difference\nto FisherMask as published")
+        ax.set_yticks(rows, [f"{n} (default)" if n == DEFAULT else n for n in names])
         ax.grid(axis="x", alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -813,18 +813,24 @@ def page_of(settings: list[Setting], docs: Path, stops: pd.DataFrame | None = No
 def power(settings: list[Setting]) -> str:
     """What difference the study can see."""
     seeds = [s.n_seeds for s in settings]
-    errors = [error(s.difference(n)) for s in settings for n in s.peers]
+    ours = {OURS: OURS, DEFAULT: "the default"}
+    errors = {
+        called: [error(s.difference(n, name)) for s in settings for n in s.peers]
+        for name, called in ours.items()
+        if all(name in s.scores for s in settings)
+    }
     text = f"Seeds in each setting: {span(seeds)}."
     if min(seeds) < MIN_SEEDS:
         text += (
             f" With fewer than {MIN_SEEDS} this is a first look: intervals are too narrow, and a "
             "difference in one setting can be chance."
         )
-    if not np.isnan(errors).all():
-        text += (
-            " The standard error of a difference between FisherMask and a peer in one setting is "
-            f"{np.nanmedian(errors):.4f} in the median and {np.nanmax(errors):.4f} at most."
-        )
+    for called, values in errors.items():
+        if not np.isnan(values).all():
+            text += (
+                f" The standard error of a difference between {called} and a peer in one setting "
+                f"is {np.nanmedian(values):.4f} in the median and {np.nanmax(values):.4f} at most."
+            )
     return text
 
 
