@@ -17,14 +17,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from benchmarks.label_efficiency import STUDY, load, make_split, mean_scores
 from benchmarks.networks import SeveralTrainings, make_net
-from benchmarks.strategies import fisher, margin_uncertainty
+from benchmarks.strategies import fisher
 from skfishermask import active_learning_curve
+from skfishermask.coverage import margin_uncertainty
 
 RESULTS = Path("benchmarks/results/label_efficiency/stopping.csv")
 N_QUERIES = 25
@@ -50,7 +52,8 @@ def curve(setting: dict[str, Any], data_dir: Path, seed: int) -> pd.DataFrame:
     said = []
 
     def asked(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
-        uncertainty = float(margin_uncertainty(learner.predict_proba(X_pool)).mean())
+        probabilities = torch.as_tensor(learner.predict_proba(X_pool))
+        uncertainty = float(margin_uncertainty(probabilities).mean())
         indices, _ = sampler(learner, X_pool, n_instances)
         said.append((*sampler.query_info_["objective"], uncertainty))
         return indices

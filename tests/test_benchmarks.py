@@ -465,6 +465,20 @@ def told(falling: bool) -> pd.DataFrame:
     names = ["dataset", "imbalance", "seed", "n_labeled", "accuracy", "before", "after"]
     return pd.DataFrame(rows, columns=[*names, "uncertainty"])
 
+def test_a_curve_tells_its_signals(tmp_path: Path) -> None:
+    halves = {"train": slice(0, 300), "test": slice(300, 400)}
+    arrays = {f"X_{part}": IMAGES[rows].reshape(-1, 64) for part, rows in halves.items()}
+    arrays |= {f"y_{part}": LABELS[rows] for part, rows in halves.items()}
+    np.savez(tmp_path / "small.npz", **arrays)
+    setting = {"dataset": "small", "network": "linear", "imbalance": 1, "n_initial": 20}
+    setting |= {"n_instances": 5, "n_queries": 2, "pool_size": 200, "test_size": 50}
+    found = stopping.curve(setting, tmp_path, seed=0)
+    assert found.n_labeled.tolist() == [20, 25, 30]
+    assert (found.before > found.after)[:2].all()
+    assert found.uncertainty[:2].between(0.01, 0.99).all()
+    assert found[["before", "after", "uncertainty"]].iloc[2].isna().all()
+
+
 
 def test_what_tells_when_to_stop_is_judged_by_the_gain_to_come() -> None:
     found = stopping.judged(told(falling=True))
