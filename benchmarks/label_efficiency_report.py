@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from benchmarks import label_efficiency_pixels as pixels
 from benchmarks import label_efficiency_stopping as stopping
 from benchmarks.label_efficiency import CANDIDATES, STUDIED, STUDY
 from benchmarks.strategies import PEERS
@@ -565,6 +566,31 @@ def paper(settings: list[Setting]) -> str:
     )
 
 
+def of_pixels(settings: list[Setting]) -> str:
+    """Whether coverage of pixels helps."""
+    found = compared(settings, lambda s: OURS, pixels.SHARE)
+    assert found is not None
+    mean, low, high = found
+    names = [name for name in pixels.COMPARED if name != OURS]
+    rows = [
+        [f"{pixels.CALLED[s.info['network']]}, {s.short}", *(difference_cell(s, n) for n in names)]
+        for s in sorted(settings, key=lambda s: [*pixels.CALLED].index(s.info["network"]))
+    ]
+    info, seeds = settings[0].info, span([len(s.difference(pixels.SHARE)) for s in settings])
+    return PIXELS.format(
+        n_instances=info["n_instances"],
+        n_initial=info["n_initial"],
+        mean=f"{signed(mean)} ({signed(low)} to {signed(high)})",
+        lies="lies" if low > 0 else "does not lie",
+        protocol=PROTOCOL,
+        table=table(
+            ["", *names],
+            rows,
+            f"Mean accuracy minus FisherMask's (standard error), {seeds} seeds",
+        ),
+    )
+
+
 def when_to_stop(found: pd.DataFrame, curves: pd.DataFrame) -> str:
     """Whether what is known before a batch tells what labels still gain."""
     best = str(found["one threshold"].idxmax())
@@ -602,8 +628,8 @@ What to use when
 
 {advice}
 - **Photographs as inputs**: coverage of pixels says little. On images of CIFAR-10 whose features a
-  frozen pretrained network makes inside the net it did worse than FisherMask (the last table of
-  ``{protocol}``), so the default covers no inputs that large. Give such features as the inputs.
+  frozen pretrained network makes inside the net it did worse than FisherMask (:ref:`below
+  <pixels>`), so the default covers no inputs that large. Give such features as the inputs.
 
 {power}
 
@@ -678,6 +704,22 @@ So few seeds decide nothing; they are not part of the numbers above.
 {details}
 """
 
+PIXELS = """\
+.. _pixels:
+
+Photographs as inputs
+---------------------
+
+Coverage is measured on what the net is given. Given images of CIFAR-10 (3,072 numbers) and batches
+of {n_instances} from {n_initial} labels on, does it help a small convolutional network from
+scratch, or a head on features of the images, as where a frozen pretrained network is a part of the
+net? A share of the batch by the rule of ``coverage_share="auto"``, minus none: {mean}. That
+{lies} above 0; unless it does, ``"auto"`` covers no inputs of more than 2,048 numbers, says
+``{protocol}``.
+
+{table}
+"""
+
 STOPPING = """\
 When to stop
 ------------
@@ -728,8 +770,17 @@ TypiClust up to 5 labels a class: its authors advise an early change on pretrain
 """
 
 
-def page_of(settings: list[Setting], docs: Path, stops: pd.DataFrame | None = None) -> str:
-    """The page, and its pictures; `stops` is the table of :mod:`label_efficiency_stopping`."""
+def page_of(
+    settings: list[Setting],
+    docs: Path,
+    stops: pd.DataFrame | None = None,
+    photographs: Sequence[Setting] = (),
+) -> str:
+    """The page, and its pictures.
+
+    `stops` is the table of :mod:`label_efficiency_stopping`, `photographs` are the settings of
+    :mod:`label_efficiency_pixels`.
+    """
     papers = [s for s in settings if s.info["dataset"] == PAPER]
     settings = [s for s in settings if s.info["dataset"] != PAPER]
     old = [s for s in settings if s.info["dataset"] in FIRST and not has_all(s)]
@@ -792,6 +843,8 @@ def page_of(settings: list[Setting], docs: Path, stops: pd.DataFrame | None = No
     if papers:
         draw_curves(papers, images / "label_efficiency_paper.png")
         extra += paper(papers) + "\n"
+    if photographs:
+        extra += of_pixels([*photographs]) + "\n"
     if stops is not None:
         extra += when_to_stop(stopping.judged(stops), stops) + "\n"
     return PAGE.format(
@@ -841,7 +894,9 @@ def main() -> None:
     options = parser.parse_args()
     settings = load(options.results)
     file = options.results / stopping.RESULTS.name
-    page = page_of(settings, options.docs, pd.read_csv(file) if file.exists() else None)
+    stops = pd.read_csv(file) if file.exists() else None
+    photographs = load(options.results.with_name(pixels.RESULTS.name))
+    page = page_of(settings, options.docs, stops, photographs)
     (options.docs / "label_efficiency.rst").write_text(page)
     print(f"{len(settings)} settings: {options.docs / 'label_efficiency.rst'}")
 

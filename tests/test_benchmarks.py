@@ -20,6 +20,7 @@ from torch.nn import functional as F
 pytest.importorskip("skactiveml")
 
 from benchmarks import label_efficiency
+from benchmarks import label_efficiency_pixels as pixels
 from benchmarks import label_efficiency_report as report
 from benchmarks import label_efficiency_stopping as stopping
 from benchmarks.label_efficiency import CANDIDATES, STUDIED, long_tail, make_split
@@ -330,6 +331,7 @@ def write_setting(
     imbalance: float = 1,
     dataset: str = "letter",
     noise: float = 0.002,
+    network: str = "mlp16",
 ) -> None:
     rng = np.random.default_rng(0)
     rows = []
@@ -346,7 +348,7 @@ def write_setting(
         n_initial=20,
         n_instances=20,
         n_queries=2,
-        network="mlp16",
+        network=network,
         pool_size=1000,
         test_size=500,
         trainings=1,
@@ -432,6 +434,8 @@ def test_page_is_written_from_the_results(tmp_path: Path, monkeypatch: pytest.Mo
     few = {"random": 0.0, "BADGE": 0.02, "FisherMask": 0.01}
     write_setting(tmp_path / "results/paper", few, 3, dataset="cifar10-images")
     told(falling=True).to_csv(tmp_path / "results/stopping.csv", index=False)
+    helps = dict(zip(pixels.COMPARED, (0.0, -0.01, 0.02, 0.03), strict=True))
+    write_setting(tmp_path / pixels.RESULTS.name / "one", helps, network="cnn")
     argv = ["report", "--results", str(tmp_path / "results"), "--docs", str(tmp_path / "docs")]
     monkeypatch.setattr("sys.argv", argv)
     report.main()
@@ -448,6 +452,8 @@ def test_page_is_written_from_the_results(tmp_path: Path, monkeypatch: pytest.Mo
     assert "- balanced, 20 a batch, 3 seeds: BADGE 0.7" in page
     assert "Of 13 other strategies in 3" not in page
     assert "The best single threshold is on: relative fall of the objective by the batch." in page
+    assert "minus none: +0.010" in " ".join(page.split())
+    assert "That\nlies above 0" in page
     for image in ("label_efficiency", "label_efficiency_curves", "label_efficiency_paper"):
         assert (tmp_path / f"docs/images/{image}.png").stat().st_size > 10_000
     assert "nan" not in page
@@ -465,6 +471,37 @@ def told(falling: bool) -> pd.DataFrame:
     names = ["dataset", "imbalance", "seed", "n_labeled", "accuracy", "before", "after"]
     return pd.DataFrame(rows, columns=[*names, "uncertainty"])
 
+
+def test_the_share_of_pixels_is_the_default_one(learner: Any) -> None:
+    np.random.seed(0)  # noqa: NPY002
+    found, _ = pixels.share_of_pixels(learner, IMAGES[60:160], 10)
+    np.random.seed(0)  # noqa: NPY002
+    sampler = FisherMaskSampler(batch_size=256, random_state=drawn_seed())
+    expected, _ = sampler(learner, IMAGES[60:160], 10)
+    assert sampler.query_info_["coverage_share"] > 0
+    assert found.tolist() == expected.tolist()
+
+
+def test_a_head_behind_pixels_sees_features_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, features = {}, {}
+    for part in ("train", "test"):
+        y = images[f"y_{part}"] = np.arange(30) % 3
+        images[f"X_{part}"] = rng.integers(256, size=(30, 32, 32, 3)).astype("uint8")
+        features |= {f"X_{part}": rng.normal(size=(30, 5)).astype("float32"), f"y_{part}": y}
+    np.savez(tmp_path / "images.npz", **images)
+    np.savez(tmp_path / "some.npz", **features)
+    both = np.load(pixels.with_pixels("some", tmp_path / "images.npz", tmp_path))
+    X = torch.as_tensor(both["X_test"])
+    head = pixels.LinearBehindPixels((X.shape[1],), 3)
+    expected = head.output(torch.as_tensor(features["X_test"]))
+    assert torch.allclose(head(X), expected, atol=1e-5)
+    flat = torch.as_tensor(images["X_test"].reshape(30, -1).astype("float32"))
+    scaled = (flat - float(images["X_train"].mean())) / float(images["X_train"].std())
+    similar = F.normalize(X) @ F.normalize(X).T
+    assert torch.allclose(similar, F.normalize(scaled) @ F.normalize(scaled).T, atol=1e-4)
+
+
 def test_a_curve_tells_its_signals(tmp_path: Path) -> None:
     halves = {"train": slice(0, 300), "test": slice(300, 400)}
     arrays = {f"X_{part}": IMAGES[rows].reshape(-1, 64) for part, rows in halves.items()}
@@ -477,7 +514,6 @@ def test_a_curve_tells_its_signals(tmp_path: Path) -> None:
     assert (found.before > found.after)[:2].all()
     assert found.uncertainty[:2].between(0.01, 0.99).all()
     assert found[["before", "after", "uncertainty"]].iloc[2].isna().all()
-
 
 
 def test_what_tells_when_to_stop_is_judged_by_the_gain_to_come() -> None:
