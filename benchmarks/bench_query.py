@@ -322,7 +322,6 @@ class KnobCase:
 def knob_settings(n_pool: int) -> dict[str, dict[str, Any]]:
     return {
         "as it is": {},
-        "lazy=True": {"lazy": True},
         **{f"n_directions={value}": {"n_directions": value} for value in (1, 3, 0.9, 0.96)},
         **{f'embedding_dtype="{d}"': {"embedding_dtype": d} for d in ("float16", "bfloat16")},
         **{
@@ -394,13 +393,9 @@ _MILLION = {"n_directions": 1, "embedding_dtype": "bfloat16"}
 # The share of free memory that V may take is so small where the scratch file is to be used.
 LARGE: dict[str, dict[str, Any]] = {
     "in memory": {"n": 60_000, "k": 2000},
-    "in memory, lazy": {"n": 60_000, "k": 2000, "parameters": {"lazy": True}},
     "scratch file": {"n": 300_000, "k": 1000, "parameters": {"memory_share": 0.01}},
     "100,000, one direction": {"n": 100_000, "k": 1000, "parameters": _MILLION},
     "1,000,000, one direction": {"n": 1_000_000, "k": 1000, "parameters": _MILLION},
-    "1,000,000, one direction, lazy": {
-        "n": 1_000_000, "k": 1000, "parameters": _MILLION | {"lazy": True},
-    },
     "5,000, 1,000 classes": {
         "n": 5000, "k": 1000, "n_classes": 1000, "parameters": {"n_directions": 3},
     },
@@ -408,7 +403,6 @@ LARGE: dict[str, dict[str, Any]] = {
         "n": 50_000, "k": 1000, "n_classes": 1000, "parameters": {"n_directions": 3},
     },
 }  # fmt: skip
-LAZY = ", lazy"  # the same as the case without it, but for that
 # Cases of which the second has ten times the pool of the first.
 TENTHS = [
     ("100,000, one direction", "1,000,000, one direction"),
@@ -417,7 +411,6 @@ TENTHS = [
 MOST_BYTES = 20e9
 QUICK_LARGE: dict[str, dict[str, Any]] = {
     "in memory": {"n": 300, "k": 400},
-    "in memory, lazy": {"n": 300, "k": 400, "parameters": {"lazy": True}},
     "scratch file": {"n": 600, "k": 350, "parameters": {"memory_share": 1e-9}},
 }
 
@@ -469,7 +462,7 @@ def large_case(given: argparse.Namespace) -> dict[str, Any]:
         "peak_before_bytes": peak_resident(),
     }
     with watching_memory() as seen:
-        indices, _ = sampler(net, pool, n_instances)
+        sampler(net, pool, n_instances)
     info = sampler.query_info_
     return {
         "N": len(pool),
@@ -480,7 +473,6 @@ def large_case(given: argparse.Namespace) -> dict[str, Any]:
         "pool_bytes": pool.nbytes,
         "pool_is_mapped": mapped,
         "parameters": parameters,
-        "indices": indices.tolist(),
         "mean_confidence": harness.confidence(net, np.asarray(pool[:1000])),
         "query": {key: value for key, value in info.items() if key != "seconds"},
         "seconds": info["seconds"],
@@ -500,7 +492,6 @@ def large(given: argparse.Namespace) -> dict[str, Any]:
     found = {}
     if all(old.get(key) == about[key] for key in ("quick", "machine", "versions")):
         found = {name: case for name, case in old["cases"].items() if name not in wanted}
-    indices: dict[str, set[int]] = {}
     for name in (name for name in settings if name in wanted):
         setting = settings[name]
         with tempfile.TemporaryDirectory() as scratch:
@@ -513,12 +504,7 @@ def large(given: argparse.Namespace) -> dict[str, Any]:
             command += ["--quick"] if given.quick else []
             subprocess.run(command, check=True)
             case = json.loads((folder / "case.json").read_text("utf-8"))
-            indices[name] = set(case.pop("indices"))
             found[name] = {"data": data} | case
-    for name, lazy in indices.items():
-        proved = indices.get(name.removesuffix(LAZY))
-        if name.endswith(LAZY) and proved:
-            found[name]["common"] = len(proved & lazy) / len(proved)
     return {
         **about,
         "memory_bytes": psutil.virtual_memory().total,
@@ -530,14 +516,6 @@ def large(given: argparse.Namespace) -> dict[str, Any]:
 def compared(found: dict[str, Any]) -> dict[str, Any]:
     """What the large cases say beside each other, and the targets for it."""
     targets, growth = [], {}
-    proved, lazy = (found.get(name) for name in ("in memory", "in memory, lazy"))
-    if proved and lazy and "common" in lazy:
-        share = lazy["seconds"]["selection"] / proved["seconds"]["selection"]
-        targets.append(
-            harness.target("lazy selection over the proved one", share, "at most 0.2", share <= 0.2)
-        )
-        what, common = "picks that lazy and proved selection have in common", lazy["common"]
-        targets.append(harness.target(what, common, "at least 0.99", common >= 0.99))
     for small, big in TENTHS:
         if small in found and big in found:
             growth[big] = {

@@ -168,8 +168,8 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             In row i, the decrease of the objective by each candidate if it were chosen given
             the i samples before; only if `return_utilities`. NaN for samples that are labelled,
             no candidates, chosen before or left out by `max_candidates`. The sample chosen has
-            the largest one of its row, up to ties, except where `coverage_share` or
-            `entropy_share` chose it or `oversample` dropped a better one.
+            the largest one of its row, up to ties, except where `coverage_share`
+            chose it or `oversample` dropped a better one.
 
         Raises
         ------

@@ -174,7 +174,6 @@ class LocalSamples:
                 self.net.module,
                 self.progress.each(batches, len(batches), text),
                 mask,
-                weighting=self.settings.weighting,
                 n_directions=n_directions,
                 to_logits=self.net.to_logits,
             )
@@ -273,7 +272,6 @@ class LocalPool(LocalSamples):
             return find_batch(
                 V,
                 objective,
-                lazy=self.settings.lazy,
                 preselected=preselected,
                 on_pick=picked.update,
                 on_prepared=prepared.update,

@@ -148,7 +148,6 @@ class Query:
         covers = (
             n_inputs <= _MOST_INPUTS
             and self._target is None
-            and settings.entropy_share == 0
             and early_share(self._n_labeled, self._n_classes) > 0
         )
         return n_inputs if covers else 0
@@ -184,7 +183,7 @@ class Query:
         objective = self._objective(embedded, len(rows))
         with self._progress.step("selection"):
             covered, share = self._by_coverage(rows)
-            batch = pool.choose(objective, covered + self._by_entropy(rows, covered))
+            batch = pool.choose(objective, covered)
         before, after = batch.objective
         outside = self._outside(len(mask) - embedded.dimensions)
         info = {
@@ -232,7 +231,7 @@ class Query:
         return [(samples, rows) for samples, rows in parts if len(rows)]
 
     def _n_directions(self, sample: Sample) -> int:
-        most = most_directions(self._n_classes, self._settings.weighting)
+        most = most_directions(self._n_classes)
         wanted = self._settings.n_directions
         if isinstance(wanted, Real) and not isinstance(wanted, Integral):
             p = torch.cat([samples.probabilities(rows).cpu() for samples, rows in sample])
@@ -283,8 +282,6 @@ class Query:
         )
         if not self._aims_at_pool and needs.dimensions == needs.k:
             del later["Fisher matrix"]
-        if settings.lazy:
-            later["Selection at most"] = later.pop("Selection")
         self._progress.expect(
             later,
             f"embedding {gigabytes(needs.embedding)} ({place}), matrices "
@@ -349,18 +346,6 @@ class Query:
             covered = inputs[:0] if labeled is None else theirs
             picks = covering(inputs, covered, weights, n, on_pick=bar.update)
         return drawn[picks].tolist(), n / self._n_instances
-
-    def _by_entropy(self, rows: np.ndarray, taken: list[int]) -> list[int]:
-        """Give the positions of the most uncertain of the other candidates."""
-        n = round(self._settings.entropy_share * self._n_instances)
-        n = min(n, self._n_instances - len(taken))
-        if n == 0:
-            return []
-        p = self._pool.probabilities(rows)
-        entropy = torch.special.entr(p).sum(1)
-        entropy[taken] = -1
-        first: list[int] = entropy.sort(descending=True, stable=True).indices[:n].tolist()
-        return first
 
     def _utilities(self, rows: np.ndarray, batch: Batch, objective: Objective) -> np.ndarray:
         if not isinstance(self._pool, LocalPool):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from skfishermask.fisher import MASK_STRATEGIES, MaskStrategy, ToLogits, Weighting
+from skfishermask.fisher import MASK_STRATEGIES, MaskStrategy, ToLogits
 from skfishermask.private_names import Interval, StrOptions, validate_parameter_constraints
 from skfishermask.selection import EMBEDDING_DTYPES
 
@@ -56,8 +56,6 @@ class MethodParameters:
     n_mask_samples : int or None, default=1024
         Number of samples, drawn from the labelled ones and the pool, for the diagonal Fisher
         information; None takes all.
-    weighting : {"probability", "none"}, default="probability"
-        ``"none"`` leaves class probabilities out of the embedding, as the authors' code does.
     n_directions : int, float or None, default=None
         Rows of V(x). None: exact. An int: so many leading ones; a float in (0, 1): as many as
         keep that share of the trace. The cost of everything falls in proportion.
@@ -71,19 +69,12 @@ class MethodParameters:
     oversample : float, default=1.0
         Pick so many times the batch forward, then drop the samples whose removal costs least.
         BAIT uses 2.
-    lazy : bool, default=False
-        Bring candidates up to date only when their last known gain would win: much less to read,
-        though often not less to compute. Where gains rise the batch is another one. False proves
-        every pick.
-    entropy_share : float, default=0.0
-        Share of the batch, in [0, 1], that is taken by largest predictive entropy first; the
-        rest is picked greedily given these.
     coverage_share : float or "auto", default="auto"
         Share of the batch, in [0, 1], that is taken first by coverage of the inputs, weighted by
         the margin of the predictions (UHerding, with radius 1 at unit length, on at most 5,000
         candidates); the rest is picked greedily given these. ``"auto"``: most of it while there
         are few labels, falling to none at 20 for each class, and none where the predicted classes
-        are not balanced, with `X_target` or `entropy_share`, or where a sample's inputs are no
+        are not balanced, with `X_target`, or where a sample's inputs are no
         real numbers, of several lengths, or more than 2,048. 0: FisherMask as published.
     max_candidates : int or None, default=None
         Embed at most so many pool samples, drawn at random.
@@ -110,7 +101,6 @@ class MethodParameters:
         "auto", Interval(Real, 0, 1, closed="right"), at_least_one(), StrOptions({"auto"})
     )
     n_mask_samples: int | None = parameter(1024, at_least_one(), None)
-    weighting: Weighting = parameter("probability", StrOptions({"probability", "none"}))
     n_directions: int | float | None = parameter(
         None, Interval(Real, 0, 1, closed="neither"), at_least_one(), None
     )
@@ -118,8 +108,6 @@ class MethodParameters:
     use_labeled: bool = parameter(True, "boolean")
     regularization: float = parameter(1.0, Interval(Real, 0, None, closed="neither"))
     oversample: float = parameter(1.0, Interval(Real, 1, None, closed="left"))
-    lazy: bool = parameter(False, "boolean")
-    entropy_share: float = parameter(0.0, Interval(Real, 0, 1, closed="both"))
     coverage_share: float | Literal["auto"] = parameter(
         "auto", Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})
     )

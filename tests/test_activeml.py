@@ -111,8 +111,6 @@ OPTIONS = [
     {"use_labeled": False},
     {"target": "identity"},
     {"oversample": 2.0},
-    {"entropy_share": 0.5},
-    {"entropy_share": 1.0},
     {"coverage_share": 0.4},
     {"mask": "output_layer"},
     {"n_directions": 3, "regularization": 0.01},
@@ -139,7 +137,7 @@ def test_picks_and_utilities_are_those_of_the_sampler(clf: Any, options: dict[st
     of_picks = utilities[np.arange(5), indices]
     if "oversample" not in options:
         np.testing.assert_allclose(of_picks, gains, rtol=1e-6)
-    if not {"oversample", "entropy_share", "coverage_share"} & set(options):
+    if not {"oversample", "coverage_share"} & set(options):
         np.testing.assert_array_equal(np.nanargmax(utilities, axis=1), indices)
 
 

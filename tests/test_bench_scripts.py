@@ -113,9 +113,9 @@ def test_every_knob_is_judged(results: Path) -> None:
 def test_large_pools(results: Path) -> None:
     bench_query.main(["--quick", "--large", "--out", str(results / "large.json")])
     cases = load(results, "large")["cases"]
-    assert [*cases] == [*bench_query.LARGE][:3]
+    assert [*cases] == [*bench_query.LARGE][:2]
     storage = [case["query"]["embedding_storage"] for case in cases.values()]
-    assert storage == ["memory", "memory", "scratch file"]
+    assert storage == ["memory", "scratch file"]
     for case in cases.values():
         assert case["query"]["n_candidates"] == case["N"]
         assert case["query"]["embedding_bytes"] == 4 * case["N"] * case["r"] * case["k"]
@@ -123,12 +123,11 @@ def test_large_pools(results: Path) -> None:
         assert case["baseline_private_bytes"] <= case["peak_private_bytes"]
     page = render(results)
     assert "Large pools" in page
-    assert "% of the picks are those of the proved choice" in page
     assert "nan" not in page
     arguments = ["--quick", "--large", "--cases", "in memory", "--out", str(results / "large.json")]
     bench_query.main(arguments)
     again = load(results, "large")["cases"]
-    assert again["in memory, lazy"] == cases["in memory, lazy"]
+    assert again["scratch file"] == cases["scratch file"]
     assert again["in memory"]["seconds"] != cases["in memory"]["seconds"]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from skfishermask.selection import Step, errors, stored
 from skfishermask.selection.candidates import Candidates
 from skfishermask.selection.linalg import trace_gains
-from skfishermask.selection.local import LazyCandidates, LocalCandidates
+from skfishermask.selection.local import LocalCandidates
 from skfishermask.selection.rounds import Information, choose, give
 from tests.problems import problem
 
@@ -232,17 +232,14 @@ def test_bars_hold_through_a_choice(r: int, k: int, width: int, decay: float) ->
     assert sum(judged) == 30
 
 
-@pytest.mark.parametrize("kind", [LocalCandidates, LazyCandidates])
-def test_bars_hold_where_candidates_catch_up(kind: type[LocalCandidates]) -> None:
+def test_bars_hold_where_candidates_catch_up() -> None:
     # Gains fall by orders of magnitude in steps that are computed in float32.
     V, _ = problem(120, 4, 60, decay=0.0, scale=10.0)
     V, eye = V.float(), torch.eye(60, dtype=torch.float64)
-    pool, information = kind(stored(V), 1), Information(1.0, eye)
+    pool, information = LocalCandidates(stored(V), 1), Information(1.0, eye)
     pool.candidates.start(1.0, eye)
     pool.advance(give(pool, information, range(40)))
     found = pool.candidates
-    if isinstance(pool, LazyCandidates):
-        found = pool.refreshed(torch.arange(40, 120), 1)
     exact = gains_after(V, 40)[found.positions][~found.taken]
     off = (found.gains[~found.taken] - exact).abs()
     assert (off <= found.bars[~found.taken]).all()
@@ -255,21 +252,6 @@ def gains_after(V: Tensor, n_taken: int) -> Tensor:
     x = V @ torch.linalg.inv(torch.eye(V.shape[2], dtype=V.dtype) + rows.T @ rows)
     eye = torch.eye(V.shape[1], dtype=V.dtype)
     return torch.linalg.solve(eye + x @ V.mT, x @ x.mT).diagonal(dim1=1, dim2=2).sum(1)
-
-
-def test_lazy_candidates_catch_up_from_wherever_they_are() -> None:
-    V, _ = problem(130, 2, 230, decay=0.0)
-    eye = torch.eye(230, dtype=torch.float64)
-    pool, information = LazyCandidates(stored(V), 1), Information(1.0, eye)
-    pool.candidates.start(1.0, eye)
-    for begin in range(0, 100, 5):
-        pool.advance(give(pool, information, range(begin, begin + 5)))
-        # Some are looked at often, some now and then, and some not until the end.
-        index = 100 + torch.nonzero(torch.rand(30) < torch.linspace(0, 0.7, 30)).squeeze(1)
-        pool.keep([], pool.refreshed(index, 1))
-        torch.testing.assert_close(pool.candidates.gains[index], gains_after(V, begin + 5)[index])
-    found = pool.refreshed(torch.arange(100, 130), 1)
-    torch.testing.assert_close(found.gains, gains_after(V, 100)[100:])
 
 
 @pytest.mark.skipif(

@@ -167,11 +167,11 @@ def tasks(client: Any) -> list[str]:
     [
         {},
         {"oversample": 1.5, "n_mask_samples": 100},
-        {"entropy_share": 0.3, "n_directions": 0.9},
+        {"n_directions": 0.9},
         {"coverage_share": "auto"},
         {"max_candidates": 200, "target": "identity", "use_labeled": False},
         {"mask": "output_layer", "batch_size": 7},
-        {"mask": "relative", "weighting": "none"},
+        {"mask": "relative"},
     ],
     ids=str,
 )
@@ -307,15 +307,6 @@ def test_a_scheduler_that_was_asked_for_is_used(threads: Any, net: Any, pool: np
 # --- What it tells --------------------------------------------------------------------
 
 
-def test_a_lazy_choice_counts_what_is_read(threads: Any, net: Any, pool: np.ndarray) -> None:
-    n_read = []
-    for lazy in (False, True):
-        asked = sampler(lazy=lazy)
-        asked(net, da.from_array(pool, UNEVEN), 20)
-        n_read.append(asked.query_info_["candidates_read"])
-    assert 0 < n_read[1] < n_read[0]
-
-
 def test_what_is_told(
     threads: Any, net: Any, pool: np.ndarray, labeled: np.ndarray, capsys: Any
 ) -> None:
@@ -425,7 +416,7 @@ def at_start(function: str, act: Callable[[], object]) -> Callable[[str], None]:
 
 def test_a_shard_that_travels_says_that_it_has_lost_its_state(threads: Any) -> None:
     embedding, target = problem(30, 2, 10)
-    start = worker.Start(1.0, target, picks_a_round=1, lazy=False)
+    start = worker.Start(1.0, target, picks_a_round=1)
     all_of_them = torch.tensor([-math.inf], dtype=torch.float64)
 
     def ask() -> list[Any]:

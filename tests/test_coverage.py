@@ -131,17 +131,6 @@ def test_a_share_is_taken_by_coverage(net: Any) -> None:
     assert FisherMaskSampler(**SMALL)(net, X_POOL, 8)[0].tolist() != found.tolist()
 
 
-def test_shares_of_coverage_and_entropy(net: Any) -> None:
-    sampler = FisherMaskSampler(coverage_share=0.5, entropy_share=0.5, **SMALL)
-    indices, _ = sampler(net, X_POOL, 8, X_labeled=X_LABELED)
-    covered = by_coverage(net, 4)
-    p = net.predict_proba(X_POOL).astype("float64")
-    order = np.argsort(np.sum(p * np.log(p), axis=1), kind="stable")
-    assert indices.tolist() == covered + [i for i in order.tolist() if i not in covered][:4]
-    both = FisherMaskSampler(coverage_share=1.0, entropy_share=1.0, **SMALL)
-    assert both(net, X_POOL, 4, X_labeled=X_LABELED)[0].tolist() == covered
-
-
 def share_of(net: Any, pool: np.ndarray, X_labeled: Any, **asked: Any) -> float:
     sampler = FisherMaskSampler(coverage_share="auto", random_state=0)
     sampler(net, pool, 10, X_labeled=X_labeled, **asked)

@@ -39,7 +39,7 @@ def same(X: Any) -> Any:
     [
         {},
         {"max_candidates": 150, "oversample": 1.5},
-        {"entropy_share": 0.4, "n_directions": 0.9},
+        {"n_directions": 0.9},
         {"coverage_share": "auto"},
         {"mask": "output_layer", "target": "identity"},
     ],

@@ -387,22 +387,3 @@ def test_fit_parameters_reach_the_net() -> None:
     net = NeuralNetClassifier(Scaled, criterion=torch.nn.CrossEntropyLoss, **nets.options())
     FisherMaskSampler(net).fit(X[:40], y[:40], scale=0.5)
     assert Scaled.seen == {0.5}
-
-
-@pytest.mark.parametrize(
-    ("then", "now"),
-    [
-        ("default\nSmallMLP", "SmallMLP"),
-        ("default\nSmallCNN", "SmallCNN"),
-        ("mask\nParameterMask", "ParameterMask"),
-    ],
-)
-def test_classes_in_pickles_from_before_the_package_had_folders(then: str, now: str) -> None:
-    assert pickle.loads(f"cskfishermask.{then}\n.".encode()).__name__ == now
-
-
-def test_a_pickle_without_parameters_that_came_later() -> None:
-    made = FisherMaskSampler(mask="all")
-    del made.lazy
-    loaded = pickle.loads(pickle.dumps(made))
-    assert repr(loaded) == "FisherMaskSampler(mask='all')"

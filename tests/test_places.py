@@ -18,7 +18,6 @@ from torch import Tensor
 from skfishermask.selection import (
     Batch,
     Block,
-    LazyCandidates,
     LocalCandidates,
     Objective,
     Question,
@@ -75,7 +74,6 @@ def asked(
     objective: Objective,
     width: int,
     *,
-    lazy: bool = False,
     preselected: Any = (),
     n_blocks: int = 3,
 ) -> tuple[Batch, list[Question]]:
@@ -83,7 +81,7 @@ def asked(
     inverse, target = objective.start()
     blocks = []
     for part in cut(len(V), n_blocks):
-        pool = (LazyCandidates if lazy else LocalCandidates)(stored(V[part]), width, part.start)
+        pool = LocalCandidates(stored(V[part]), width, part.start)
         pool.candidates.start(inverse, target)
         blocks.append(Block(pool))
     questions: list[Question] = []
@@ -93,7 +91,7 @@ def asked(
         questions.append(question)
         return merged([block.answer(question) for block in blocks])
 
-    pool = RemoteCandidates(ask, len(blocks), width, lazy, V.device)
+    pool = RemoteCandidates(ask, len(blocks), width, V.device)
     options = {"picks_a_round": width, "forced": preselected}
     return chosen_from(pool, inverse, objective, V.shape, **options), questions
 
@@ -102,11 +100,9 @@ def on_workers(client: Any) -> Chooser:
     """Choose from blocks on the workers of a cluster, two on each."""
     from skfishermask.cluster import worker
 
-    def choose(
-        V: Tensor, objective: Objective, width: int, *, lazy: bool = False, preselected: Any = ()
-    ) -> Batch:
+    def choose(V: Tensor, objective: Objective, width: int, *, preselected: Any = ()) -> Batch:
         inverse, target = objective.start()
-        start = worker.Start(inverse, target, width, lazy)
+        start = worker.Start(inverse, target, width)
         parts = [worker.Part(part.start, V[part].clone()) for part in cut(len(V), 4)]
         addresses = client.scheduler_info()["workers"]
         shards = {
@@ -123,7 +119,7 @@ def on_workers(client: Any) -> Chooser:
             ]
             return merged(client.gather(told))
 
-        pool = RemoteCandidates(ask, len(parts), width, lazy, V.device)
+        pool = RemoteCandidates(ask, len(parts), width, V.device)
         options = {"picks_a_round": width, "forced": preselected}
         return chosen_from(pool, inverse, objective, V.shape, **options)
 
@@ -238,51 +234,6 @@ def test_larger_pools_in_float32(choose: Chooser, width: int) -> None:
     found = choose(V, objective_of(target, 30), width)
     assert found.positions.tolist() == expected
     torch.testing.assert_close(found.gains.tolist(), gains, rtol=1e-8, atol=0)
-
-
-# --- Lazy -----------------------------------------------------------------------------
-
-
-def test_lazy_tells_the_truth_and_reads_little(choose: Chooser) -> None:
-    V, target = problem(500, 3, 60, decay=1.0)
-    expected, _ = oracles.select_batch_oracle(V, 60, target)
-    V = V.float()
-    found = choose(V, objective_of(target, 60), 4, lazy=True)
-    assert len(set(found.positions.tolist()) & set(expected)) >= 58
-    beside = in_memory(V, objective_of(target, 60), 4, lazy=True)
-    assert len(set(found.positions.tolist()) & set(beside.positions.tolist())) >= 58
-    assert_gains_are_true(V, target, found)
-    if found.n_read >= 0:
-        assert found.n_read < 60 * 500 / 4
-
-
-@pytest.mark.parametrize("width", [1, 4])
-def test_lazy_leaves_out_what_has_risen(choose: Chooser, width: int) -> None:
-    # The last one gains next to nothing until the first is taken, and then more than all others;
-    # they are known to gain more than it did, so nobody looks at it again.
-    V = torch.zeros(402, 1, 52, dtype=torch.float64)
-    V[0, 0, 0] = 10.0
-    V[-1, 0, :2] = 3.0
-    others = torch.arange(400)
-    V[1 + others, 0, 2 + others % 50] = 1 + 0.001 * others.double()
-    target = torch.eye(52, dtype=torch.float64) / 2
-    target[:2, :2] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
-    proved, lazy = (choose(V, objective_of(target, 10), width, lazy=lazy) for lazy in (False, True))
-    assert proved.positions.tolist() == oracles.select_batch_oracle(V, 10, target)[0]
-    assert proved.positions.tolist()[:2] == [0, 401]
-    assert lazy.positions.tolist() == oracles.select_batch_oracle(V[:-1], 10, target)[0]
-    assert_gains_are_true(V, target, lazy)
-
-
-def assert_gains_are_true(V: Tensor, target: Tensor, found: Batch) -> None:
-    """Each gain is what the objective loses by the pick."""
-    K = len(found.positions)
-    values = [
-        oracles.objective(oracles.batch_information(V, found.positions[:i], K), target)
-        for i in range(K + 1)
-    ]
-    gains = -torch.tensor(values, dtype=torch.float64).diff()
-    torch.testing.assert_close(found.gains, gains, rtol=1e-9, atol=0)
 
 
 # --- What it costs --------------------------------------------------------------------

@@ -184,7 +184,7 @@ class ClusterPool:
         others: Sequence[LocalSamples],
         wants_fisher: bool,
     ) -> Embedded:
-        how = mask, needs.dtype, needs.r, self._settings.weighting
+        how = mask, needs.dtype, needs.r
         with self._progress.step("embedding"):
             found = [other.mean_fisher(mask, needs.r) for other in others]
             tasks = self._tasks(worker.embedding_of, rows, lambda position: (position, *how))
@@ -207,7 +207,6 @@ class ClusterPool:
         if self._needs is None:
             raise RuntimeError("The pool was not embedded before it was to be chosen from.")
         needs, n_parts, device = self._needs, len(self._parts), self._net.device
-        lazy = self._settings.lazy
         n_states = int(min(_STATES_SHARE * self._cluster.memory // (needs.states / 2), 1e9))
         width = max(1, min(_PICKS_A_ROUND, n_states - 1, objective.n_instances))
         with self._progress.bar(2, "Preparing", "step") as bar:
@@ -218,13 +217,12 @@ class ClusterPool:
                     inverse.cpu() if isinstance(inverse, Tensor) else inverse,
                     target.cpu(),
                     width,
-                    lazy,
                 )
             )
             bar.update(1)
         with picks_bar(self._progress, needs.n, objective) as picked:
             batch = chosen_from(
-                RemoteCandidates(shards.ask, n_parts, width, lazy, device),
+                RemoteCandidates(shards.ask, n_parts, width, device),
                 inverse,
                 objective,
                 (needs.n, needs.r, needs.k),

@@ -27,7 +27,6 @@ from skfishermask.data import (
 )
 from skfishermask.fisher import (
     ParameterMask,
-    Weighting,
     embedding_blocks,
     fisher_diagonal,
     fisher_matrix,
@@ -37,7 +36,6 @@ from skfishermask.private_names import memory_limit_of
 from skfishermask.selection import (
     Answer,
     Block,
-    LazyCandidates,
     LocalCandidates,
     Question,
     Step,
@@ -127,7 +125,6 @@ def embedding_of(
     mask: ParameterMask,
     dtype: torch.dtype,
     r: int,
-    weighting: Weighting,
 ) -> Part:
     """Embed a chunk's candidates."""
     with which.read(packed, chunk) as (net, batches):
@@ -137,7 +134,6 @@ def embedding_of(
             net.module,
             batches,
             mask,
-            weighting=weighting,
             n_directions=r,
             to_logits=net.to_logits,
         ):
@@ -167,7 +163,6 @@ class Start:
     inverse: Tensor | float
     target: Tensor
     picks_a_round: int
-    lazy: bool
 
 
 class Shard:
@@ -199,8 +194,7 @@ class Shard:
 
         def build(part: Part) -> Block:
             with torch.no_grad():
-                kind = LazyCandidates if start.lazy else LocalCandidates
-                pool = kind(stored(part.values), start.picks_a_round, part.position)
+                pool = LocalCandidates(stored(part.values), start.picks_a_round, part.position)
                 pool.candidates.start(inverse, target)
                 pool.advance(steps)
             return Block(pool)

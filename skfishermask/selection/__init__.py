@@ -9,7 +9,7 @@ from skfishermask.selection.batch import (
 )
 from skfishermask.selection.candidates import Candidates
 from skfishermask.selection.cost import expected_seconds
-from skfishermask.selection.local import LazyCandidates, LocalCandidates
+from skfishermask.selection.local import LocalCandidates
 from skfishermask.selection.objective import Objective, coordinates
 from skfishermask.selection.remote import Answer, Block, Question, RemoteCandidates, merged
 from skfishermask.selection.steps import CAREFUL, Step
@@ -29,7 +29,6 @@ __all__ = [
     "Batch",
     "Block",
     "Candidates",
-    "LazyCandidates",
     "LocalCandidates",
     "Needs",
     "Objective",

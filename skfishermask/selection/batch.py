@@ -15,7 +15,7 @@ from skfishermask.selection.checks import (
     check_fisher,
     check_preselected,
 )
-from skfishermask.selection.local import LazyCandidates, LocalCandidates
+from skfishermask.selection.local import LocalCandidates
 from skfishermask.selection.objective import Objective, in_row_space
 from skfishermask.selection.rounds import (
     SHORTLIST,
@@ -78,7 +78,6 @@ def select_batch(
     n_labeled: int = 0,
     regularization: float = 1.0,
     oversample: float = 1.0,
-    lazy: bool = False,
     preselected: Sequence[int] | None = None,
     on_pick: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -114,9 +113,6 @@ def select_batch(
         :math:`\lambda`, above 0.
     oversample : float, default=1.0
         Samples taken before the pruning, as a multiple of K; rounded up, at most n.
-    lazy : bool, default=False
-        Bring candidates up to date only when their last known gain would win: much less to read,
-        though hardly less to compute, and nearly always the same batch, but no guarantee.
     preselected : sequence of int, optional
         Positions that are in the batch whatever their gain: taken first, in this order, and
         never dropped.
@@ -180,7 +176,7 @@ def select_batch(
     objective = Objective(
         n_instances, fisher, fisher_labeled, n_labeled, regularization, oversample
     )
-    batch = find_batch(embedding, objective, lazy=lazy, preselected=forced, on_pick=on_pick)
+    batch = find_batch(embedding, objective, preselected=forced, on_pick=on_pick)
     return batch.positions, batch.gains
 
 
@@ -189,7 +185,6 @@ def find_batch(
     embedding: StoredEmbedding,
     objective: Objective,
     *,
-    lazy: bool = False,
     preselected: Sequence[int] = (),
     on_pick: Progress | None = None,
     on_prepared: Progress | None = None,
@@ -202,7 +197,7 @@ def find_batch(
         Fisher embeddings.
     objective : Objective
         Its matrices in float64 and symmetric.
-    lazy, preselected, on_pick
+    preselected, on_pick
         As for `select_batch`.
     on_prepared : callable, optional
         Called with numbers of candidates whose first gains are known.
@@ -210,7 +205,7 @@ def find_batch(
     embedding, objective, outside = in_row_space(embedding, objective)
     inverse, target = objective.start()
     width = picks_a_round(embedding)
-    pool = (LazyCandidates if lazy else LocalCandidates)(embedding, width)
+    pool = LocalCandidates(embedding, width)
     pool.candidates.start(inverse, target, on_prepared or (lambda count: None))
     del target
     return chosen_from(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skfishermask.selection import errors
 from skfishermask.selection.linalg import QuadraticForm, fingerprints, repeated, trace_gains
-from skfishermask.selection.steps import CAREFUL, Fresh, History, Step, side_by_side
+from skfishermask.selection.steps import CAREFUL, Fresh, Step, side_by_side, steps_together
 from skfishermask.selection.storage import StoredEmbedding, stored
 
 # Products of embeddings and updates are kept for so many candidates at once.
@@ -273,31 +273,24 @@ class Candidates:
                 torch.maximum(largest, bounds.amax(1), out=largest)
         return largest
 
-    def catch_up(self, history: History, since: Tensor | None = None) -> None:
-        """Apply steps for good, many at a time.
+    def catch_up(self, steps: Sequence[Step]) -> None:
+        """Apply the next steps for good, many at a time.
 
         Parameters
         ----------
-        history : History
-            All steps to the last, those seen by now among them or not.
-        since : Tensor of shape (n,), int64, optional
-            How many steps each has seen. None: as many as were applied here.
+        steps : sequence of Step
+            In their order.
         """
-        seen = self.n_steps if since is None else int(since.min())
-        for start, stop in history.parts(seen, since):
+        for start, some in steps_together(steps, self.n_steps):
             dtype = torch.float64 if start < CAREFUL else self.embedding.work_dtype
-            factors, norms = history.factors(start, stop, dtype)
+            factors, norms = side_by_side(some, dtype)
             for group, products in self._products(factors):
-                if since is not None:
-                    number = torch.arange(start, stop, device=since.device)
-                    known = (number < since[group, None])[:, None, :, None, None]
-                    products = products.masked_fill(known, 0)
                 # Rows of q and of t in turn, those of all steps side by side.
                 pair = products.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
                 self._blocks[self.at, group] -= pair @ pair[:, ::2].mT
                 self._off[self.at, group] += self._grown(group, products, norms).sum(1)
                 self._evaluate(slice(self.at, self.at + 1), group, dtype)
-        self.n_steps = len(history)
+        self.n_steps += len(steps)
 
     def keep(self, count: int) -> None:
         """Make the state after the first `count` attempted steps the present one, for good."""

@@ -1,4 +1,4 @@
-"""The candidates of this process: one that proves every pick, and a lazy one."""
+"""The candidates of this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skfishermask.selection.candidates import Candidates
-from skfishermask.selection.steps import History, Step
+from skfishermask.selection.steps import Step
 from skfishermask.selection.storage import StoredEmbedding
 
 
@@ -34,8 +34,6 @@ class LocalCandidates:
     n_read : int
         Candidates whose embeddings were read since the start.
     """
-
-    is_lazy = False
 
     def __init__(
         self, embedding: StoredEmbedding, picks_a_round: int, start: int | None = None
@@ -94,7 +92,7 @@ class LocalCandidates:
         self._take_out(taken)
 
     def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see AllCandidates
-        self.candidates.catch_up(History(steps, self.candidates.n_steps))
+        self.candidates.catch_up(steps)
         self.n_read += len(self.candidates)
         self._take_out(steps)
 
@@ -120,58 +118,3 @@ class LocalCandidates:
         start, stop = self._start, self._start + len(self.candidates)
         own = [position - start for position in positions if start <= position < stop]
         return torch.tensor(own, dtype=torch.int64, device=self.candidates.taken.device)
-
-
-class LazyCandidates(LocalCandidates):
-    """The same, brought up to date only where the last known gain would win.
-
-    Gains fall as a rule, but not always, so that now and then a better candidate may be missed.
-    """
-
-    is_lazy = True
-
-    def __init__(
-        self, embedding: StoredEmbedding, picks_a_round: int, start: int | None = None
-    ) -> None:
-        super().__init__(embedding, 0, start)
-        self._history = History()
-        # How much of it each candidate has seen.
-        self._since = torch.zeros_like(self.candidates.positions)
-
-    def shortlist(  # noqa: D102, see AllCandidates
-        self, count: int, n_picks: int
-    ) -> tuple[Candidates, Tensor]:
-        index, rest = self.likely(count, n_picks)
-        return self.refreshed(index, n_picks + 1), rest
-
-    def refreshed(self, index: Tensor, n_states: int) -> Candidates:
-        """Give some as `Candidates.subset` does, but up to date."""
-        since = self._since[index]
-        # Those that have missed about as many steps, to a factor of two, catch up together.
-        bits = torch.frexp((len(self._history) - since).double()).exponent
-        parts = []
-        for number in bits.unique().tolist():
-            where = torch.nonzero(bits == number).squeeze(1)
-            part = self.candidates.subset(index[where], 1)
-            part.catch_up(self._history, since[where])
-            parts.append(part)
-        if not parts:
-            return self.candidates.subset(index, n_states)
-        self.n_read += len(index)
-        short = Candidates.joined(parts, n_states)
-        short.index = index
-        return short
-
-    def attempt(  # noqa: D102, see AllCandidates
-        self, steps: Sequence[Step], short: Candidates, rest: Tensor
-    ) -> Tensor:
-        return rest.expand(len(steps) + 1)
-
-    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see AllCandidates
-        self.candidates.put(short, len(taken))
-        self.advance(taken)
-        self._since.index_fill_(0, short.index, len(self._history))
-
-    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see AllCandidates
-        self._history.add(steps)
-        self._take_out(steps)

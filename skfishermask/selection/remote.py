@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from skfishermask.selection.candidates import Candidates
-from skfishermask.selection.local import LazyCandidates, LocalCandidates
-from skfishermask.selection.steps import History, Step
+from skfishermask.selection.local import LocalCandidates
+from skfishermask.selection.steps import Step
 
 # The shortlist grows to so many times its size before the least likely leave it.
 _SLACK = 3
@@ -142,12 +142,6 @@ class Block:
             sent = everyone.subset(where, 1) if len(where) else None
             return Answer(none, none, sent, pool.n_read - n_before)
         known = pool.where(question.known)
-        can_go = torch.ones_like(everyone.taken)
-        if isinstance(pool, LazyCandidates):
-            # Only what is up to date can.
-            index, _ = pool.likely(question.count, question.n_picks, known)
-            pool.keep([], pool.refreshed(index, 1))
-            can_go = torch.zeros_like(can_go).index_fill_(0, index, True)
         everyone.attempt(question.steps)
         if question.steps:
             pool.n_read += len(everyone)
@@ -161,7 +155,7 @@ class Block:
         limits = question.limits[:, None]
         # Also where there is no limit, those that cannot be picked any more stay here.
         reached = ((bounds >= limits) & (bounds > -math.inf))[: last + 1].any(0)
-        index = torch.nonzero(reached & can_go).squeeze(1)
+        index = torch.nonzero(reached).squeeze(1)
         if len(index) > question.count:
             index = index[torch.topk(bounds[last, index], question.count).indices].sort().values
         others = bounds.index_fill_(1, index, -math.inf).amax(1)
@@ -194,8 +188,6 @@ class RemoteCandidates:
         How many there are; likely picks are spread over them, as a rule.
     picks_a_round : int
         Steps that are attempted at a time, at most.
-    lazy : bool
-        Whether the blocks' pools are lazy.
     device : torch.device
         Where the picks are made.
 
@@ -210,12 +202,10 @@ class RemoteCandidates:
         ask: Callable[[Question], Answer],
         n_blocks: int,
         picks_a_round: int,
-        lazy: bool,
         device: torch.device,
     ) -> None:
         self._ask, self._n_blocks = ask, n_blocks
         self._n_states = picks_a_round + 1
-        self.is_lazy = lazy
         self._near: Candidates | None = None
         self._taken: Tensor | None = None
         # What the candidates that are not at hand do not exceed.
@@ -232,11 +222,9 @@ class RemoteCandidates:
     ) -> tuple[Candidates, Tensor]:
         wider = self._near is None or count > self._size
         self._size = count
-        if wider or self.is_lazy:
-            # What is not better than those at hand need not come.
-            limits = self._rest.new_full((1,), -math.inf) if wider else self._limits(1)
-            wanted, spread = (count, _WIDE) if wider else (_MOST, _SPREAD)
-            answer = self._put(limits=limits, count=wanted, spread=spread, n_picks=n_picks)
+        if wider:
+            limits = self._rest.new_full((1,), -math.inf)
+            answer = self._put(limits=limits, count=count, spread=_WIDE, n_picks=n_picks)
             self._rest = answer.others[0]
             self._take_in(answer.sent, count)
         if self._near is None:
@@ -247,7 +235,7 @@ class RemoteCandidates:
     def attempt(  # noqa: D102, see AllCandidates
         self, steps: Sequence[Step], short: Candidates, rest: Tensor
     ) -> Tensor:
-        if self.is_lazy or not steps:
+        if not steps:
             return rest.expand(len(steps) + 1)
         limits = self._limits(len(steps) + 1)
         self._answer = self._put(
@@ -262,13 +250,11 @@ class RemoteCandidates:
         if taken:
             positions = torch.stack([step.position for step in taken])
             short.taken = short.taken | torch.isin(short.positions, positions)
-        if self.is_lazy:
-            self._updates += taken
         answer, self._answer = self._answer, None
         if answer is None:
             return
         if answer.sent is not None:
-            answer.sent.catch_up(History(taken, answer.sent.n_steps))
+            answer.sent.catch_up(taken)
         self._keep = len(taken)
         self._rest = answer.others[min(len(taken), len(answer.others) - 1)]
         self._take_in(answer.sent, self._size)

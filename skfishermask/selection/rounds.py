@@ -47,13 +47,10 @@ class AllCandidates(Protocol):
 
     Attributes
     ----------
-    is_lazy : bool
-        Whether candidates off the shortlist stay as they were last known.
     n_read : int
         Candidates whose embeddings were read since the start.
     """
 
-    is_lazy: bool
     n_read: int
 
     def shortlist(self, count: int, n_picks: int) -> tuple[Candidates, Tensor]:
@@ -289,7 +286,7 @@ def choose(
         short, rest = pool.shortlist(SHORTLIST * picks_a_round * widened, count)
         # 2. Picks from the shortlist alone. A device is not waited for, unless that has failed.
         wait = on_host or widened > 1
-        steps = _picked(short, information, count, rest if wait else None, pool.is_lazy)
+        steps = _picked(short, information, count, rest if wait else None)
         # 3. The others catch up with all of these; after the last pick of all nobody has to.
         rivals = pool.attempt(steps[: len(steps) - (len(steps) == left)], short, rest)
         # 4. One number is read: the picks before the first step at which another may have won.
@@ -317,16 +314,13 @@ def give(pool: AllCandidates, information: Information, positions: Sequence[int]
 
 
 def _picked(
-    short: Candidates, information: Information, count: int, rest: Tensor | None, lazy: bool
+    short: Candidates, information: Information, count: int, rest: Tensor | None
 ) -> list[Step]:
-    """Pick from a shortlist; with `rest`, only if no other is known to gain as much.
-
-    That is known of the first pick; of later ones too, if others are what they were: `lazy`.
-    """
+    """Pick from a shortlist; with `rest`, only if no other is known to gain as much at first."""
     steps: list[Step] = []
     while len(steps) < count:
         best = best_of(short, information, wait=rest is not None)
-        if rest is not None and (lazy or not steps):
+        if rest is not None and not steps:
             gain = best.fresh.gains[best.slot]
             if not bool(rest < _tie(gain)):
                 break

@@ -74,49 +74,21 @@ class Fresh:
         return Fresh(*(torch.cat([getattr(x, f.name) for x in several]) for f in fields(Fresh)))
 
 
-class History:
-    """Steps in their order, for candidates that catch up with them.
+def steps_together(steps: Sequence[Step], n_before: int) -> Iterator[tuple[int, Sequence[Step]]]:
+    """Divide steps into runs that are applied at a time, each with the number of its first step.
 
     Parameters
     ----------
-    steps : sequence of Step, default=()
-        The first ones.
-    before : int, default=0
-        How many there were before these, which nobody asks for.
+    steps : sequence of Step
+        In their order.
+    n_before : int
+        Steps before these.
     """
-
-    def __init__(self, steps: Sequence[Step] = (), before: int = 0) -> None:
-        self._steps, self._before = [*steps], before
-        # Factors side by side, in the precision they are asked for, and their norms.
-        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-    def __len__(self) -> int:
-        return self._before + len(self._steps)
-
-    def add(self, steps: Sequence[Step]) -> None:
-        """Go on with these."""
-        self._steps += steps
-
-    def parts(self, start: int, since: Tensor | None) -> Iterator[tuple[int, int]]:
-        """Divide the steps from one on into parts that are computed with at a time.
-
-        Where known ones may be among them, many begin with a part whose factors are kept.
-        """
-        stop = len(self)
-        if since is not None and stop - start > _TOGETHER:
-            start -= start % _TOGETHER
-        inner = (CAREFUL, *range(0, stop, _TOGETHER))
-        return pairwise(sorted({start, stop, *(x for x in inner if start < x < stop)}))
-
-    def factors(self, start: int, stop: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Give the factors of some steps side by side, (k, steps 2 r), and norms, (steps, 2)."""
-        if (start, stop) in self._kept:
-            return self._kept[start, stop]
-        some = self._steps[start - self._before : stop - self._before]
-        found = side_by_side(some, dtype)
-        if stop % _TOGETHER == 0 and start in (stop - _TOGETHER, CAREFUL):
-            self._kept[start, stop] = found
-        return found
+    stop = n_before + len(steps)
+    inner = (CAREFUL, *range(0, stop, _TOGETHER))
+    edges = sorted({n_before, stop, *(edge for edge in inner if n_before < edge < stop)})
+    for first, last in pairwise(edges):
+        yield first, steps[first - n_before : last - n_before]
 
 
 def side_by_side(steps: Sequence[Step], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
