@@ -59,11 +59,11 @@ docs: $(READY) ## build the documentation: run its tutorials and examples, check
 
 # With all cores, but for small networks, and one after the other: they are timings.
 bench: $(READY) ## measure speed (an hour), into benchmarks/results
-	$(BIN)/python -m benchmarks.bench_embedding
-	$(ONE_THREAD) $(BIN)/python -m benchmarks.bench_embedding --networks --repeats 3
-	$(BIN)/python -m benchmarks.bench_selection
-	$(BIN)/python -m benchmarks.bench_waits
-	$(BIN)/python -m benchmarks.bench_query
+	$(BIN)/python -m benchmarks.speed.embedding
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.speed.embedding --networks --repeats 3
+	$(BIN)/python -m benchmarks.speed.selection
+	$(BIN)/python -m benchmarks.speed.waits
+	$(BIN)/python -m benchmarks.speed.query
 
 build: $(READY) ## build sdist and wheel, and check their metadata
 	rm -rf dist
@@ -78,7 +78,7 @@ oldest: ## run the package's tests on the oldest versions supported, but for tho
 	$(OLDEST)/bin/python $(PIP_INSTALL) $(MODAL)
 	$(OLDEST)/bin/python $(PIP_INSTALL) --no-deps -e .
 	$(ONE_THREAD) $(OLDEST)/bin/python $(PYTEST) -m "not kills and not slow" --doctest-ignore-import-errors \
-		--ignore tests/test_bench.py --ignore tests/test_benchmarks.py
+		--ignore tests/benchmarks
 	rm -rf $(OLDEST)
 
 clean: ## remove what was built, but keep the environment

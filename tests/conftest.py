@@ -48,7 +48,7 @@ def any_device(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param != "pretend":
         yield request.param
         return
-    from benchmarks.pretended import pretending
+    from benchmarks.common.pretended import pretending
 
     with pretending():
         yield request.param

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from benchmarks.networks import CifarResNet18, MaskedText
+from benchmarks.common.networks import CifarResNet18, MaskedText
 
 Batch = Tensor | dict[str, Tensor]
 

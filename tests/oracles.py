@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.dense import batch_information, first_near, objective, select_batch_oracle
+from benchmarks.common.dense import batch_information, first_near, objective, select_batch_oracle
 
 __all__ = ["batch_information", "first_near", "objective", "select_batch_oracle"]
 

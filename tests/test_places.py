@@ -48,7 +48,7 @@ def in_a_scratch_file(V: Tensor, objective: Objective, width: int, **options: An
 def on_a_device(
     V: Tensor, objective: Objective, width: int, in_host_memory: bool = False, **options: Any
 ) -> Batch:
-    from benchmarks.pretended import DEVICE, Pretended, on_host, pretending
+    from benchmarks.common.pretended import DEVICE, Pretended, on_host, pretending
 
     with pretending(), picks_a_round(width):
         there = {

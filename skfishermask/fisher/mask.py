@@ -17,7 +17,7 @@ MaskStrategy = Literal["global", "per_layer", "relative", "random", "output_laye
 MASK_STRATEGIES: tuple[str, ...] = get_args(MaskStrategy)
 
 _AUTO_FRACTION = 0.002
-# Larger masks choose nearly the same batches in many times the time: bench_mask_size.
+# Larger masks choose nearly the same batches in many times the time: benchmarks/speed/mask_size.py.
 _AUTO_LIMIT = 2000
 # The authors' "relative" mask: entries above twice their tensor's mean, at most 2.5% of it.
 _RELATIVE_THRESHOLD = 2.0

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import (
+from benchmarks.common.memory import (
     peak_resident,
     private,
     resident,
@@ -38,7 +38,7 @@ def query(given: argparse.Namespace, sizes: dict[str, int], pool: Any) -> dict[s
     """Run the query in this process."""
     import numpy as np
 
-    from benchmarks import harness
+    from benchmarks.common import harness
     from skfishermask import FisherMaskSampler
 
     with np.load(given.folder / "training.npz") as training:
@@ -100,15 +100,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     import psutil
 
-    from benchmarks import harness
-    from benchmarks.bench_query import write_images
+    from benchmarks.common import harness
+    from benchmarks.speed.query import write_images
 
     sizes = QUICK_SIZES if given.quick else SIZES
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         data = write_images(Path(scratch), sizes["N"], None, sizes["C"])
         for case in CASES:
-            command = [sys.executable, "-m", "benchmarks.bench_cluster", "--case", case]
+            command = [sys.executable, "-m", "benchmarks.speed.cluster", "--case", case]
             command += ["--folder", scratch, "--out", f"{scratch}/{case}.json"]
             command += ["--quick"] if given.quick else []
             subprocess.run(command, check=True)
@@ -142,7 +142,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from benchmarks import harness
+    from benchmarks.common import harness
 
     parser = harness.options(__doc__ or "", "cluster", repeats=1)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)

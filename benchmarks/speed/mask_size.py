@@ -2,8 +2,8 @@
 
 The limit of ``mask_fraction="auto"`` was chosen by it. Run from the root of the repository::
 
-    python -m benchmarks.bench_mask_size
-    python -m benchmarks.bench_mask_size --images cifar10.npz   # as label_efficiency takes files
+    python -m benchmarks.speed.mask_size
+    python -m benchmarks.speed.mask_size --images cifar10.npz   # as the study takes files
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from benchmarks import harness, label_efficiency
-from benchmarks.memory import private, watching_memory
-from benchmarks.networks import make_net
-from benchmarks.strategies import fisher
+from benchmarks.common import harness
+from benchmarks.common.memory import private, watching_memory
+from benchmarks.common.networks import make_net
+from benchmarks.study.run import load as load_data
+from benchmarks.study.run import make_split
+from benchmarks.study.strategies import fisher
 from skfishermask import FisherMaskSampler, ParameterMask, active_learning_curve, fisher_embedding
 
 SIZES = [1000, 2000, 4000, 6000, 10_000]
@@ -60,7 +62,7 @@ def load(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
     n = 60 if given.quick else N_POOL + N_LABELED
     if given.images is None:
         return *harness.noisy_images(n, 10, 32), "synthetic images"
-    X, y, _ = label_efficiency.load(str(given.images), given.images.parent, download=False)
+    X, y, _ = load_data(str(given.images), given.images.parent, download=False)
     rows = np.random.default_rng(0).permutation(len(X))[:n]
     return X[rows], y[rows], given.images.stem
 
@@ -157,13 +159,13 @@ def one_network(
 
 def accuracy(given: argparse.Namespace) -> dict[str, Any]:
     """Mean accuracy over learning curves on digits, and paired differences to "auto"."""
-    X, y, n_train = label_efficiency.load("digits", Path(), download=False)
+    X, y, n_train = load_data("digits", Path(), download=False)
     n_pool, n_seeds, n_queries = (200, 1, 1) if given.quick else (1000, 4, 5)
     sizes = DIGITS_SIZES[::3] if given.quick else DIGITS_SIZES
     found: dict[str, Mapping[str, Any]] = {}
     for imbalance in (1, 50):
         splits = [
-            label_efficiency.make_split(y, n_train, seed, n_pool, 500, imbalance)
+            make_split(y, n_train, seed, n_pool, 500, imbalance)
             for seed in range(100, 100 + n_seeds)
         ]
         net = make_net("cnn", X.shape[1:], 10, given.device)

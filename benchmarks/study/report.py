@@ -2,7 +2,7 @@
 
 Run from the root of the repository::
 
-    python -m benchmarks.label_efficiency_report
+    python -m benchmarks.study.report
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from benchmarks import label_efficiency_pixels as pixels
-from benchmarks import label_efficiency_stopping as stopping
-from benchmarks.label_efficiency import CANDIDATES, STUDIED, STUDY
-from benchmarks.strategies import PEERS
+from benchmarks.study import pixels, stopping
+from benchmarks.study.run import CANDIDATES, STUDIED, STUDY
+from benchmarks.study.strategies import PEERS
 
 RESULTS = Path("benchmarks/results/label_efficiency")
-PROTOCOL = "benchmarks/label_efficiency_protocol.md"
+PROTOCOL = "benchmarks/study/protocol.md"
 DATASETS = {
     "cifar10-features": "CIFAR-10 features with an MLP head",
     "cifar10-components": "CIFAR-10 features with a linear head",
@@ -612,7 +611,7 @@ def when_to_stop(found: pd.DataFrame, curves: pd.DataFrame) -> str:
 
 PAGE = """\
 ..
-   Written by benchmarks/label_efficiency_report.py from the results in
+   Written by benchmarks/study/report.py from the results in
    benchmarks/results/label_efficiency. Change those, not this file.
 
 Label efficiency
@@ -679,11 +678,11 @@ Repeat it
 
 .. code-block:: console
 
-   $ python -m benchmarks.label_efficiency --study --data-dir output/data --first-seed 1 --seeds 8
-   $ python -m benchmarks.label_efficiency_report --results output/label_efficiency
+   $ python -m benchmarks.study.run --study --data-dir output/data --first-seed 1 --seeds 8
+   $ python -m benchmarks.study.report --results output/label_efficiency
 
 A run that was stopped goes on where it was, and so do the committed results with ``--out
-benchmarks/results/label_efficiency``. ``benchmarks/label_efficiency_data.py`` says where the
+benchmarks/results/label_efficiency``. ``benchmarks/study/data.py`` says where the
 data come from; ``--help`` lists the strategies; a data set of your own is a file with ``X_train``,
 ``y_train``, ``X_test`` and ``y_test``. The tool under it is
 :func:`~skfishermask.active_learning_curve`.
@@ -763,10 +762,10 @@ the default, ``coverage_share="auto"``. All strategies get the same inputs, feat
 probabilities. Random, entropy and margin sampling are modAL's or ours; k-center, BADGE, TypiClust,
 DropQuery and MaxHerding are scikit-activeml's with their authors' settings; UHerding (Bae et al.
 2025), TCM (Doucet et al. 2024) and BAIT Binary (Huseljic et al. 2024) are short code of ours in
-``benchmarks/strategies.py``. TypiClust, MaxHerding, UHerding and DropQuery work on the inputs, the
-first three at unit length; k-center and BADGE on the network's penultimate features. BAIT is
-``mask="output_layer", oversample=2.0``. ``coverage_share=1`` is UHerding with radius 1. TCM takes
-TypiClust up to 5 labels a class: its authors advise an early change on pretrained features.
+``benchmarks/study/strategies.py``. TypiClust, MaxHerding, UHerding and DropQuery work on the
+inputs, the first three at unit length; k-center and BADGE on the network's penultimate features.
+BAIT is ``mask="output_layer", oversample=2.0``. ``coverage_share=1`` is UHerding with radius 1. TCM
+takes TypiClust up to 5 labels a class: its authors advise an early change on pretrained features.
 """
 
 
@@ -778,8 +777,8 @@ def page_of(
 ) -> str:
     """The page, and its pictures.
 
-    `stops` is the table of :mod:`label_efficiency_stopping`, `photographs` are the settings of
-    :mod:`label_efficiency_pixels`.
+    `stops` is the table of :mod:`benchmarks.study.stopping`, `photographs` are the settings of
+    :mod:`benchmarks.study.pixels`.
     """
     papers = [s for s in settings if s.info["dataset"] == PAPER]
     settings = [s for s in settings if s.info["dataset"] != PAPER]

@@ -2,7 +2,7 @@
 
 Run from the root of the repository::
 
-    python -m benchmarks.bench_selection
+    python -m benchmarks.speed.selection
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from benchmarks import harness
-from benchmarks.bench_embedding import make_mask
-from benchmarks.harness import BATCH_SIZE
+from benchmarks.common import harness
+from benchmarks.common.harness import BATCH_SIZE
+from benchmarks.speed.embedding import make_mask
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding, select_batch
 from skfishermask.fisher import fisher_matrix, predicted_probabilities
 
@@ -70,7 +70,8 @@ def authors_rows(
 ) -> Tensor:
     """Rows sqrt(p_c) g_c, one for each class, in float64: the same V^T V from C rows.
 
-    Their values are the naive loop's, which bench_query checks; made in our way, to have them all.
+    Their values are the naive loop's, which benchmarks.speed.query checks; all of them are made in
+    our way.
     """
     rows = fisher_embedding(module, batches, mask, weighting="none", **options)
     p = predicted_probabilities(module, batches, **options).sort(1, descending=True).values

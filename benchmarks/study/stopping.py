@@ -1,8 +1,8 @@
 """Does the objective tell when to stop? Its fall, beside the accuracy that more labels still gain.
 
-Run from the root of the repository, with the files of ``benchmarks.label_efficiency_data``::
+Run from the root of the repository, with the files of ``benchmarks.study.data``::
 
-    python -m benchmarks.label_efficiency_stopping --data-dir output/data --seeds 4
+    python -m benchmarks.study.stopping --data-dir output/data --seeds 4
 
 A curve of FisherMask in each of the study's settings with batches of 20, longer than there, with
 what the sampler and the net say before each batch. It adds to ``stopping.csv``; the seeds and
@@ -22,9 +22,9 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from benchmarks.label_efficiency import STUDY, load, make_split, mean_scores
-from benchmarks.networks import SeveralTrainings, make_net
-from benchmarks.strategies import fisher
+from benchmarks.common.networks import SeveralTrainings, make_net
+from benchmarks.study.run import STUDY, load, make_split, mean_scores
+from benchmarks.study.strategies import fisher
 from skfishermask import active_learning_curve
 from skfishermask.coverage import margin_uncertainty
 

@@ -11,9 +11,9 @@ pytestmark = pytest.mark.pretended
 
 
 def test_few_waits_and_operations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks import bench_waits
+    from benchmarks.speed import waits
 
-    bench_waits.main(["--out", str(tmp_path / "waits.json")])
+    waits.main(["--out", str(tmp_path / "waits.json")])
     found = json.loads((tmp_path / "waits.json").read_text("utf-8"))
     picks = found["selection"]
     assert picks["same_picks"]

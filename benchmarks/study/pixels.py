@@ -1,14 +1,14 @@
 """Does coverage of pixels help? What decides how large inputs ``coverage_share="auto"`` covers.
 
-Run from the root of the repository, with the files of ``benchmarks.label_efficiency_data``::
+Run from the root of the repository, with the files of ``benchmarks.study.data``::
 
-    python -m benchmarks.label_efficiency_pixels --images cifar10.npz --data-dir output/data
+    python -m benchmarks.study.pixels --images cifar10.npz --data-dir output/data
 
 Images of CIFAR-10, balanced and 50:1, batches of 20: for a small convolutional network from
 scratch, and for a head on what a pretrained network makes of the images. That head is given the
 images and their features together and looks at the features alone, as a network does that has its
 frozen backbone inside: coverage is measured on what the network is given. Resumable, as
-``benchmarks.label_efficiency``; ``benchmarks.label_efficiency_report`` writes the results down.
+``benchmarks.study.run``; ``benchmarks.study.report`` writes the results down.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.label_efficiency import run
-from benchmarks.label_efficiency_data import N_TEST, N_TRAIN, some_of_each
-from benchmarks.networks import NETWORKS, Linear, SmallMLP
-from benchmarks.strategies import STRATEGIES, drawn_seed, fisher
+from benchmarks.common.networks import NETWORKS, Linear, SmallMLP
+from benchmarks.study.data import N_TEST, N_TRAIN, some_of_each
+from benchmarks.study.run import run
+from benchmarks.study.strategies import STRATEGIES, drawn_seed, fisher
 from skfishermask.coverage import automatic_share
 
 RESULTS = Path("benchmarks/results/label_efficiency_pixels")

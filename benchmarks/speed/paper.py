@@ -3,7 +3,7 @@
 With 10 classes and all directions, and with 100 classes and three directions. On a CPU it needs
 50 GB of memory and days, but for ``--quick``. Run from the root of the repository::
 
-    python -m benchmarks.bench_paper --device cuda
+    python -m benchmarks.speed.paper --device cuda
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness
+from benchmarks.common import harness
 from skfishermask import FisherMaskSampler
 
 MASK_FRACTION = 0.002

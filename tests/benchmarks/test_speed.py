@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 pytest.importorskip("skactiveml")
 
-from benchmarks import (
-    bench_embedding,
-    bench_mask_size,
-    bench_query,
-    bench_selection,
-    harness,
+from benchmarks.common import harness
+from benchmarks.common.dense import batch_information, objective
+from benchmarks.common.networks import CifarResNet18, MaskedText
+from benchmarks.speed import (
+    embedding,
+    mask_size,
+    query,
+    selection,
 )
-from benchmarks.dense import batch_information, objective
-from benchmarks.networks import CifarResNet18, MaskedText
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask.fisher import fisher_matrix
 from skfishermask.selection import select_batch
@@ -72,7 +72,7 @@ def network() -> tuple[nn.Module, Tensor, ParameterMask]:
     torch.manual_seed(0)
     module = CifarResNet18(width=2, n_classes=4).double().eval()
     x = images(6).double()
-    return module, x, bench_embedding.make_mask(fisher_diagonal(module, [x]), 150)
+    return module, x, embedding.make_mask(fisher_diagonal(module, [x]), 150)
 
 
 def information(V: Tensor | np.ndarray) -> Tensor:
@@ -83,15 +83,15 @@ def information(V: Tensor | np.ndarray) -> Tensor:
 def test_naive_embeddings_are_ours(network: Any) -> None:
     module, x, mask = network
     V = fisher_embedding(module, [x], mask, dtype=torch.float64)
-    kept = bench_embedding.kept_entries(module, mask)
-    looped = bench_embedding.looped_embedding(module, x, kept, 4)
+    kept = embedding.kept_entries(module, mask)
+    looped = embedding.looped_embedding(module, x, kept, 4)
     assert looped.shape == (4, 4, 150)
     assert torch.allclose(information(looped), information(V[:4]))
-    assert np.allclose(bench_embedding.one_by_one(module, x[:4], kept), looped)
-    assert torch.allclose(bench_embedding.jacobian_embedding(module, x, mask), V)
-    assert torch.allclose(bench_embedding.hooked_embedding(module, x, mask), V)
-    assert bench_embedding.hooks_read(module, x, mask)
-    rows = bench_selection.authors_rows(module, x.split(4), mask)
+    assert np.allclose(embedding.one_by_one(module, x[:4], kept), looped)
+    assert torch.allclose(embedding.jacobian_embedding(module, x, mask), V)
+    assert torch.allclose(embedding.hooked_embedding(module, x, mask), V)
+    assert embedding.hooks_read(module, x, mask)
+    rows = selection.authors_rows(module, x.split(4), mask)
     # The embedding is kept in float32.
     assert torch.allclose(information(rows), information(V), rtol=1e-4, atol=1e-6)
 
@@ -103,29 +103,27 @@ def test_whole_jacobians_of_keyword_inputs_are_ours() -> None:
         fisher_diagonal(module, [x]), "global", 50, output_layer=["output.weight", "output.bias"]
     )
     V = fisher_embedding(module, [x], mask, dtype=torch.float64)
-    assert torch.allclose(bench_embedding.jacobian_embedding(module, x, mask), V)
+    assert torch.allclose(embedding.jacobian_embedding(module, x, mask), V)
     # Its positions have no dimension for samples, which hooks on layers take for granted.
-    assert not bench_embedding.hooks_read(module, x, mask)
+    assert not embedding.hooks_read(module, x, mask)
 
 
 def test_naive_diagonal_is_ours(network: Any) -> None:
     module, x, _ = network
     ours = fisher_diagonal(module, [x])
     for expected, found in zip(
-        ours.values(), bench_embedding.looped_diagonal(module, x, len(x)), strict=True
+        ours.values(), embedding.looped_diagonal(module, x, len(x)), strict=True
     ):
         assert np.allclose(expected, found)
 
 
-@pytest.mark.parametrize(
-    "gains", [bench_selection.gains_as_published, bench_selection.gains_with_two_products]
-)
-def test_naive_selection_is_ours(gains: bench_selection.Gains) -> None:
+@pytest.mark.parametrize("gains", [selection.gains_as_published, selection.gains_with_two_products])
+def test_naive_selection_is_ours(gains: selection.Gains) -> None:
     torch.manual_seed(0)
     V = torch.randn(230, 3, 20, dtype=torch.float64)
     fisher = fisher_matrix(V)
     ours, _ = select_batch(V, 12, fisher)
-    assert bench_selection.select_naively(V, 12, fisher, gains) == ours.tolist()
+    assert selection.select_naively(V, 12, fisher, gains) == ours.tolist()
 
 
 def test_a_batch_is_judged_without_large_matrices() -> None:
@@ -136,13 +134,13 @@ def test_a_batch_is_judged_without_large_matrices() -> None:
     before, after = (
         objective(batch_information(V, chosen, 3, **start), fisher) for chosen in ([], [1, 5, 8])
     )
-    found = bench_mask_size.reduction(V, V_labeled, [1, 5, 8])
+    found = mask_size.reduction(V, V_labeled, [1, 5, 8])
     assert found == pytest.approx(before - after, rel=1e-9)
 
 
 def test_knobs_are_judged_by_the_exact_batch() -> None:
     given = harness.options("", "query", 1).parse_args(["--quick"])
-    case = bench_query.KnobCase(given, 0)
+    case = query.KnobCase(given, 0)
     assert case.compare(case.exact) == (1, 1)
     common, gain = case.compare([*case.exact[:-1], -1])
     assert common == pytest.approx(1 - 1 / len(case.exact))
@@ -153,13 +151,13 @@ def test_large_pools_beside_each_other() -> None:
     def case(n: int, seconds: float) -> dict[str, Any]:
         return {"N": n, "K": 4, "seconds": {"selection": seconds}, "peak_private_bytes": 3e10}
 
-    small, big = bench_query.TENTHS[0]
+    small, big = query.TENTHS[0]
     found = {
         "in memory": case(60_000, 50.0),
         small: case(100_000, 2.0),
         big: case(1_000_000, 24.0),
     }
-    beside = bench_query.compared(found)
+    beside = query.compared(found)
     assert beside["growth from a tenth"] == {big: {"selection": 12.0}}
     # Too many bytes.
     assert [(t["found"], t["met"]) for t in beside["targets"]] == [(3e10, False)]

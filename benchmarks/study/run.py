@@ -9,14 +9,14 @@ run had of a strategy is in a checkpoint beside it.
 
 Run from the root of the repository::
 
-    python -m benchmarks.label_efficiency --dataset digits --n-instances 20 --seeds 8
-    python -m benchmarks.label_efficiency --dataset fashion-mnist --data-dir ~/data --download \
+    python -m benchmarks.study.run --dataset digits --n-instances 20 --seeds 8
+    python -m benchmarks.study.run --dataset fashion-mnist --data-dir ~/data --download \
         --imbalance 50 --strategies random entropy BADGE FisherMask
-    python -m benchmarks.label_efficiency --study --data-dir output/data --first-seed 1 --seeds 8
+    python -m benchmarks.study.run --study --data-dir output/data --first-seed 1 --seeds 8
 
 The last runs the settings on pretrained features and on tabular data, seed by seed: all settings
 and strategies with the first seed, then with the next, and so on. The files are made by
-``benchmarks.label_efficiency_data``; with ``--out benchmarks/results/label_efficiency`` the
+``benchmarks.study.data``; with ``--out benchmarks/results/label_efficiency`` the
 committed results grow.
 """
 
@@ -40,8 +40,8 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from tqdm.auto import tqdm
 
-from benchmarks.networks import NETWORKS, SeveralTrainings, make_net
-from benchmarks.strategies import PEERS, STRATEGIES
+from benchmarks.common.networks import NETWORKS, SeveralTrainings, make_net
+from benchmarks.study.strategies import PEERS, STRATEGIES
 from skfishermask import ActiveLearningCurveDisplay, active_learning_curve
 
 METRICS = {

@@ -2,8 +2,8 @@
 
 Run from the root of the repository::
 
-    python -m benchmarks.bench_embedding
-    python -m benchmarks.bench_embedding --networks   # networks of the field, a quarter of an hour
+    python -m benchmarks.speed.embedding
+    python -m benchmarks.speed.embedding --networks   # networks of the field, a quarter of an hour
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from tqdm.auto import tqdm
 
-from benchmarks import harness
-from benchmarks.harness import BATCH_SIZE
-from benchmarks.hooks import HookedGradients
-from benchmarks.networks import CifarResNet18, MaskedText, Recurrent, SequenceEncoder
+from benchmarks.common import harness
+from benchmarks.common.harness import BATCH_SIZE
+from benchmarks.common.networks import CifarResNet18, MaskedText, Recurrent, SequenceEncoder
+from benchmarks.speed.hooks import HookedGradients
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask.fisher import output_layer
 from skfishermask.fisher.directions import directions

@@ -2,8 +2,8 @@
 
 Run from the root of the repository::
 
-    python -m benchmarks.bench_query
-    python -m benchmarks.bench_query --large   # big pools, not part of `make bench`
+    python -m benchmarks.speed.query
+    python -m benchmarks.speed.query --large   # big pools, not part of `make bench`
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from skorch import NeuralNetClassifier
 from torch import nn
 from tqdm.auto import tqdm
 
-from benchmarks import harness
-from benchmarks.bench_embedding import (
+from benchmarks.common import harness
+from benchmarks.common.dense import batch_information, objective, select_batch_oracle
+from benchmarks.common.harness import BATCH_SIZE
+from benchmarks.common.memory import peak_resident, private, resident, watching_memory
+from benchmarks.speed.embedding import (
     AUTHORS_BATCH,
     kept_entries,
     looped_diagonal,
     looped_embedding,
     one_by_one,
 )
-from benchmarks.bench_selection import authors_rows, gains_with_two_products, select_naively
-from benchmarks.dense import batch_information, objective, select_batch_oracle
-from benchmarks.harness import BATCH_SIZE
-from benchmarks.memory import peak_resident, private, resident, watching_memory
-from benchmarks.strategies import badge, k_center
+from benchmarks.speed.selection import authors_rows, gains_with_two_products, select_naively
+from benchmarks.study.strategies import badge, k_center
 from skfishermask import FisherMaskSampler, fisher_embedding
 from skfishermask.fisher import fisher_matrix
 
@@ -418,7 +418,7 @@ QUICK_LARGE: dict[str, dict[str, Any]] = {
 def write_images(folder: Path, n: int, data_dir: Path | None, n_classes: int = 10) -> str:
     """Write a pool of n images of 28 x 28 and a training set; say what they are."""
     if data_dir is not None:
-        from benchmarks.label_efficiency import load
+        from benchmarks.study.run import load
 
         X, y, n_train = load("fashion-mnist", data_dir, download=False)
         # The training set comes from the test images, so that the pool can be all the others.
@@ -499,7 +499,7 @@ def large(given: argparse.Namespace) -> dict[str, Any]:
             # Real images are too few for the larger pools.
             real = given.data_dir if name.startswith("in memory") else None
             data = write_images(folder, setting["n"], real, setting.get("n_classes", 10))
-            command = [sys.executable, "-m", "benchmarks.bench_query", "--device", given.device]
+            command = [sys.executable, "-m", "benchmarks.speed.query", "--device", given.device]
             command += ["--large-case", name, "--folder", scratch, "--out", f"{scratch}/case.json"]
             command += ["--quick"] if given.quick else []
             subprocess.run(command, check=True)

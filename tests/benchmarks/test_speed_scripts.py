@@ -9,28 +9,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import forked
 import numpy as np
 import pytest
 import torch
 
+from tests import forked
+
 pytest.importorskip("skactiveml")
 
-from benchmarks import (
-    bench_cluster,
-    bench_embedding,
-    bench_faults,
-    bench_mask_size,
-    bench_paper,
-    bench_query,
-    bench_selection,
+from benchmarks.speed import (
+    cluster,
+    embedding,
+    faults,
+    mask_size,
+    paper,
+    query,
+    selection,
 )
 
 # They share one run of each script.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scripts")]
 
-ROOT = Path(__file__).parents[1]
-SCRIPTS = {"embedding": bench_embedding, "selection": bench_selection, "query": bench_query}
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {"embedding": embedding, "selection": selection, "query": query}
 
 
 # The scripts
@@ -42,8 +43,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, script in SCRIPTS.items():
         script.main(["--quick", "--repeats", "2", "--out", str(folder / f"{name}.json")])
     networks = ["--networks", "--quick", "--repeats", "2", "--out", str(folder / "networks.json")]
-    bench_embedding.main(networks)
-    bench_mask_size.main(["--quick", "--out", str(folder / "mask_size.json")])
+    embedding.main(networks)
+    mask_size.main(["--quick", "--out", str(folder / "mask_size.json")])
     return folder
 
 
@@ -91,15 +92,15 @@ def test_masks_are_judged_by_the_largest(results: Path) -> None:
 
 
 def test_the_query_is_the_authors_query(results: Path) -> None:
-    query = load(results, "query")["query"]
-    assert query["same_batch"]
-    assert query["n_common"] == query["sizes"]["K"]
-    assert query["relative_difference_of_information"] < 1e-4
+    result = load(results, "query")["query"]
+    assert result["same_batch"]
+    assert result["n_common"] == result["sizes"]["K"]
+    assert result["relative_difference_of_information"] < 1e-4
     for side in ("authors'", "kinder"):
-        assert query["theirs"][side].keys() == query["ratios"][side].keys()
+        assert result["theirs"][side].keys() == result["ratios"][side].keys()
     # Scaled to the whole query.
-    n = query["sizes"]["n_candidates"]
-    assert query["factors"]["authors' embedding"] == n / 2
+    n = result["sizes"]["n_candidates"]
+    assert result["factors"]["authors' embedding"] == n / 2
 
 
 def test_every_knob_is_judged(results: Path) -> None:
@@ -111,9 +112,9 @@ def test_every_knob_is_judged(results: Path) -> None:
 
 
 def test_large_pools(results: Path) -> None:
-    bench_query.main(["--quick", "--large", "--out", str(results / "large.json")])
+    query.main(["--quick", "--large", "--out", str(results / "large.json")])
     cases = load(results, "large")["cases"]
-    assert [*cases] == [*bench_query.LARGE][:2]
+    assert [*cases] == [*query.LARGE][:2]
     storage = [case["query"]["embedding_storage"] for case in cases.values()]
     assert storage == ["memory", "scratch file"]
     for case in cases.values():
@@ -125,7 +126,7 @@ def test_large_pools(results: Path) -> None:
     assert "Large pools" in page
     assert "nan" not in page
     arguments = ["--quick", "--large", "--cases", "in memory", "--out", str(results / "large.json")]
-    bench_query.main(arguments)
+    query.main(arguments)
     again = load(results, "large")["cases"]
     assert again["scratch file"] == cases["scratch file"]
     assert again["in memory"]["seconds"] != cases["in memory"]["seconds"]
@@ -133,7 +134,7 @@ def test_large_pools(results: Path) -> None:
 
 def test_paper(results: Path, device: str) -> None:
     arguments = ["--quick", "--repeats", "2", "--device", device]
-    bench_paper.main([*arguments, "--out", str(results / "paper.json")])
+    paper.main([*arguments, "--out", str(results / "paper.json")])
     for n_classes, case in load(results, "paper")["cases"].items():
         n, r, k = case["sizes"]["N"], case["query"]["n_directions"], case["query"]["mask_size"]
         assert case["query"]["embedding_bytes"] == 4 * n * r * k
@@ -146,16 +147,16 @@ def test_paper(results: Path, device: str) -> None:
 
 def test_cluster_and_faults(results: Path) -> None:
     pytest.importorskip("distributed")
-    bench_cluster.main(["--quick", "--out", str(results / "cluster.json")])
-    cluster = load(results, "cluster")
-    assert cluster["same_picks"]
-    assert cluster["cases"]["cluster"]["query"]["embedding_storage"] == "cluster"
-    assert cluster["cases"]["local"]["query"]["embedding_storage"] == "scratch file"
-    assert len(cluster["cases"]["cluster"]["workers"]) == 2
-    for worker in cluster["cases"]["cluster"]["workers"]:
+    cluster.main(["--quick", "--out", str(results / "cluster.json")])
+    result = load(results, "cluster")
+    assert result["same_picks"]
+    assert result["cases"]["cluster"]["query"]["embedding_storage"] == "cluster"
+    assert result["cases"]["local"]["query"]["embedding_storage"] == "scratch file"
+    assert len(result["cases"]["cluster"]["workers"]) == 2
+    for worker in result["cases"]["cluster"]["workers"]:
         assert 0 < worker["before_private_bytes"] < worker["peak_private_bytes"]
     forked.server()
-    bench_faults.main(["--quick", "--runs", "1", "--out", str(results / "faults.json")])
+    faults.main(["--quick", "--runs", "1", "--out", str(results / "faults.json")])
     (run,) = load(results, "faults")["runs"]
     assert run["same_picks"]
     assert run["tasks_left"] == 0
@@ -184,9 +185,10 @@ def render(results: Path) -> str:
 
 def test_page_is_written_from_the_results(results: Path) -> None:
     page = render(results)
-    query = load(results, "query")["query"]
+    result = load(results, "query")["query"]
     assert (
-        f"took {query['n_common']} of our {query['sizes']['K']} images, in the same order." in page
+        f"took {result['n_common']} of our {result['sizes']['K']} images, in the same order."
+        in page
     )
     assert page.count("* - ``n_directions=") == 4
     assert page.count("* - a random batch") == 3

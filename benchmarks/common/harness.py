@@ -20,9 +20,9 @@ from skorch import NeuralNetClassifier
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from benchmarks.networks import make_net
+from benchmarks.common.networks import make_net
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ["skfishermask", "torch", "numpy", "scikit-learn", "skorch", "scikit-activeml"]
 START = time.perf_counter()
 # Samples in a pass through the network: for ours and for the yardstick.

@@ -30,7 +30,7 @@ def query(n_picks: int, kill_after: float | None) -> tuple[Any, Any, dict[str, A
     import dask.array as da
     from distributed import Client, LocalCluster
 
-    from benchmarks import harness
+    from benchmarks.common import harness
     from skfishermask import FisherMaskSampler
 
     X, y = harness.noisy_images(N, 5, 8, channels=1)
@@ -70,7 +70,7 @@ def _tasks(dask_scheduler: Any) -> int:
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
-    from benchmarks import harness
+    from benchmarks.common import harness
 
     n_picks = 10 if given.quick else 60
     expected, gains, undisturbed = query(n_picks, None)
@@ -98,7 +98,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from benchmarks import harness
+    from benchmarks.common import harness
 
     parser = harness.options(__doc__ or "", "faults", repeats=1)
     parser.add_argument("--runs", type=int, default=20, help="killed queries (default: 20)")

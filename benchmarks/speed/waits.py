@@ -3,7 +3,7 @@
 It is counted on a pretended one, so it runs in seconds and says nothing about time. Run from the
 root of the repository::
 
-    python -m benchmarks.bench_waits
+    python -m benchmarks.speed.waits
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import harness
-from benchmarks.pretended import Pretended, moved, on_host, pretending
+from benchmarks.common import harness
+from benchmarks.common.pretended import Pretended, moved, on_host, pretending
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding, select_batch
 
 # Samples in a batch of the network, and batches after the first one.
