@@ -101,7 +101,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     import psutil
 
     from benchmarks.common import harness
-    from benchmarks.speed.query import write_images
+    from benchmarks.speed.large import write_images
 
     sizes = QUICK_SIZES if given.quick else SIZES
     found = {}

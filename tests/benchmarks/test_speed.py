@@ -16,8 +16,9 @@ from benchmarks.common.dense import batch_information, objective
 from benchmarks.common.networks import CifarResNet18, MaskedText
 from benchmarks.speed import (
     embedding,
+    knobs,
+    large,
     mask_size,
-    query,
     selection,
 )
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
@@ -140,7 +141,7 @@ def test_a_batch_is_judged_without_large_matrices() -> None:
 
 def test_knobs_are_judged_by_the_exact_batch() -> None:
     given = harness.options("", "query", 1).parse_args(["--quick"])
-    case = query.KnobCase(given, 0)
+    case = knobs.KnobCase(given, 0)
     assert case.compare(case.exact) == (1, 1)
     common, gain = case.compare([*case.exact[:-1], -1])
     assert common == pytest.approx(1 - 1 / len(case.exact))
@@ -151,13 +152,13 @@ def test_large_pools_beside_each_other() -> None:
     def case(n: int, seconds: float) -> dict[str, Any]:
         return {"N": n, "K": 4, "seconds": {"selection": seconds}, "peak_private_bytes": 3e10}
 
-    small, big = query.TENTHS[0]
+    small, big = large.TENTHS[0]
     found = {
         "in memory": case(60_000, 50.0),
         small: case(100_000, 2.0),
         big: case(1_000_000, 24.0),
     }
-    beside = query.compared(found)
+    beside = large.compared(found)
     assert beside["growth from a tenth"] == {big: {"selection": 12.0}}
     # Too many bytes.
     assert [(t["found"], t["met"]) for t in beside["targets"]] == [(3e10, False)]

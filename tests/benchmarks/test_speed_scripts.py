@@ -21,6 +21,7 @@ from benchmarks.speed import (
     cluster,
     embedding,
     faults,
+    large,
     mask_size,
     paper,
     query,
@@ -112,9 +113,9 @@ def test_every_knob_is_judged(results: Path) -> None:
 
 
 def test_large_pools(results: Path) -> None:
-    query.main(["--quick", "--large", "--out", str(results / "large.json")])
+    large.main(["--quick", "--out", str(results / "large.json")])
     cases = load(results, "large")["cases"]
-    assert [*cases] == [*query.LARGE][:2]
+    assert [*cases] == [*large.LARGE][:2]
     storage = [case["query"]["embedding_storage"] for case in cases.values()]
     assert storage == ["memory", "scratch file"]
     for case in cases.values():
@@ -125,8 +126,8 @@ def test_large_pools(results: Path) -> None:
     page = render(results)
     assert "Large pools" in page
     assert "nan" not in page
-    arguments = ["--quick", "--large", "--cases", "in memory", "--out", str(results / "large.json")]
-    query.main(arguments)
+    arguments = ["--quick", "--cases", "in memory", "--out", str(results / "large.json")]
+    large.main(arguments)
     again = load(results, "large")["cases"]
     assert again["scratch file"] == cases["scratch file"]
     assert again["in memory"]["seconds"] != cases["in memory"]["seconds"]
