@@ -242,7 +242,6 @@ class LocalPool(LocalSamples):
             for block in self.blocks(every, mask, needs.r, "Fisher embedding"):
                 V.write(start, block)
                 start += len(block)
-                self.progress.embedded(start, len(rows))
         with self.progress.step("fisher"):
             if has_few_rows:
                 # In no more dimensions than there are rows.

@@ -1,26 +1,86 @@
-"""What a query tells while it runs: seconds by step, progress bars, and what is still to come."""
+"""Progress of long work: seconds by step, and bars on a terminal or lines in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol, Self, TypeVar
 
 import torch
+from tqdm.asyncio import tqdm as terminal_tqdm
 from tqdm.auto import tqdm
 
 T = TypeVar("T")
-# The embedding is timed for so long before it is told how long it will take.
-_SECONDS_TIMED = 1.0
+# A step that takes longer than this writes more than one line into a log.
+_SECONDS_PER_LINE = 60.0
 
 
 class Bar(Protocol):
     """A progress bar."""
 
     def update(self, n: int = 1) -> object:
-        """Go on by so many."""
+        """Advance by n items."""
+
+
+class _NoBar:
+    """A bar that shows nothing."""
+
+    def update(self, n: int = 1) -> None:
+        pass
+
+
+class _LogLines:
+    """A bar for a log: a line when all is done or given up, and one a minute before."""
+
+    def __init__(self, total: int, text: str) -> None:
+        self._total, self._text = total, text
+        self._done = 0
+        self._begun = self._written = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._done < self._total:
+            self._write()
+
+    def update(self, n: int = 1) -> None:
+        self._done += n
+        is_late = time.perf_counter() - self._written > _SECONDS_PER_LINE
+        if is_late or self._done >= self._total:
+            self._write()
+
+    def _write(self) -> None:
+        self._written = time.perf_counter()
+        seconds = self._written - self._begun
+        print(f"{self._text}: {self._done}/{self._total}, {seconds:.1f} s", file=sys.stderr)
+
+
+def progress_bar(
+    total: int, text: str, unit: str, *, is_shown: bool
+) -> AbstractContextManager[Bar]:
+    """Return a bar on a terminal or in a notebook, lines in a log, or nothing.
+
+    Parameters
+    ----------
+    total : int
+        Number of items.
+    text : str
+        What is done with them.
+    unit : str
+        Name of an item.
+    is_shown : bool
+        Whether to show anything.
+    """
+    if not is_shown:
+        # A disabled bar of tqdm starts its monitor thread all the same.
+        return nullcontext(_NoBar())
+    if tqdm is terminal_tqdm and not sys.stderr.isatty():
+        return _LogLines(total, text)
+    shown: AbstractContextManager[Bar] = tqdm(total=total, desc=text, unit=unit)
+    return shown
 
 
 class Progress:
@@ -43,8 +103,6 @@ class Progress:
         self._is_shown = is_shown
         self._device = device
         self.seconds: dict[str, float] = {}
-        self._expected: tuple[dict[str, float], str] | None = None
-        self._timed: list[tuple[float, int]] = []
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -56,49 +114,17 @@ class Progress:
         self.seconds[name] = time.perf_counter() - start
 
     def bar(self, total: int, text: str, unit: str) -> AbstractContextManager[Bar]:
-        """Give a bar to update by hand."""
-        shown: AbstractContextManager[Bar] = tqdm(
-            total=total, desc=text, unit=unit, disable=not self._is_shown
-        )
-        return shown
+        """Return a bar to update by hand."""
+        return progress_bar(total, text, unit, is_shown=self._is_shown)
 
-    def each(self, items: Iterable[T], total: int, text: str) -> Iterable[T]:
-        """Give the items, with a bar that goes on with them."""
-        return tqdm(items, total=total, desc=text, unit="batch") if self._is_shown else items
+    def each(self, items: Iterable[T], total: int, text: str) -> Iterator[T]:
+        """Yield the items, with a bar that advances with them."""
+        with self.bar(total, text, "batch") as bar:
+            for item in items:
+                yield item
+                bar.update(1)
 
-    def expect(self, seconds: Mapping[str, float], memory: str) -> None:
-        """Say, just before the pool is embedded, what the query will take.
-
-        Parameters
-        ----------
-        seconds : mapping of str to float
-            Of the steps after the embedding.
-        memory : str
-            What is to be told beside the seconds.
-        """
-        self._expected = dict(seconds), memory
-        self._timed = [(time.perf_counter(), 0)]
-
-    def embedded(self, n: int, total: int) -> None:
-        """Take note that so many of the pool are embedded; tell once what is expected."""
-        if self._expected is None:
-            return
-        self._timed.append((time.perf_counter(), n))
-        # In the first batch the network's operations are found out: the others are faster.
-        start, (first, n_first), now = self._timed[0][0], self._timed[1], self._timed[-1][0]
-        if n < total and now - first < _SECONDS_TIMED:
-            return
-        left = (total - n) * (now - first) / max(1, n - n_first)
-        seconds, memory = self._expected
-        diagonal = self.seconds["diagonal"]
-        steps = {"Fisher diagonal": diagonal, "Fisher embedding": now - start + left} | seconds
-        text = ", ".join(f"{name} {_duration(value)}" for name, value in steps.items())
-        tqdm.write(f"Expected: {text}; {memory}.", file=sys.stderr)
-        self._expected = None
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+    def tell(self, text: str) -> None:
+        """Write a line between the bars."""
+        if self._is_shown:
+            print(text, file=sys.stderr)

@@ -31,7 +31,7 @@ from skfishermask.fisher import (
 )
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
 from skfishermask.progress import Progress
-from skfishermask.selection import Batch, Needs, Objective, expected_seconds, gigabytes
+from skfishermask.selection import Batch, Needs, Objective, gigabytes
 from skfishermask.settings import Settings
 
 if TYPE_CHECKING:
@@ -177,8 +177,10 @@ class Query:
         needs = self._needs(len(rows), r, len(mask))
         place = pool.place(needs)
         others = [samples for samples in (self._labeled, self._target) if samples is not None]
-        if settings.verbose and isinstance(pool, LocalPool):
-            self._forecast(needs, place)
+        self._progress.tell(
+            f"Fisher embedding {gigabytes(needs.embedding)} ({place}), matrices "
+            f"{gigabytes(needs.matrices)}, gains {gigabytes(needs.states)}"
+        )
         embedded = pool.embed(rows, mask, needs, others, wants_fisher=self._aims_at_pool)
         objective = self._objective(embedded, len(rows))
         with self._progress.step("selection"):
@@ -269,24 +271,6 @@ class Query:
     def _needs(self, n: int, r: int, k: int) -> Needs:
         others = self._n_labeled + (0 if self._target is None else len(self._target))
         return Needs(n, r, k, self._settings.dtype, others, HELD_BYTES)
-
-    def _forecast(self, needs: Needs, place: str) -> None:
-        """Have it told what the query will take."""
-        settings = self._settings
-        later = expected_seconds(
-            needs,
-            self._n_instances,
-            self._net.device,
-            n_labeled=self._n_labeled if settings.use_labeled else 0,
-            oversample=settings.oversample,
-        )
-        if not self._aims_at_pool and needs.dimensions == needs.k:
-            del later["Fisher matrix"]
-        self._progress.expect(
-            later,
-            f"embedding {gigabytes(needs.embedding)} ({place}), matrices "
-            f"{gigabytes(needs.matrices)}, gains {gigabytes(needs.states)}",
-        )
 
     def _objective(self, embedded: Embedded, n: int) -> Objective:
         """Say what to choose by."""

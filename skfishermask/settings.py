@@ -92,8 +92,8 @@ class MethodParameters:
         Where the scratch file goes: best a fast local disk. None: the system's temporary
         folder, which on some systems is memory.
     verbose : int, default=0
-        1 shows progress bars and, early in the embedding, a line with the seconds to expect of each
-        step and the memory.
+        1 shows the memory that the query takes and a progress bar for each step; where the standard
+        error is no terminal, a line for each.
     """
 
     mask: MaskStrategy = parameter("global", StrOptions(set(MASK_STRATEGIES)))

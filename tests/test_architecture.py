@@ -37,8 +37,8 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
     ),
     (
         {"evaluation", "modal"},
-        {"data", "fisher"},
-        {"torch", "numpy", "sklearn", "joblib", "tqdm", "matplotlib", "modAL"},
+        {"data", "fisher", "progress"},
+        {"torch", "numpy", "sklearn", "joblib", "matplotlib", "modAL"},
     ),
     ({"__init__"}, {"fisher", "selection", "sampler", "evaluation"}, set()),
 ]

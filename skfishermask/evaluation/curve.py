@@ -20,7 +20,6 @@ from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
 from sklearn.utils import check_consistent_length, check_random_state
-from tqdm.auto import tqdm
 
 from skfishermask.data import (
     Data,
@@ -37,6 +36,7 @@ from skfishermask.data import (
 from skfishermask.evaluation.checkpoint import Checkpoint, Record, describe, fingerprint
 from skfishermask.evaluation.initial import check_counts, initial_samples
 from skfishermask.fisher import seeded
+from skfishermask.progress import progress_bar
 
 # A query strategy in modAL's manner: (learner, X_pool, n_instances=...) -> indices, or a pair.
 Strategy: TypeAlias = Callable[..., Data]
@@ -202,7 +202,8 @@ def active_learning_curve(
     run = _Run(estimator, strategy, scorer, n_instances, n_queries, seed, kept)
 
     tasks = [(i, *splits[i], start) for i, start in enumerate(starts)]
-    with tqdm(total=len(tasks) * (n_queries + 1), unit="training", disable=not verbose) as bar:
+    total = len(tasks) * (n_queries + 1)
+    with progress_bar(total, "Learning curve", "training", is_shown=bool(verbose)) as bar:
         records = run.splits(X, y, tasks, n_jobs, bar.update)
     return _gather(records, starts, n_instances, n_queries, return_indices=return_indices)
 

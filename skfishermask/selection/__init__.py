@@ -8,7 +8,6 @@ from skfishermask.selection.batch import (
     select_batch,
 )
 from skfishermask.selection.candidates import Candidates
-from skfishermask.selection.cost import expected_seconds
 from skfishermask.selection.local import LocalCandidates
 from skfishermask.selection.objective import Objective, coordinates
 from skfishermask.selection.remote import Answer, Block, Question, RemoteCandidates, merged
@@ -39,7 +38,6 @@ __all__ = [
     "StoredEmbedding",
     "chosen_from",
     "coordinates",
-    "expected_seconds",
     "find_batch",
     "gains_along",
     "gigabytes",
