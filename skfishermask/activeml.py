@@ -16,8 +16,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from skfishermask.data import Data, Estimator, Labels, NetSamples, Unwrapped, unwrap
-from skfishermask.query import Query
-from skfishermask.settings import (
+from skfishermask.parameters import (
     MethodParameters,
     Seed,
     Settings,
@@ -25,6 +24,7 @@ from skfishermask.settings import (
     parameter,
     with_method_parameters,
 )
+from skfishermask.query import Query
 
 try:
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier

@@ -47,8 +47,8 @@ from skfishermask.data import (
     parts_of,
     unwrap,
 )
-from skfishermask.fisher import seeded
-from skfishermask.settings import Seed, check_parameters
+from skfishermask.jacobian import seeded
+from skfishermask.parameters import Seed, check_parameters
 
 # Samples of a Dataset that are read to find an odd one.
 _LOOKED_AT = 10_000

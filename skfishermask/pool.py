@@ -16,13 +16,14 @@ from torch import Tensor
 from skfishermask.data import Batches, ReadableNet, Source, UnitInputs, naming_rows
 from skfishermask.fisher import (
     FisherSum,
-    Inputs,
     ParameterMask,
     embedding_blocks,
     fisher_diagonal,
     fisher_matrix,
     predicted_probabilities,
 )
+from skfishermask.jacobian import Inputs
+from skfishermask.parameters import Settings
 from skfishermask.progress import Bar, Progress
 from skfishermask.selection import (
     Batch,
@@ -35,7 +36,6 @@ from skfishermask.selection import (
     gains_along,
     stored,
 )
-from skfishermask.settings import Settings
 
 
 @dataclass(frozen=True)

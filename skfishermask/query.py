@@ -21,18 +21,12 @@ from skfishermask.data import (
     flat_inputs,
     read_net,
 )
-from skfishermask.fisher import (
-    HELD_BYTES,
-    ParameterMask,
-    directions_that_keep,
-    mask_size,
-    most_directions,
-    output_layer,
-)
+from skfishermask.fisher import ParameterMask, directions_that_keep, mask_size, most_directions
+from skfishermask.jacobian import HELD_BYTES, output_layer
+from skfishermask.parameters import Settings
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
 from skfishermask.progress import Progress
 from skfishermask.selection import Batch, Needs, Objective, gigabytes
-from skfishermask.settings import Settings
 
 if TYPE_CHECKING:
     from skfishermask.cluster import Cluster

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from skfishermask.classifier import NetClassifier
+from skfishermask.compat import HasMethods, client_that_computes
 from skfishermask.data import (
     DaskSamples,
     Data,
@@ -21,9 +22,7 @@ from skfishermask.data import (
     take_rows,
     unwrap,
 )
-from skfishermask.private_names import HasMethods, client_that_computes
-from skfishermask.query import Query
-from skfishermask.settings import (
+from skfishermask.parameters import (
     MethodParameters,
     Seed,
     Settings,
@@ -32,6 +31,7 @@ from skfishermask.settings import (
     parameter,
     with_method_parameters,
 )
+from skfishermask.query import Query
 
 
 @with_method_parameters

@@ -6,7 +6,6 @@ import inspect
 import sys
 from typing import Any
 
-import nets
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,8 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from sklearn.utils._param_validation import InvalidParameterError
 from skorch import NeuralNetClassifier
 from torch import nn
+
+from tests import nets
 
 pytest.importorskip("skactiveml", reason="scikit-activeml is not installed")
 

@@ -10,19 +10,21 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "skfishermask"
-STEPS = {"private_names", "settings", "progress", "coverage", "pool", "query"}
-ALL = STEPS | {"fisher", "selection", "data", "cluster"}
+STEPS = {"compat", "parameters", "progress", "coverage", "pool", "query"}
+ALL = STEPS | {"jacobian", "fisher", "selection", "data", "cluster"}
 # Folders and modules -> what of the package they may import, and other packages.
 MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
-    ({"fisher", "selection"}, set(), {"torch", "numpy", "psutil", "sklearn"}),
+    ({"jacobian"}, set(), {"torch", "numpy"}),
+    ({"fisher"}, {"jacobian"}, {"torch", "numpy", "sklearn"}),
+    ({"selection"}, set(), {"torch", "numpy", "psutil"}),
     (
         {"data"},
-        {"fisher", "private_names"},
+        {"jacobian", "fisher", "compat"},
         {"torch", "numpy", "scipy", "sklearn", "skorch", "pandas", "dask"},
     ),
     (
         {"cluster"},
-        {"private_names", "fisher", "selection", "data", "settings", "progress", "pool"},
+        {"jacobian", "fisher", "selection", "data", "compat", "parameters", "progress", "pool"},
         {"torch", "numpy", "psutil", "sklearn", "dask", "distributed", "cloudpickle"},
     ),
     (
@@ -37,7 +39,7 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
     ),
     (
         {"evaluation", "modal"},
-        {"data", "fisher", "progress"},
+        {"data", "jacobian", "progress"},
         {"torch", "numpy", "sklearn", "joblib", "matplotlib", "modAL"},
     ),
     ({"__init__"}, {"fisher", "selection", "sampler", "evaluation"}, set()),

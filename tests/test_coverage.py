@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import nets
 import numpy as np
-import oracles
 import pytest
 import torch
 from skorch import NeuralNetClassifier
@@ -22,6 +20,7 @@ from skfishermask.coverage import (
     margin_uncertainty,
     predicted_balance,
 )
+from tests import nets, oracles
 
 X, Y = nets.digits()
 X_LABELED, X_POOL = X[:60], X[60:110]

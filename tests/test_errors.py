@@ -6,7 +6,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import nets
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
+from tests import nets
 
 X, Y = nets.digits()
 X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:100]

@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import nets
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,6 +29,7 @@ from skfishermask import (
     fisher_diagonal,
     fisher_embedding,
 )
+from tests import nets
 
 X, Y = nets.digits()
 X, Y = X[:120], Y[:120]

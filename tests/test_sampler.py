@@ -7,9 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nets
 import numpy as np
-import oracles
 import psutil
 import pytest
 import torch
@@ -32,6 +30,7 @@ from skfishermask import (
 )
 from skfishermask.fisher import fisher_matrix
 from skfishermask.modal import ActiveLearner
+from tests import nets, oracles
 
 X, Y = nets.digits()
 X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:260]
@@ -323,7 +322,7 @@ def test_few_rows_choose_as_in_all_dimensions(net: Any, monkeypatch: pytest.Monk
     few, all_of_them = FisherMaskSampler(**options), FisherMaskSampler(**options)
     found = few(net, X_POOL[:12], 6, X_labeled=X_LABELED)
     monkeypatch.setattr("skfishermask.selection.storage.Needs.dimensions", 700)
-    monkeypatch.setattr("skfishermask.selection.objective.has_few_rows", lambda shape: False)
+    monkeypatch.setattr("skfishermask.selection.problem.has_few_rows", lambda shape: False)
     expected = all_of_them(net, X_POOL[:12], 6, X_labeled=X_LABELED)
     assert (few.query_info_["dimensions"], all_of_them.query_info_["dimensions"]) == (108, 700)
     np.testing.assert_array_equal(found[0], expected[0])

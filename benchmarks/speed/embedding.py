@@ -25,8 +25,8 @@ from benchmarks.common.harness import BATCH_SIZE
 from benchmarks.common.networks import CifarResNet18, MaskedText, Recurrent, SequenceEncoder
 from benchmarks.speed.hooks import HookedGradients
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask.fisher import output_layer
-from skfishermask.fisher.directions import directions
+from skfishermask.fisher.likelihood import directions
+from skfishermask.jacobian import output_layer
 
 OUTPUT = ["linear.weight", "linear.bias"]
 # Samples in a batch of the authors' loader, for CIFAR-10.

@@ -23,7 +23,7 @@ from skfishermask.data.logits import to_logits_of
 from skfishermask.data.unwrap import unwrap
 from skfishermask.fisher import fisher_embedding, fisher_matrix
 from skfishermask.fisher.mask import ParameterMask
-from skfishermask.fisher.visit import exact_mode, visit
+from skfishermask.jacobian.isolation import exact_mode, visit
 
 BATCH_SIZE = 256
 

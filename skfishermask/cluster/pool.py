@@ -2,7 +2,7 @@
 
 The network travels to the workers, embeddings are made and stay where the chunks are, diagonals and
 Fisher matrices are summed up in a tree, and the greedy loop runs here and asks the workers as
-`skfishermask.selection.remote` describes. Whatever a worker holds is the result of a Dask task, so
+`skfishermask.cluster.remote` describes. Whatever a worker holds is the result of a Dask task, so
 Dask makes it again where a worker dies. `skfishermask.cluster.worker` has what the tasks do.
 """
 
@@ -21,13 +21,14 @@ from torch import Tensor
 
 from skfishermask.cluster import worker
 from skfishermask.cluster.client import Cluster, Future
+from skfishermask.cluster.remote import RemoteCandidates
 from skfishermask.cluster.shards import Shards
 from skfishermask.data import DaskObject, DaskSamples, ReadableNet, in_one_length, net_state
 from skfishermask.fisher import ParameterMask
+from skfishermask.parameters import Settings
 from skfishermask.pool import Embedded, LocalSamples, picks_bar
 from skfishermask.progress import Progress
-from skfishermask.selection import Batch, Needs, Objective, RemoteCandidates, chosen_from, gigabytes
-from skfishermask.settings import Settings
+from skfishermask.selection import Batch, Needs, Objective, chosen_from, gigabytes
 
 T = TypeVar("T")
 # Picks to attempt for each question to the workers, and the share of their memory that the states

@@ -9,7 +9,8 @@ import torch
 
 from skfishermask.cluster import worker
 from skfishermask.cluster.client import Cluster, Future
-from skfishermask.selection import CAREFUL, Answer, Question, Step, merged
+from skfishermask.cluster.remote import Answer, Question, merged
+from skfishermask.selection import CAREFUL, Step
 
 
 class Shards:

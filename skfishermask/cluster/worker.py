@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skfishermask.cluster.remote import Answer, Block, Question, merged
+from skfishermask.compat import memory_limit_of
 from skfishermask.data import (
     Batches,
     DaskObject,
@@ -32,16 +34,7 @@ from skfishermask.fisher import (
     fisher_matrix,
     predicted_probabilities,
 )
-from skfishermask.private_names import memory_limit_of
-from skfishermask.selection import (
-    Answer,
-    Block,
-    LocalCandidates,
-    Question,
-    Step,
-    merged,
-    stored,
-)
+from skfishermask.selection import LocalCandidates, Step, stored
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -11,12 +11,16 @@ from skfishermask.data.batches import (
 )
 from skfishermask.data.dask import DaskSamples, chunk_batches, is_dask
 from skfishermask.data.default_net import default_net
-from skfishermask.data.handed import DaskObject, Data, Estimator, Labels, Whatever
-from skfishermask.data.labels import check_classes, check_no_gaps, counted
+from skfishermask.data.diagnostics import (
+    check_classes,
+    check_no_gaps,
+    counted,
+    image_hint,
+    odd_sample,
+)
 from skfishermask.data.logits import to_logits_of
 from skfishermask.data.net import NetModule, check_no_module, explaining_labels, is_binary
-from skfishermask.data.net_state import net_from_state, net_state
-from skfishermask.data.readable import ReadableNet, read_net
+from skfishermask.data.probe import ReadableNet, read_net
 from skfishermask.data.rows import (
     Relabeled,
     as_rows,
@@ -31,7 +35,8 @@ from skfishermask.data.rows import (
     stack_rows,
     take_rows,
 )
-from skfishermask.data.unreadable import image_hint, odd_sample
+from skfishermask.data.serialization import net_from_state, net_state
+from skfishermask.data.types import DaskObject, Data, Estimator, Labels, Whatever
 from skfishermask.data.unwrap import Unwrapped, innermost, unwrap
 
 __all__ = [

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
 
-from skfishermask.data.handed import Data
+from skfishermask.data.diagnostics import odd_sample
 from skfishermask.data.logits import not_finite
 from skfishermask.data.rows import as_rows, check_finite, inputs_of
-from skfishermask.data.unreadable import odd_sample
-from skfishermask.fisher import Inputs, NonFiniteOutputError, ToLogits, seeded
+from skfishermask.data.types import Data
+from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToLogits, seeded
 
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")

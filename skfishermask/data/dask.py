@@ -9,9 +9,9 @@ import numpy as np
 import skorch
 
 from skfishermask.data.batches import NetBatches
-from skfishermask.data.handed import DaskObject, Data
 from skfishermask.data.rows import as_rows, check_finite
-from skfishermask.fisher import Inputs
+from skfishermask.data.types import DaskObject, Data
+from skfishermask.jacobian import Inputs
 
 
 def is_dask(data: object) -> bool:

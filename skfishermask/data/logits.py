@@ -8,10 +8,10 @@ import skorch
 import torch
 from torch import Tensor, nn
 
-from skfishermask.data.handed import Whatever
+from skfishermask.compat import predict_nonlinearity_of
 from skfishermask.data.net import criterion_of, is_binary
-from skfishermask.fisher import ToLogits, first_output
-from skfishermask.private_names import predict_nonlinearity_of
+from skfishermask.data.types import Whatever
+from skfishermask.jacobian import ToLogits, first_output
 
 
 def _has_logits(output: Whatever) -> bool:

@@ -11,9 +11,10 @@ from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
-from skfishermask.data.handed import Labels, Whatever
-from skfishermask.fisher import Inputs, ToLogits, predicted_probabilities
-from skfishermask.private_names import as_written, criteria_of
+from skfishermask.compat import as_written, criteria_of
+from skfishermask.data.types import Labels, Whatever
+from skfishermask.fisher import predicted_probabilities
+from skfishermask.jacobian import Inputs, ToLogits
 
 
 def is_net(estimator: object) -> bool:

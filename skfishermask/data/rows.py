@@ -12,7 +12,7 @@ import torch
 from sklearn.utils import check_consistent_length
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from skfishermask.data.handed import Data, Labels
+from skfishermask.data.types import Data, Labels
 
 # Numbers that are looked at in one go.
 _CHUNK = 1 << 18

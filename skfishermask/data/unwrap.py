@@ -12,8 +12,8 @@ from sklearn.ensemble import BaseEnsemble
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from skfishermask.data.handed import Data, Estimator
 from skfishermask.data.net import check_net, check_no_module, is_net
+from skfishermask.data.types import Data, Estimator
 
 
 @dataclass

@@ -34,8 +34,8 @@ from skfishermask.data import (
     take_rows,
 )
 from skfishermask.evaluation.checkpoint import Checkpoint, Record, describe, fingerprint
-from skfishermask.evaluation.initial import check_counts, initial_samples
-from skfishermask.fisher import seeded
+from skfishermask.evaluation.initial_labels import check_counts, initial_samples
+from skfishermask.jacobian import seeded
 from skfishermask.progress import progress_bar
 
 # A query strategy in modAL's manner: (learner, X_pool, n_instances=...) -> indices, or a pair.

@@ -8,10 +8,8 @@ from skfishermask.selection.batch import (
     select_batch,
 )
 from skfishermask.selection.candidates import Candidates
-from skfishermask.selection.local import LocalCandidates
-from skfishermask.selection.objective import Objective, coordinates
-from skfishermask.selection.remote import Answer, Block, Question, RemoteCandidates, merged
-from skfishermask.selection.steps import CAREFUL, Step
+from skfishermask.selection.local_pool import LocalCandidates
+from skfishermask.selection.problem import Objective, coordinates
 from skfishermask.selection.storage import (
     EMBEDDING_DTYPES,
     Needs,
@@ -20,19 +18,16 @@ from skfishermask.selection.storage import (
     gigabytes,
     stored,
 )
+from skfishermask.selection.updates import CAREFUL, Step
 
 __all__ = [
     "CAREFUL",
     "EMBEDDING_DTYPES",
-    "Answer",
     "Batch",
-    "Block",
     "Candidates",
     "LocalCandidates",
     "Needs",
     "Objective",
-    "Question",
-    "RemoteCandidates",
     "Room",
     "Step",
     "StoredEmbedding",
@@ -41,7 +36,6 @@ __all__ = [
     "find_batch",
     "gains_along",
     "gigabytes",
-    "merged",
     "select_batch",
     "stored",
 ]

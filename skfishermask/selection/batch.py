@@ -9,15 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skfishermask.selection.checks import (
-    check_count,
-    check_embedding,
-    check_fisher,
-    check_preselected,
-)
-from skfishermask.selection.local import LocalCandidates
-from skfishermask.selection.objective import Objective, in_row_space
-from skfishermask.selection.rounds import (
+from skfishermask.selection.greedy import (
     SHORTLIST,
     AllCandidates,
     Information,
@@ -25,7 +17,15 @@ from skfishermask.selection.rounds import (
     choose,
     give,
 )
+from skfishermask.selection.local_pool import LocalCandidates
+from skfishermask.selection.problem import Objective, in_row_space
 from skfishermask.selection.storage import StoredEmbedding, free_bytes, state_bytes, stored
+from skfishermask.selection.validation import (
+    check_count,
+    check_embedding,
+    check_fisher,
+    check_preselected,
+)
 
 # Picks that share one read of the embeddings: where that waits for a file or a device, where they
 # are in memory but for the most part not in a processor's cache, and where they are small.

@@ -1,6 +1,6 @@
 """Candidates and what is known of their gains: A and B, and how far each may be off.
 
-:mod:`skfishermask.selection.rounds` has the formulas.
+:mod:`skfishermask.selection.greedy` has the formulas.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from skfishermask.selection import errors
+from skfishermask.selection import rounding
 from skfishermask.selection.linalg import QuadraticForm, fingerprints, repeated, trace_gains
-from skfishermask.selection.steps import CAREFUL, Fresh, Step, side_by_side, steps_together
 from skfishermask.selection.storage import StoredEmbedding, stored
+from skfishermask.selection.updates import CAREFUL, Fresh, Step, side_by_side, steps_together
 
 # Products of embeddings and updates are kept for so many candidates at once.
 _PRODUCT_BYTES = 2**23
@@ -149,7 +149,7 @@ class Candidates:
             b, size_b = second(v)
             self._blocks[0, part, ::2], self._blocks[0, part, 1::2] = a, b / 2
             for i, (size, form) in enumerate(((size_a, first), (size_b, second))):
-                off = errors.of_product(form.size * norms, size, k, dtype)
+                off = rounding.of_product(form.size * norms, size, k, dtype)
                 self._off[0, part, i] = norms * off
             self._evaluate(slice(0, 1), part, dtype)
             on_part(part.stop - part.start)
@@ -338,7 +338,7 @@ class Candidates:
         sizes = torch.linalg.vector_norm(products, dim=(1, 4)).double()
         factors = self.norms[group, None, None] * norms
         k = self.embedding.shape[2]
-        return errors.of_step(factors, sizes, k, self.r, products.dtype)
+        return rounding.of_step(factors, sizes, k, self.r, products.dtype)
 
     def _evaluate(self, states: slice, part: slice, dtype: torch.dtype) -> None:
         """Bring gains and their bars up to date with A and B, computing in `dtype`."""
@@ -348,7 +348,7 @@ class Candidates:
         gains = half.mul_(2)
         trace = a.diagonal(dim1=1, dim2=2).sum(1)
         off = self._off[states, part].flatten(0, 1)
-        bars = errors.of_gain(gains, off, inverse_size, trace, dtype)
+        bars = rounding.of_gain(gains, off, inverse_size, trace, dtype)
         shape = self._gains[states, part].shape
         self._gains[states, part] = gains.view(shape)
         self._bars[states, part] = bars.view(shape)

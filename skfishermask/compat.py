@@ -1,0 +1,66 @@
+"""What the package uses of other packages although it is not public, in one place.
+
+`tests/test_compat.py` says which of these a new release has taken away.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from operator import attrgetter
+
+import skorch
+
+# The only way to scikit-learn's InvalidParameterError, with its messages.
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
+from torch import Tensor, nn
+
+__all__ = [
+    "HasMethods",
+    "Interval",
+    "StrOptions",
+    "as_written",
+    "client_that_computes",
+    "criteria_of",
+    "memory_limit_of",
+    "predict_nonlinearity_of",
+    "validate_parameter_constraints",
+]
+
+
+def as_written(module: nn.Module) -> nn.Module:
+    """Give the module inside one that ``torch.compile`` has wrapped, or the module itself."""
+    found: nn.Module = getattr(module, "_orig_mod", module)
+    return found
+
+
+def criteria_of(net: skorch.NeuralNet) -> list[str]:
+    """Name the attributes of an initialized net that are its criteria."""
+    return [f"{name}_" for name in net._criteria]
+
+
+def predict_nonlinearity_of(net: skorch.NeuralNet) -> Callable[[Tensor], Tensor]:
+    """Give what makes probabilities of a net's output: "auto" is a rule of skorch's own."""
+    found: Callable[[Tensor], Tensor] = net._get_predict_nonlinearity()
+    return found
+
+
+def client_that_computes(array: object) -> object:
+    """Give the ``distributed.Client`` that Dask would compute this array with, or None."""
+    from dask.base import get_scheduler
+
+    # Whoever has a client has imported distributed.
+    distributed = sys.modules.get("distributed")
+    client = getattr(get_scheduler(collections=[array]), "__self__", None)
+    return client if distributed and isinstance(client, distributed.Client) else None
+
+
+def memory_limit_of(worker: object) -> int | None:
+    """Give the bytes that a Dask worker may take; None: without limit."""
+    limit: int | None = attrgetter("memory_manager.memory_limit")(worker)
+    return limit

@@ -1,0 +1,121 @@
+"""What is wrong with samples or labels, in words for the user."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch.utils.data import Subset
+
+from skfishermask.data.rows import Relabeled, inputs_of
+from skfishermask.data.types import Data, Labels
+
+
+def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
+    """Say which sample cannot be read, or be in a batch with the first one.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The samples.
+    rows : ndarray of int
+        Those that made no batch.
+    name : str
+        What messages call the samples.
+
+    Returns
+    -------
+    str
+        A sentence or two for the user; if no sample is odd, what shape they have, if any.
+    """
+    first: Data = None
+    for row in rows.tolist():
+        sample = f"Row {row} of {name}{_file_of(dataset, row)}"
+        try:
+            found = inputs_of(dataset[row])
+        except Exception as error:  # whatever a user's dataset raises, and as the loader met it
+            return f"{sample} cannot be read: {type(error).__name__}: {error}"
+        if "PIL." in str(type(found)):
+            return (
+                f"{sample} is an image of PIL: the Dataset must give tensors, as it does with "
+                "torchvision's transforms.ToTensor()."
+            )
+        first = found if first is None else first
+        if np.shape(found) != np.shape(first):
+            return (
+                f"{sample} has shape {tuple(np.shape(found))}, the first one "
+                f"{tuple(np.shape(first))}; all must have the same. For images: transforms.Resize"
+                '((64, 64)), with two numbers, and Image.open(path).convert("RGB").'
+            )
+    shape = tuple(np.shape(first))
+    return f"A sample of {name} has shape {shape}. {image_hint(first)}".strip() if shape else ""
+
+
+def _file_of(dataset: Data, row: int) -> str:
+    """Name the file of a sample, where the dataset is one of torchvision's folders."""
+    while isinstance(dataset, Subset | Relabeled):
+        row = dataset.indices[row] if isinstance(dataset, Subset) else row
+        dataset = dataset.dataset
+    files = getattr(dataset, "samples", None)
+    return f" ({files[row][0]})" if isinstance(files, list) else ""
+
+
+def image_hint(data: Data) -> str:
+    """Say what images as files hold them lack, if these are such.
+
+    Parameters
+    ----------
+    data : array-like, dict or list of them
+        Samples that a network did not take.
+
+    Returns
+    -------
+    str
+        A sentence or two for the user, or "".
+    """
+    found = []
+    if str(getattr(data, "dtype", "")).endswith("uint8"):
+        found.append("If these are images, make floating-point numbers of uint8: X / 255.")
+    shape = tuple(getattr(data, "shape", ()))
+    if len(shape) in (3, 4) and shape[-1] in (1, 3, 4) and shape[-3] not in (1, 3, 4):
+        found.append("If these are images, channels come first: X.transpose(0, 3, 1, 2).")
+    return " ".join(found)
+
+
+def check_no_gaps(y: Labels) -> None:
+    """Raise ValueError at labels that are missing: None, NaN among others, or blank text."""
+    # NumPy makes text of a NaN that is in a list with text.
+    values = np.array(y, dtype=object) if isinstance(y, list | tuple) else np.asarray(y)
+    if values.ndim != 1 or values.dtype.kind not in "OUT":
+        return
+    gaps = [
+        row
+        for row, label in enumerate(values.tolist())
+        if label is None
+        or (isinstance(label, float) and label != label)
+        or (isinstance(label, str) and not label.strip())
+        or type(label).__name__ == "NAType"  # of pandas
+    ]
+    if gaps:
+        raise ValueError(
+            f"y has no label for {len(gaps)} of {len(values)} samples, the first is row {gaps[0]}: "
+            "leave these out of X and y. They stay in the pool."
+        )
+
+
+def counted(classes: np.ndarray, y: np.ndarray | None) -> str:
+    """Name the classes, the rarest first: a misspelt one is among these."""
+    if y is None:
+        return ""
+    counts = np.bincount(y.astype("int64"), minlength=len(classes))
+    rarest = np.argsort(counts, kind="stable")[:10].tolist()
+    named = ", ".join(f"{classes.tolist()[i]!r} ({counts[i]})" for i in rarest)
+    return f". Those in y, the rarest first: {named}"
+
+
+def check_classes(classes: np.ndarray) -> np.ndarray:
+    """Give the classes back; raise ValueError if there are fewer than two."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"Expected at least 2 classes in y, found {len(classes)} class: {classes.tolist()}. "
+            "Label samples of another class first."
+        )
+    return classes

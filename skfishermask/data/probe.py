@@ -1,0 +1,105 @@
+"""A fitted net, as a query reads it: tried on a sample before any long work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import skorch
+import torch
+
+from skfishermask.data.diagnostics import image_hint
+from skfishermask.data.logits import not_finite, to_logits_of
+from skfishermask.data.net import NetModule, net_module
+from skfishermask.fisher import predicted_probabilities
+from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToLogits
+
+_CALLED = {"X_pool": "pool", "X_labeled": "labelled data", "X_target": "target data"}
+
+
+@dataclass(frozen=True)
+class ReadableNet:
+    """A fitted net, and how it is read.
+
+    Attributes
+    ----------
+    net : skorch classifier
+        As it is.
+    module : NetModule
+        What it infers.
+    to_logits : callable
+        What makes logits of that.
+    """
+
+    net: skorch.NeuralNet
+    module: NetModule
+    to_logits: ToLogits
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.module.parameters()).device
+
+    def n_classes(self, first: Inputs, name: str) -> int:
+        """Try the net on one sample, and count its outputs.
+
+        Parameters
+        ----------
+        first : tensor, list of tensors or dict of tensors
+            The sample.
+        name : str
+            What the user calls the samples.
+
+        Raises
+        ------
+        ValueError
+            If the net cannot read it, or gives NaN or infinity.
+        """
+        try:
+            p = predicted_probabilities(self.module, [first], to_logits=self.to_logits)
+        except torch.OutOfMemoryError:
+            raise
+        except NonFiniteOutputError as error:
+            raise not_finite(0, name, self.to_logits) from error
+        except (RuntimeError, IndexError, TypeError) as error:
+            explained = ValueError(
+                f"The network cannot read the {_CALLED[name]}. The first sample is "
+                f"{_described(first)}, and PyTorch says: {error}"
+            )
+            if note := image_hint(first):
+                explained.add_note(note)
+            raise explained from error
+        return p.shape[1]
+
+
+def read_net(
+    net: skorch.NeuralNet, first: Inputs, to_logits: ToLogits | None
+) -> tuple[ReadableNet, int]:
+    """Try a net on the first sample of a pool.
+
+    Parameters
+    ----------
+    net : skorch classifier
+        Initialized.
+    first : tensor, list of tensors or dict of tensors
+        The sample.
+    to_logits : callable or None
+        The user's own.
+
+    Returns
+    -------
+    readable : ReadableNet
+        How a query reads it.
+    n_classes : int
+        Number of its outputs.
+    """
+    plain = ReadableNet(net, NetModule(net), to_logits_of(net, to_logits))
+    n_classes = plain.n_classes(first, "X_pool")
+    return replace(plain, module=net_module(net, first, plain.to_logits)), n_classes
+
+
+def _described(batch: Inputs) -> str:
+    if isinstance(batch, torch.Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} of shape {tuple(batch.shape)}"
+    if isinstance(batch, dict):
+        return "{" + ", ".join(f"{key!r}: {_described(part)}" for key, part in batch.items()) + "}"
+    return f"[{', '.join(map(_described, batch))}]"

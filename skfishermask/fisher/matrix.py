@@ -1,0 +1,99 @@
+"""Mean Fisher matrices of embedded samples."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+# Products that are added up in float32, at most, before float64 takes over.
+_SUMMED_ROWS = 1 << 13
+# Column blocks of a symmetric product; above the diagonal ones nothing is multiplied.
+_N_BLOCKS = 8
+
+
+class FisherSum:
+    """The mean Fisher information of embedded samples, chunk by chunk.
+
+    Parameters
+    ----------
+    k : int
+        Size of the mask.
+    device : torch.device
+        Where the embeddings are.
+    """
+
+    def __init__(self, k: int, device: torch.device) -> None:
+        self._total = torch.zeros(k, k, dtype=torch.float64, device=device)
+        self._partial: Tensor | None = None
+        self._n_rows = 0
+        self._n_samples = 0
+
+    def add(self, embedding: Tensor) -> None:
+        """Add some samples.
+
+        Parameters
+        ----------
+        embedding : Tensor of shape (n, r, k)
+            Theirs. Products are in float32 at least.
+        """
+        self._n_samples += len(embedding)
+        k = len(self._total)
+        work = torch.promote_types(embedding.dtype, torch.float32)
+        for flat in embedding.reshape(-1, k).split(_SUMMED_ROWS):
+            flat = flat.to(work)
+            if self._partial is None or self._partial.dtype != work:
+                self._flush()
+                self._partial = self._total.new_zeros(k, k, dtype=work)
+            edges = sorted({k * block // _N_BLOCKS for block in range(_N_BLOCKS + 1)})
+            for a, b in pairwise(edges):
+                self._partial[a:, a:b].addmm_(flat[:, a:].T, flat[:, a:b])
+            self._n_rows += len(flat)
+            if self._n_rows >= _SUMMED_ROWS:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._partial is not None:
+            self._total += self._partial
+            self._partial.zero_()
+        self._n_rows = 0
+
+    def mean(self) -> Tensor:
+        """Give the mean over the samples so far.
+
+        Returns
+        -------
+        Tensor of shape (k, k), float64
+            Symmetric.
+        """
+        self._flush()
+        lower = self._total.tril()
+        return (lower + lower.tril(-1).T) / self._n_samples
+
+
+def fisher_matrix(embedding: Tensor) -> Tensor:
+    r"""Give the mean Fisher information of embedded samples.
+
+    Parameters
+    ----------
+    embedding : Tensor of shape (n, r, k)
+        Fisher embedding V of n samples.
+
+    Returns
+    -------
+    Tensor of shape (k, k)
+        :math:`\frac{1}{n} \sum_x V(x)^\top V(x)`, float64, symmetric, on the embedding's
+        device. Products are in float32 at least, sums of many in float64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skfishermask.fisher import fisher_matrix
+    >>> V = torch.tensor([[[1.0, 2.0]], [[3.0, 0.0]]])
+    >>> fisher_matrix(V).tolist()
+    [[5.0, 1.0], [1.0, 2.0]]
+    """
+    total = FisherSum(embedding.shape[2], embedding.device)
+    total.add(embedding)
+    return total.mean()

@@ -1,0 +1,168 @@
+"""Calling somebody else's network: batches in, checked logits out, and what they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from skfishermask.jacobian.graph import Graph
+from skfishermask.jacobian.isolation import exact_mode, visit
+
+# What a user's module takes first: a tensor, a list of tensors, or a dict of keywords.
+Inputs: TypeAlias = Any
+# What a user's module gives.
+Output: TypeAlias = Any
+ToLogits: TypeAlias = Callable[[Output], Tensor]
+
+
+def _parts(batch: Inputs) -> list[tuple[int | str, Inputs]]:
+    if isinstance(batch, Mapping):
+        return list(batch.items())
+    if isinstance(batch, list | tuple):
+        return list(enumerate(batch))
+    raise TypeError(
+        "A batch must be a tensor, a list of tensors or a dict of tensors, "
+        f"found {type(batch).__name__}."
+    )
+
+
+def batch_map(batch: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """Apply a function to every tensor of a batch, keeping its structure."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    mapped = {key: batch_map(part, function) for key, part in _parts(batch)}
+    return mapped if isinstance(batch, Mapping) else list(mapped.values())
+
+
+def rows_of(batch: Inputs, rows: slice) -> Inputs:
+    """Take some samples of a batch."""
+    return batch_map(batch, lambda t: t[rows])
+
+
+def batch_length(batch: Inputs) -> int:
+    """Give the number of samples of a batch: the length of its first tensor."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    parts = _parts(batch)
+    if not parts:
+        raise ValueError(f"A batch must hold at least one tensor, found {batch!r}.")
+    return batch_length(parts[0][1])
+
+
+def first_output(output: Output) -> Output:
+    """Take the logits from a module's output.
+
+    They are its ``.logits`` where it has such (Hugging Face models), the first element of a tuple,
+    or the output itself.
+    """
+    if not isinstance(output, Tensor) and hasattr(output, "logits"):
+        return output.logits
+    return output[0] if isinstance(output, tuple) else output
+
+
+def move(batch: Inputs, module: nn.Module) -> Inputs:
+    """Move a batch to the module's device, floating-point tensors to its dtype."""
+    kind = next(module.parameters())
+
+    def move(t: Tensor) -> Tensor:
+        # An input that wants gradients itself is no parameter.
+        t = t.detach().to(kind.device, kind.dtype if t.is_floating_point() else t.dtype)
+        # Autograd cannot save what was made in inference mode.
+        return t.clone() if t.is_inference() else t
+
+    return batch_map(batch, move)
+
+
+def logits_of(module: nn.Module, batch: Inputs, to_logits: ToLogits | None) -> Tensor:
+    """Call a module as skorch does (a mapping becomes keyword arguments); give its logits."""
+    output = module(**batch) if isinstance(batch, Mapping) else module(batch)
+    return (to_logits or first_output)(output)
+
+
+class NonFiniteOutputError(ValueError):
+    """The network's output is NaN or infinite; `row` counts the samples that were read."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"The network's output is NaN or infinite for sample {row}.")
+        self.row = row
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # By row: an exception that comes back from a worker is made again from its arguments.
+        return type(self), (self.row,)
+
+
+def check_logits(logits: Output, n: int, first_row: int) -> None:
+    """Raise TypeError or ValueError unless these are n rows of finite logits."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"Expected logits in a tensor, found {type(logits).__name__}.")
+    if logits.dim() != 2 or logits.shape[0] != n or logits.shape[1] < 2:
+        raise ValueError(
+            f"Expected logits of shape ({n}, C) with one row a sample and at least two classes, "
+            f"found {tuple(logits.shape)}."
+        )
+    bad = ~torch.isfinite(logits).all(dim=1)
+    if bad.any():
+        row = first_row + int(bad.nonzero()[0])
+        raise NonFiniteOutputError(row)
+
+
+def read_logits(
+    module: nn.Module, batch: Inputs, to_logits: ToLogits | None = None, first_row: int = 0
+) -> Tensor:
+    """Run a module on a batch, moved to its device and dtype; give checked logits (n, C).
+
+    Raises ValueError, naming the first bad sample counted from `first_row`, unless they are a
+    finite matrix with a row a sample and at least two columns.
+    """
+    logits = logits_of(module, move(batch, module), to_logits)
+    check_logits(logits, batch_length(batch), first_row)
+    return logits
+
+
+def output_layer(
+    module: nn.Module, batch: Inputs, *, to_logits: ToLogits | None = None
+) -> list[str]:
+    """Name the parameters of a network's output layer.
+
+    It is the last matrix product or convolution with parameters to run of those that the logits
+    depend on, with what is added to it at once; in a network that has none, the last operation to
+    run that a matrix enters.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network. It is read in evaluation mode and left as it was.
+    batch : tensor, list of tensors or dict of tensors
+        One batch, a single sample will do.
+    to_logits : callable, optional
+        Maps the module's output to logits (n, C).
+
+    Returns
+    -------
+    list of str
+        Names as in ``module.named_parameters()``, in that order: weight and bias, as a rule.
+
+    Raises
+    ------
+    ValueError
+        If the logits depend on no such layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skfishermask.jacobian.module_io import output_layer
+    >>> nn = torch.nn
+    >>> module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.BatchNorm1d(3))
+    >>> output_layer(module, torch.randn(2, 4))
+    ['2.weight', '2.bias']
+    """
+    parameters = dict(module.named_parameters())
+    with visit(module, parameters.values()), exact_mode(next(iter(parameters.values())).device):
+        graph = Graph(read_logits(module, batch, to_logits), parameters)
+        own = graph.last_layer()
+    if not own:
+        raise ValueError("The network's logits depend on no layer that holds a weight matrix.")
+    return [name for name in parameters if name in own]

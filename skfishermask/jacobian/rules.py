@@ -1,0 +1,440 @@
+"""Per-sample gradients of an operand, from the gradient at its operation's output.
+
+A rule says, for one operation and one of its operands, which of the :mod:`forms
+<skfishermask.jacobian.gradient_forms>` the gradient of the operand's entries has.
+
+To add a rule, write a function of the node and the operand's shape, and register it under the
+node's name and the operand's number. What autograd has saved for the node, it has as `_saved_...`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skfishermask.jacobian.gradient_forms import Features, Form, Outer, Sum, Table
+from skfishermask.jacobian.graph import Use
+from skfishermask.jacobian.operations import Node, signed
+
+Rule = Callable[[Node, torch.Size], Form | None]
+RULES: dict[tuple[str, int], Rule] = {}
+
+
+def rule(*operands: tuple[str, int]) -> Callable[[Rule], Rule]:
+    """Register a rule for these operations (their nodes' names) and operands (their numbers)."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(operands, function))
+        return function
+
+    return register
+
+
+def form_of(use: Use) -> Form | None:
+    """Find what a use's gradient is made of; None: no rule covers it."""
+    found = RULES.get((use.node.name(), use.slot))
+    return found(use.node, use.shape) if found else None
+
+
+def _take(t: Tensor, which: Features) -> Tensor:
+    return t if which is None else t.index_select(1, which)
+
+
+def _output_shape(node: Node) -> torch.Size:
+    return torch.Size(node._input_metadata[0].shape)
+
+
+# Matrix products
+
+
+def _right_factor(x: Tensor, shape: torch.Size, scale: float = 1.0) -> Outer:
+    """Give the form of W (groups, in, out) in y = x W, with x (groups, rows, in)."""
+    groups, left, right = shape
+    x = x.transpose(0, 1).flatten(1)
+    return Outer(
+        groups,
+        left,
+        right,
+        lambda which: _take(x, which)[..., None],
+        lambda g, which: _take(_scaled(g, scale).transpose(0, 1).flatten(1), which)[..., None],
+    )
+
+
+def _left_factor(x: Tensor, shape: torch.Size, scale: float = 1.0) -> Outer:
+    """Give the form of W (groups, out, in) in y = W x, with x (groups, in, rows)."""
+    groups, left, right = shape
+    x = x.permute(2, 0, 1).flatten(1)
+    return Outer(
+        groups,
+        left,
+        right,
+        lambda which: _take(x, which)[..., None],
+        lambda g, which: _take(_scaled(g, scale).permute(2, 0, 1).flatten(1), which)[..., None],
+        fixed_is_left=False,
+    )
+
+
+def _scaled(t: Tensor, scale: float) -> Tensor:
+    return t if scale == 1 else t * scale
+
+
+def _matrices(found: Outer) -> Outer:
+    """Let a rule for groups of matrices take the gradient of a single one."""
+    moving = found.moving
+    return Outer(
+        found.groups,
+        found.left,
+        found.right,
+        found.fixed,
+        lambda g, which: moving(g[None], which),
+        found.fixed_is_left,
+    )
+
+
+@rule(("MmBackward0", 1))
+def _mm_right(node: Node, shape: torch.Size) -> Form:
+    return _matrices(_right_factor(node._saved_self[None], torch.Size([1, *shape])))
+
+
+@rule(("MmBackward0", 0))
+def _mm_left(node: Node, shape: torch.Size) -> Form:
+    return _matrices(_left_factor(node._saved_mat2[None], torch.Size([1, *shape])))
+
+
+@rule(("AddmmBackward0", 2))
+def _addmm_right(node: Node, shape: torch.Size) -> Form:
+    x, alpha = node._saved_mat1[None], node._saved_alpha
+    return _matrices(_right_factor(x, torch.Size([1, *shape]), alpha))
+
+
+@rule(("AddmmBackward0", 1))
+def _addmm_left(node: Node, shape: torch.Size) -> Form:
+    x, alpha = node._saved_mat2[None], node._saved_alpha
+    return _matrices(_left_factor(x, torch.Size([1, *shape]), alpha))
+
+
+@rule(("BmmBackward0", 1))
+def _bmm_right(node: Node, shape: torch.Size) -> Form:
+    return _right_factor(node._saved_self, shape)
+
+
+@rule(("BmmBackward0", 0))
+def _bmm_left(node: Node, shape: torch.Size) -> Form:
+    return _left_factor(node._saved_mat2, shape)
+
+
+@rule(("BaddbmmBackward0", 2))
+def _baddbmm_right(node: Node, shape: torch.Size) -> Form:
+    return _right_factor(node._saved_batch1, shape, node._saved_alpha)
+
+
+@rule(("BaddbmmBackward0", 1))
+def _baddbmm_left(node: Node, shape: torch.Size) -> Form:
+    return _left_factor(node._saved_batch2, shape, node._saved_alpha)
+
+
+@rule(("TrilinearBackward0", 1))
+def _bilinear(node: Node, shape: torch.Size) -> Form | None:
+    if (node._saved_expand1, node._saved_expand3) != ((1, 3), (1, 2)):  # nn.Bilinear's axes.
+        return None
+    x = (node._saved_i1[:, :, None] * node._saved_i3[:, None, :]).flatten(1)
+    return Outer(
+        1,
+        shape[0],
+        shape[1:].numel(),
+        lambda which: _take(x, which)[..., None],
+        lambda g, which: _take(g.flatten(1), which)[..., None],
+        fixed_is_left=False,
+    )
+
+
+@rule(("MvBackward0", 1))
+def _mv_vector(node: Node, shape: torch.Size) -> Form:
+    # (rows, in) @ (in,)
+    return Sum((1, *shape), lambda: node._saved_self, lambda g: g[:, None])
+
+
+# Convolutions
+
+
+def _windows(x: Tensor, node: Node, kernel: Sequence[int]) -> Tensor:
+    """View all windows of an input as (n, channels, *positions, *kernel)."""
+    padding = [p for p in reversed(node._saved_padding) for _ in range(2)]
+    x = F.pad(x, padding) if any(padding) else x
+    for d, size in enumerate(kernel):
+        dilation, stride = node._saved_dilation[d], node._saved_stride[d]
+        x = x.unfold(2 + d, (size - 1) * dilation + 1, stride)[..., ::dilation]
+    return x
+
+
+def _columns(
+    x: Tensor, node: Node, kernel: Sequence[int], which: Features, positions: Sequence[int] = ()
+) -> Tensor:
+    """Take columns of the (first) windows, counted by channel and place in the kernel."""
+    n_axes = len(kernel)
+    x = _windows(x, node, kernel)
+    for d, length in enumerate(positions):
+        x = x.narrow(2 + d, 0, length)
+    x = x.movedim(tuple(range(-n_axes, 0)), tuple(range(2, 2 + n_axes)))
+    taps = x.shape[1 : 2 + n_axes]
+    if which is None:
+        return x.reshape(len(x), prod(taps), -1)
+    places: list[slice | Tensor] = [slice(None), *torch.unravel_index(which, taps)]
+    return x[tuple(places)].flatten(2)
+
+
+@rule(("ConvolutionBackward0", 1))
+def _convolution(node: Node, shape: torch.Size) -> Form:
+    x, groups, kernel = node._saved_input, node._saved_groups, shape[2:]
+    left, right = shape[0] // groups, shape[1:].numel()
+    if node._saved_transposed:
+        # The roles of input and output are exchanged. Output padding may let in further windows.
+        def windows(g: Tensor, which: Features) -> Tensor:
+            return _columns(g, node, kernel, which, x.shape[2:])
+
+        return Outer(groups, left, right, lambda which: _take(x.flatten(2), which), windows)
+
+    def blocks() -> Tensor:
+        # Channels last: windows are then copied in long runs.
+        last = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        found: Tensor = _windows(last, node, kernel).unflatten(1, (groups, -1))
+        n_axes = len(kernel)
+        found = found.movedim((1, 2), (1 + n_axes, -1))
+        return found.reshape(len(x), found.shape[1 : 1 + n_axes].numel(), groups, -1)
+
+    return Outer(
+        groups,
+        left,
+        right,
+        lambda which: _columns(x, node, kernel, which),
+        lambda g, which: _take(g.flatten(2), which),
+        fixed_is_left=False,
+        blocks=blocks,
+        restored=lambda t: t.view(shape[0], *kernel, -1).movedim(-1, 1),
+    )
+
+
+@rule(("ConvolutionBackward0", 2))
+def _convolution_bias(node: Node, shape: torch.Size) -> Form:
+    return Sum((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
+
+
+# Sums and products that broadcast
+
+
+def _broadcast(
+    node: Node, shape: torch.Size, factor: Callable[[], Tensor] | None = None, scale: float = 1.0
+) -> Sum:
+    """Give the form of an operand that is broadcast, if only to a sample's own output."""
+    ones = [1] * (len(_output_shape(node)) - len(shape))
+    return Sum((1, *ones, *shape), factor, lambda g: g[None], scale)
+
+
+@rule(("AddBackward0", 0), ("SubBackward0", 0), ("AddcmulBackward0", 0))
+def _added(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape)
+
+
+@rule(("AddBackward0", 1))
+def _added_scaled(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, scale=node._saved_alpha)
+
+
+@rule(("SubBackward0", 1))
+def _subtracted(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, scale=-node._saved_alpha)
+
+
+@rule(("AddmmBackward0", 0), ("BaddbmmBackward0", 0))
+def _product_bias(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, scale=node._saved_beta)
+
+
+@rule(("MulBackward0", 0))
+def _multiplied(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, lambda: node._saved_other)
+
+
+@rule(("MulBackward0", 1))
+def _multiplier(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, lambda: node._saved_self)
+
+
+@rule(("DivBackward0", 0))
+def _divided(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, lambda: 1 / node._saved_other)
+
+
+@rule(("AddcmulBackward0", 1))
+def _addcmul_left(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, lambda: node._saved_tensor2, scale=node._saved_value)
+
+
+@rule(("AddcmulBackward0", 2))
+def _addcmul_right(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, lambda: node._saved_tensor1, scale=node._saved_value)
+
+
+@rule(("PreluKernelBackward0", 1))
+def _prelu(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, lambda: node._saved_self.clamp(max=0))
+
+
+@rule(("ExpandBackward0", 0))
+def _expanded(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape)
+
+
+@rule(("RepeatBackward0", 0))
+def _repeated(node: Node, shape: torch.Size) -> Form:
+    repeats = node._saved_repeats
+    sizes = (*[1] * (len(repeats) - len(shape)), *shape)
+    # Each axis is so many copies of the operand's.
+    pairs = [number for pair in zip(repeats, sizes, strict=True) for number in pair]
+    return Sum(
+        tuple(number for size in sizes for number in (1, size)), view=lambda g: g.reshape(pairs)
+    )
+
+
+# Normalisations
+
+
+@rule(("NativeBatchNormBackward0", 1), ("CudnnBatchNormBackward0", 1))
+def _batch_norm_weight(node: Node, shape: torch.Size) -> Form | None:
+    if node._saved_training:
+        return None
+    sizes = (1, *shape, *[1] * (len(_output_shape(node)) - 2))
+
+    def normalized() -> Tensor:
+        mean, variance = node._saved_running_mean, node._saved_running_var
+        scale: Tensor = (variance + node._saved_eps).rsqrt().view(sizes)
+        normal: Tensor = scale * (node._saved_input - mean.view(sizes))
+        return normal
+
+    return Sum(sizes, normalized)
+
+
+@rule(("NativeBatchNormBackward0", 2), ("CudnnBatchNormBackward0", 2))
+def _batch_norm_bias(node: Node, shape: torch.Size) -> Form:
+    return Sum((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
+
+
+@rule(("NativeLayerNormBackward0", 1))
+def _layer_norm_weight(node: Node, shape: torch.Size) -> Form:
+    def normalized() -> Tensor:
+        centred: Tensor = node._saved_input - node._saved_result1
+        return centred.mul_(node._saved_result2)  # One over the standard deviation.
+
+    return _broadcast(node, shape, normalized)
+
+
+@rule(("NativeLayerNormBackward0", 2))
+def _layer_norm_bias(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape)
+
+
+@rule(("FusedRmsNormBackward0", 1))
+def _rms_norm_weight(node: Node, shape: torch.Size) -> Form:
+    return _broadcast(node, shape, lambda: node._saved_input * node._saved_result1)
+
+
+@rule(("NativeGroupNormBackward0", 1))
+def _group_norm_weight(node: Node, shape: torch.Size) -> Form:
+    output = _output_shape(node)
+
+    def normalized() -> Tensor:
+        x: Tensor = node._saved_input.reshape(node._saved_N, node._saved_group, -1)
+        x = (x - node._saved_result1[:, :, None]) * node._saved_result2[:, :, None]
+        return x.view(output)
+
+    return Sum((1, *shape, *[1] * (len(output) - 2)), normalized)
+
+
+@rule(("NativeGroupNormBackward0", 2))
+def _group_norm_bias(node: Node, shape: torch.Size) -> Form:
+    return Sum((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
+
+
+# Tables
+
+
+def _table(
+    shape: torch.Size,
+    ids: Tensor,
+    padding: int,
+    rows: Callable[[Tensor], Tensor],
+    dtype: torch.dtype,
+) -> Table:
+    ids = ids.flatten()
+    if padding >= 0:
+        ids = torch.where(ids == padding, -1, ids)
+
+    def one_hot(which: Features) -> Tensor:
+        if which is None:
+            which = torch.arange(shape[0], device=ids.device)
+        return (ids[:, None] == which).to(dtype)[..., None]
+
+    return Table(
+        1,
+        shape[0],
+        shape[1:].numel(),
+        one_hot,
+        lambda g, which: _take(rows(g), which)[..., None],
+        ids=ids,
+    )
+
+
+@rule(("EmbeddingBackward0", 0))
+def _embedding(node: Node, shape: torch.Size) -> Form:
+    return _table(
+        shape,
+        node._saved_indices,
+        signed(node._saved_padding_idx),
+        lambda g: g.reshape(-1, g.shape[-1]),
+        node._input_metadata[0].dtype,
+    )
+
+
+@rule(("IndexBackward0", 0))
+def _indexed(node: Node, shape: torch.Size) -> Form | None:
+    ids = node._saved_indices
+    if len(ids) != 1 or ids[0] is None or ids[0].dtype == torch.bool:
+        return None
+    ids = torch.where(ids[0] < 0, ids[0] + shape[0], ids[0])
+    columns = shape[1:].numel()
+    dtype = node._input_metadata[0].dtype
+    return _table(shape, ids, -1, lambda g: g.reshape(-1, columns), dtype)
+
+
+@rule(("IndexSelectBackward0", 0))
+def _selected(node: Node, shape: torch.Size) -> Form | None:
+    if signed(node._saved_dim) not in (0, -len(shape)):
+        return None
+    dtype = node._input_metadata[0].dtype
+    return _table(shape, node._saved_index, -1, lambda g: g.flatten(1), dtype)
+
+
+@rule(("EmbeddingBagBackward0", 0))
+def _embedding_bag(node: Node, shape: torch.Size) -> Form | None:
+    mode, padding = node._saved_mode, signed(node._saved_padding_idx)
+    if mode not in (0, 1):  # The sum and the mean; the maximum takes other rows in each column.
+        return None
+    ids, offsets, given = node._saved_indices, node._saved_offsets, node._saved_per_sample_weights
+    n_bags = _output_shape(node)[0]
+    places = torch.arange(len(ids), device=ids.device)
+    # Offsets may end in the number of all, beside the first of each bag.
+    bag = torch.searchsorted(offsets[:n_bags].contiguous(), places, right=True) - 1
+    weight = None if given is None else given[:, None]
+    if mode == 1:
+        sizes = torch.bincount(bag[ids != padding], minlength=n_bags)
+        weight = 1 / sizes.clamp(min=1)[bag, None].double()
+
+    def rows(g: Tensor) -> Tensor:
+        g = g[bag]
+        return g if weight is None else g * weight.to(g.dtype)
+
+    return _table(shape, ids, padding, rows, node._input_metadata[0].dtype)

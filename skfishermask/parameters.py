@@ -1,0 +1,196 @@
+"""The parameters of the method: each with its default, its range and its description once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import FrozenInstanceError, dataclass, field, fields
+from numbers import Integral, Real
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+
+from skfishermask.compat import Interval, StrOptions, validate_parameter_constraints
+from skfishermask.fisher import MASK_STRATEGIES, MaskStrategy
+from skfishermask.jacobian import ToLogits
+from skfishermask.selection import EMBEDDING_DTYPES
+
+T = TypeVar("T")
+Seed = int | np.random.RandomState | None
+# What scikit-learn takes for one of the values that a parameter may have.
+Constraint = object
+
+
+def parameter(default: T, *constraints: Constraint) -> T:
+    """Declare a parameter of a dataclass that is a scikit-learn estimator.
+
+    Parameters
+    ----------
+    default : object
+        Its default.
+    *constraints : object
+        What it may be: one of these, in the terms of scikit-learn.
+    """
+    return field(default=default, metadata={"constraints": list(constraints)})
+
+
+def at_least_one() -> Interval:
+    """Give the constraint of a count."""
+    return Interval(Integral, 1, None, closed="left")
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class MethodParameters:
+    """The parameters of the method, which every query strategy of this package has.
+
+    Parameters
+    ----------
+    mask : str, default="global"
+        Which parameters to look at: ``"global"``, ``"per_layer"``, ``"relative"``, ``"random"``,
+        ``"output_layer"``, which is BAIT, or ``"all"``. See
+        :meth:`skfishermask.ParameterMask.from_diagonal`.
+    mask_fraction : float, int or "auto", default="auto"
+        Size of the mask. A float in (0, 1] is the share of all parameters (the authors use
+        0.002), an int is the number itself, ``"auto"`` the larger of 0.2 % of all parameters
+        and twice the output layer, at most 2,000.
+    n_mask_samples : int or None, default=1024
+        Number of samples, drawn from the labelled ones and the pool, for the diagonal Fisher
+        information; None takes all.
+    n_directions : int, float or None, default=None
+        Rows of V(x). None: exact. An int: so many leading ones; a float in (0, 1): as many as
+        keep that share of the trace. The cost of everything falls in proportion.
+    target : {"pool", "identity"}, default="pool"
+        F in the objective: the mean Fisher information of labelled and pool samples, or the
+        identity matrix. Samples that a query is given as `X_target` go before it.
+    use_labeled : bool, default=True
+        Let the Fisher matrix of the labelled samples into M_0.
+    regularization : float, default=1.0
+        The multiple of the identity matrix in M_0.
+    oversample : float, default=1.0
+        Pick so many times the batch forward, then drop the samples whose removal costs least.
+        BAIT uses 2.
+    coverage_share : float or "auto", default="auto"
+        Share of the batch, in [0, 1], that is taken first by coverage of the inputs, weighted by
+        the margin of the predictions (UHerding, with radius 1 at unit length, on at most 5,000
+        candidates); the rest is picked greedily given these. ``"auto"``: most of it while there
+        are few labels, falling to none at 20 for each class, and none where the predicted classes
+        are not balanced, with `X_target`, or where a sample's inputs are no
+        real numbers, of several lengths, or more than 2,048. 0: FisherMask as published.
+    max_candidates : int or None, default=None
+        Embed at most so many pool samples, drawn at random.
+    to_logits : callable or None, default=None
+        Maps what the net's ``infer`` gives to logits (n, C), such as ``lambda out: out["scores"]``.
+        None: by the net's criterion and ``predict_nonlinearity``, of a tuple the first element, of
+        an output with ``logits`` (Hugging Face) these.
+    embedding_dtype : {"float32", "float16", "bfloat16", "float64"}, default="float32"
+        Storage of V; computation is in float32 at least.
+    memory_share : float, default=0.5
+        Share of the free memory, in (0, 1], that V may take. A larger V goes to a scratch file,
+        which the selection reads again for every few picks and which is gone afterwards. With
+        CUDA, V may first take that share of the card's memory, then of the host's.
+    scratch_folder : str, path-like or None, default=None
+        Where the scratch file goes: best a fast local disk. None: the system's temporary
+        folder, which on some systems is memory.
+    verbose : int, default=0
+        1 shows the memory that the query takes and a progress bar for each step; where the standard
+        error is no terminal, a line for each.
+    """
+
+    mask: MaskStrategy = parameter("global", StrOptions(set(MASK_STRATEGIES)))
+    mask_fraction: float | int | Literal["auto"] = parameter(
+        "auto", Interval(Real, 0, 1, closed="right"), at_least_one(), StrOptions({"auto"})
+    )
+    n_mask_samples: int | None = parameter(1024, at_least_one(), None)
+    n_directions: int | float | None = parameter(
+        None, Interval(Real, 0, 1, closed="neither"), at_least_one(), None
+    )
+    target: Literal["pool", "identity"] = parameter("pool", StrOptions({"pool", "identity"}))
+    use_labeled: bool = parameter(True, "boolean")
+    regularization: float = parameter(1.0, Interval(Real, 0, None, closed="neither"))
+    oversample: float = parameter(1.0, Interval(Real, 1, None, closed="left"))
+    coverage_share: float | Literal["auto"] = parameter(
+        "auto", Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})
+    )
+    max_candidates: int | None = parameter(None, at_least_one(), None)
+    to_logits: ToLogits | None = parameter(None, callable, None)
+    embedding_dtype: Literal["float32", "float16", "bfloat16", "float64"] = parameter(
+        "float32", StrOptions(set(EMBEDDING_DTYPES))
+    )
+    memory_share: float = parameter(0.5, Interval(Real, 0, 1, closed="right"))
+    scratch_folder: str | os.PathLike[str] | None = parameter(None, str, os.PathLike, None)
+    verbose: int = parameter(0, "verbose")
+
+
+def check_parameters(estimator: object) -> None:
+    """Raise scikit-learn's ``InvalidParameterError`` at a parameter that is out of range.
+
+    Parameters
+    ----------
+    estimator : dataclass
+        With fields made by `parameter`.
+    """
+    # The type of all dataclasses has no public name.
+    described = fields(estimator)  # type: ignore[arg-type]
+    declared = [f for f in described if "constraints" in f.metadata]
+    validate_parameter_constraints(
+        {f.name: f.metadata["constraints"] for f in declared},
+        {f.name: getattr(estimator, f.name) for f in declared},
+        type(estimator).__name__,
+    )
+
+
+class Settings(MethodParameters):
+    """The parameters of one query, checked, and from then on the same.
+
+    Parameters
+    ----------
+    parameters : MethodParameters
+        Where they come from.
+    batch_size : int or None
+        Samples per pass through the network; None: the net's own.
+    random_state : int, RandomState or None
+        For every draw.
+
+    Attributes
+    ----------
+    batch_size
+        As above.
+    rng : RandomState
+        For every draw.
+    """
+
+    batch_size: int | None
+    rng: np.random.RandomState
+
+    def __init__(
+        self, parameters: MethodParameters, batch_size: int | None, random_state: Seed
+    ) -> None:
+        check_parameters(parameters)
+        folder = parameters.scratch_folder
+        if folder is not None and not os.path.isdir(folder):
+            raise ValueError(f"scratch_folder must be an existing folder, got {folder!r}.")
+        own = {f.name: getattr(parameters, f.name) for f in fields(MethodParameters)}
+        vars(self).update(own, batch_size=batch_size, rng=check_random_state(random_state))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embedding."""
+        return EMBEDDING_DTYPES[self.embedding_dtype]
+
+
+def with_method_parameters(cls: type[T]) -> type[T]:
+    """Put the description of the method's parameters into a class's docstring.
+
+    Parameters
+    ----------
+    cls : type
+        Its docstring has a line ``<method parameters>`` among its parameters.
+    """
+    if cls.__doc__ and MethodParameters.__doc__:  # not with python -OO
+        _, _, described = MethodParameters.__doc__.partition("----------\n")
+        cls.__doc__ = cls.__doc__.replace("    <method parameters>\n", described.rstrip() + "\n")
+    return cls

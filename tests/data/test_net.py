@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
+from skorch.exceptions import NotInitializedError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from skfishermask import FisherMaskSampler
+from skfishermask.data import NetSamples, to_logits_of
+from skfishermask.data.net import check_net
+from skfishermask.fisher import predicted_probabilities
+from tests import nets
+
+X, Y = nets.digits()
+
+
+class SigmoidNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nets.mlp(1, nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x)[:, 0]
+
+
+class TupleNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nets.mlp()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mlp(x), x
+
+
+CONVENTIONS = {
+    "logits": nets.logits_net,
+    "probabilities": nets.probabilities_net,
+    "one logit": nets.binary_net,
+    "one probability": lambda: NeuralNetBinaryClassifier(
+        SigmoidNet, criterion=nn.BCELoss, **nets.options()
+    ),
+    "tuple": lambda: NeuralNetClassifier(TupleNet, criterion=nn.CrossEntropyLoss, **nets.options()),
+    "own nonlinearity": lambda: nets.logits_net(predict_nonlinearity=lambda z: (z / 2).softmax(-1)),
+    "compiled": lambda: nets.logits_net(compile=True, compile__backend="eager"),
+}
+
+
+@pytest.mark.parametrize("make", CONVENTIONS.values(), ids=CONVENTIONS)
+def test_logits_give_the_probabilities_that_the_net_predicts(make: Any) -> None:
+    net = make().initialize()
+    expected = net.predict_proba(X[:40])
+    batches = batches_of(net, X[:40])
+    found = predicted_probabilities(net.module_, batches, to_logits=to_logits_of(net))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_probabilities_that_underflow_give_finite_logits_and_gradients() -> None:
+    net = nets.probabilities_net().initialize()
+    p = torch.tensor([[1.0, 0.0, 1e-42]], requires_grad=True)
+    logits = to_logits_of(net)(p)
+    (gradient,) = torch.autograd.grad(logits.sum(), p)
+    assert torch.isfinite(logits).all()
+    assert torch.isfinite(gradient).all()
+
+
+class Late(nn.Module):
+    """Gives what are no probabilities for samples whose first number is 7."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x) * (1 + (x[:, :1] == 7))
+
+
+EXPECTED = r"not probabilities for row {} of {}\. With {}, .* probabilities .* CrossEntropyLoss"
+
+
+def test_logits_where_probabilities_are_expected() -> None:
+    net = NeuralNetClassifier(nets.mlp(), **nets.options()).initialize()
+    with pytest.raises(ValueError, match=EXPECTED.format(0, "X_pool", "NLLLoss")):
+        FisherMaskSampler()(net, X[:50], 3)
+    module = Late(nets.mlp(10, nn.Softmax(1)))
+    net = NeuralNetClassifier(module, **nets.options()).initialize()
+    pool = X[:50].copy()
+    pool[23, 0] = 7
+    with pytest.raises(ValueError, match=EXPECTED.format(23, "X_pool", "NLLLoss")):
+        FisherMaskSampler()(net, pool, 3)
+    with pytest.raises(ValueError, match=EXPECTED.format(23, "X_labeled", "NLLLoss")):
+        FisherMaskSampler(n_mask_samples=None)(net, X[:50], 3, X_labeled=pool)
+
+
+def test_probabilities_of_one_class_beyond_one() -> None:
+    module = nn.Sequential(Late(nets.mlp(1, nn.Sigmoid())), nn.Flatten(0))
+    net = NeuralNetBinaryClassifier(module, criterion=nn.BCELoss, **nets.options()).initialize()
+    pool = X[:50].copy()
+    pool[31] = 100.0
+    pool[31, 0] = 7
+    nn.init.constant_(module[0].mlp[0].weight, 1)
+    nn.init.constant_(module[0].mlp[2].weight, 1)
+    with pytest.raises(ValueError, match=EXPECTED.format(31, "X_pool", "BCELoss")):
+        FisherMaskSampler()(net, pool, 3)
+
+
+def test_probabilities_can_be_mapped_over_samples() -> None:
+    net = nets.probabilities_net().initialize()
+    to_logits, x = to_logits_of(net), torch.as_tensor(X[:5])
+    mapped = torch.vmap(lambda sample: to_logits(net.module_(sample[None]))[0])(x)
+    torch.testing.assert_close(mapped, to_logits(net.module_(x)))
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (NeuralNetRegressor(nets.mlp()), "found NeuralNetRegressor"),
+        (
+            NeuralNetClassifier(nets.mlp(), criterion=nn.BCEWithLogitsLoss),
+            "BCEWithLogitsLoss is a multi-label classifier",
+        ),
+        (
+            NeuralNetClassifier(nets.mlp(), criterion=nn.MultiLabelSoftMarginLoss),
+            "MultiLabelSoftMarginLoss is a multi-label loss",
+        ),
+    ],
+)
+def test_not_a_classifier_of_one_label(net: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        check_net(net.initialize())
+
+
+def test_not_initialized() -> None:
+    with pytest.raises(NotInitializedError):
+        check_net(nets.logits_net())
+
+
+def batches_of(
+    net: Any, X: Any, rows: np.ndarray | None = None, batch_size: int | None = None
+) -> Any:
+    return NetSamples(net, X, "X_pool", batch_size).batches(rows)
+
+
+def rows_of(batches: Any) -> np.ndarray:
+    return torch.cat([b if isinstance(b, Tensor) else b["x"] for b in batches]).cpu().numpy()
+
+
+class ReversedLoader(DataLoader):
+    """A loader of the user's own that keeps the contract of DataLoader."""
+
+
+@pytest.mark.parametrize(
+    "iterator",
+    [
+        {},
+        {"iterator_valid__shuffle": True},
+        {"iterator_valid__drop_last": True},
+        {"iterator_valid__batch_size": 7, "iterator_valid__drop_last": True},
+        {"iterator_valid__sampler": list(range(5))},
+        {"iterator_valid__batch_sampler": [[1, 2], [3]]},
+        {"iterator_valid__num_workers": 1},
+        {"iterator_valid__collate_fn": torch.utils.data.default_collate},
+        {"iterator_valid": ReversedLoader},
+        {"iterator_valid": lambda dataset, **_: [dataset]},
+        {"batch_size": -1},
+    ],
+    ids=lambda options: " ".join(options) or "plain",
+)
+def test_rows_come_whole_and_in_order(iterator: dict[str, Any]) -> None:
+    net = nets.logits_net(**iterator).initialize()
+    np.testing.assert_array_equal(rows_of(batches_of(net, X[:50])), X[:50])
+    rows = np.array([4, 3, 9, 30])
+    np.testing.assert_array_equal(rows_of(batches_of(net, X[:50], rows)), X[rows])
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "expected"),
+    [(None, 32, [32, 18]), (20, 32, [20, 20, 10]), (None, -1, [50])],
+)
+def test_batch_size(size: int | None, batch_size: int, expected: list[int]) -> None:
+    net = NeuralNetClassifier(nets.mlp(), batch_size=batch_size).initialize()
+    batches = batches_of(net, X[:50], batch_size=size)
+    assert [len(b) for b in batches] == expected
+    assert len(batches) == len(expected)
+    assert batches.n_rows == 50
+
+
+def test_no_rows() -> None:
+    assert list(batches_of(nets.logits_net().initialize(), X, np.arange(0))) == []
+
+
+INPUTS = {
+    "array": X[:9],
+    "tensor": torch.as_tensor(X[:9]),
+    "dict": {"x": X[:9]},
+    "dataset": TensorDataset(torch.as_tensor(X[:9]), torch.zeros(9)),
+    "unlabelled dataset": TensorDataset(torch.as_tensor(X[:9])),
+}
+
+
+@pytest.mark.parametrize("data", INPUTS.values(), ids=INPUTS)
+def test_kinds_of_input(data: Any) -> None:
+    net = nets.logits_net().initialize()
+    assert len(NetSamples(net, data, "X_pool")) == 9
+    np.testing.assert_array_equal(rows_of(batches_of(net, data, batch_size=4)), X[:9])
+
+
+def test_a_data_frame_gives_its_columns_by_name_as_skorch_does() -> None:
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]})
+    (batch,) = batches_of(nets.logits_net().initialize(), frame)
+    assert batch["a"].tolist() == [[1.0], [2.0], [3.0]]
+
+
+def test_a_memory_map_is_read_row_by_row(tmp_path: Any) -> None:
+    path = tmp_path / "pool.npy"
+    np.save(path, X[:50])
+    mapped = np.load(path, mmap_mode="r")
+    net = nets.logits_net().initialize()
+    np.testing.assert_array_equal(rows_of(batches_of(net, mapped)), X[:50])
+
+
+def test_an_iterable_without_length() -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            return iter([1, 2])
+
+    with pytest.raises(TypeError, match="found Stream"):
+        batches_of(nets.logits_net().initialize(), Stream())
+
+
+@pytest.mark.parametrize("iterator", [{}, {"iterator_valid__num_workers": 1}], ids=str)
+def test_the_global_random_state_is_not_touched(iterator: dict[str, Any]) -> None:
+    net = nets.logits_net(**iterator).initialize()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    list(batches_of(net, X[:50]))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002

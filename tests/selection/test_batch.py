@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from skfishermask.selection import select_batch
+from skfishermask.selection.storage import ScratchEmbedding
+from tests import oracles
+from tests.problems import fisher, labeled, problem
+
+# (n, r, k, K): a batch of several times k rows, one row, more rows than columns, a few columns.
+SHAPES = [(210, 2, 12, 200), (150, 4, 30, 40), (80, 1, 25, 20), (40, 6, 4, 12), (30, 3, 1, 5)]
+# Objectives after float32 selection against the oracle's.
+TOLERANCE = 1e-4
+
+
+def reached(embedding: Tensor, positions: Tensor, target: Tensor, **options: Any) -> float:
+    options.pop("oversample", None)
+    chosen = oracles.batch_information(embedding, positions, len(positions), **options)
+    return oracles.objective(chosen, target)
+
+
+def assert_same(found: tuple[Tensor, Tensor], expected: tuple[list[int], list[float]]) -> None:
+    positions, gains = found
+    assert positions.tolist() == expected[0]
+    np.testing.assert_allclose(gains.tolist(), expected[1], rtol=1e-8, atol=1e-300)
+
+
+# --- Against the oracle ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("oversample", [1.0, 1.3, 2.0])
+@pytest.mark.parametrize("with_labeled", [False, True])
+@pytest.mark.parametrize(("n", "r", "k", "n_instances"), SHAPES)
+def test_float64_gives_the_oracles_batch(
+    n: int, r: int, k: int, n_instances: int, with_labeled: bool, oversample: float, any_device: str
+) -> None:
+    embedding, target = problem(n, r, k)
+    options = {"oversample": oversample, "regularization": 0.3}
+    options |= labeled(k) if with_labeled else {}
+    expected = oracles.select_batch_oracle(embedding, n_instances, target, **options)
+    found = select_batch(embedding.to(any_device), n_instances, target, **options)
+    assert found[0].device == found[1].device == embedding.to(any_device).device
+    assert (found[0].dtype, found[1].dtype) == (torch.int64, torch.float64)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("oversample", [1.0, 2.0])
+@pytest.mark.parametrize("with_labeled", [False, True])
+def test_lower_precision_reaches_the_oracles_objective(
+    dtype: torch.dtype, with_labeled: bool, oversample: float, any_device: str
+) -> None:
+    options: dict[str, Any] = {"oversample": oversample} | (labeled(40) if with_labeled else {})
+    for seed, decay in enumerate((0.0, 1.0, 2.0)):
+        embedding, target = problem(120, 4, 40, decay=decay, scale=3.0, seed=seed)
+        embedding = embedding.to(dtype)
+        expected, _ = oracles.select_batch_oracle(embedding, 25, target, **options)
+        positions, _ = select_batch(embedding.to(any_device), 25, target, **options)
+        best = reached(embedding, torch.tensor(expected), target, **options)
+        assert reached(embedding, positions.cpu(), target, **options) == pytest.approx(
+            best, rel=TOLERANCE
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_only_storage(dtype: torch.dtype, any_device: str) -> None:
+    embedding, target = problem(120, 3, 40)
+    stored = embedding.to(any_device, dtype)
+    positions, gains = select_batch(stored, 30, target)
+    upcast_positions, upcast_gains = select_batch(stored.float(), 30, target)
+    assert torch.equal(positions, upcast_positions)
+    assert torch.equal(gains, upcast_gains)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_float32_settles_near_ties(seed: int, any_device: str) -> None:
+    # Where float32 products alone differ from the oracle in every second problem.
+    embedding, target = problem(300, 4, 60, decay=0.0, seed=seed)
+    embedding = embedding.float()
+    expected = oracles.select_batch_oracle(embedding, 25, target)
+    assert_same(select_batch(embedding.to(any_device), 25, target), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("scale", [3.0, 300.0])
+def test_gains_that_collapse(scale: float, dtype: torch.dtype, any_device: str) -> None:
+    embedding, target = problem(150, 3, 24, decay=0.0, scale=scale)
+    embedding = embedding.to(dtype)
+    expected = oracles.select_batch_oracle(embedding, 40, target)
+    assert expected[1][0] > 1e4 * expected[1][-1]
+    positions, gains = select_batch(embedding.to(any_device), 40, target)
+    assert positions.tolist() == expected[0]
+    np.testing.assert_allclose(gains.tolist(), expected[1], rtol=1e-6)
+
+
+def test_states_that_float32_spoils_are_computed_afresh(any_device: str) -> None:
+    # A starts at 1e11: what float32 leaves of I + A after some picks is not positive definite.
+    embedding, target = problem(150, 3, 24, decay=0.0, scale=3e4)
+    embedding = embedding.float()
+    expected, _ = oracles.select_batch_oracle(embedding, 40, target)
+    positions, gains = select_batch(embedding.to(any_device), 40, target)
+    assert (gains > 0).all()
+    best = reached(embedding, torch.tensor(expected), target)
+    assert reached(embedding, positions.cpu(), target) == pytest.approx(best, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gains_are_the_decrease_of_the_objective(dtype: torch.dtype) -> None:
+    embedding, target = problem(60, 3, 20)
+    options = labeled(20)
+    positions, gains = select_batch(embedding.to(dtype), 10, target, **options)
+    values = [
+        oracles.objective(
+            oracles.batch_information(embedding.to(dtype), positions[:step], 10, **options), target
+        )
+        for step in range(11)
+    ]
+    np.testing.assert_allclose(gains, -np.diff(values), rtol=1e-9)
+
+
+@given(data=st.data())
+def test_any_shape(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 14), "n")
+    r = data.draw(st.integers(1, 5), "r")
+    k = data.draw(st.integers(1, 7), "k")
+    n_instances = data.draw(st.integers(1, n) | st.just(n), "n_instances")
+    embedding, _ = problem(n, r, k, seed=data.draw(st.integers(0, 99), "seed"))
+    copies = data.draw(st.lists(st.tuples(*[st.integers(0, n - 1)] * 2), max_size=4), "copies")
+    for row, other in copies:
+        embedding[row] = embedding[other]
+    embedding[data.draw(st.lists(st.integers(0, n - 1), max_size=3), "zero rows")] = 0
+    target = data.draw(st.sampled_from([fisher(embedding), torch.eye(k)]), "fisher")
+    options: dict[str, Any] = {
+        "oversample": data.draw(st.sampled_from([1.0, 1.5, 2.0]), "oversample"),
+        "preselected": data.draw(
+            st.lists(st.integers(0, n - 1), max_size=n_instances, unique=True), "preselected"
+        ),
+        "regularization": data.draw(st.sampled_from([0.01, 1.0]), "regularization"),
+    }
+    options |= labeled(k) if data.draw(st.booleans(), "labelled") else {}
+    expected = oracles.select_batch_oracle(embedding, n_instances, target, **options)
+    positions, gains = select_batch(embedding, n_instances, target, **options)
+    assert positions.tolist() == expected[0]
+    np.testing.assert_allclose(gains, expected[1], rtol=1e-8, atol=1e-12 * max(expected[1]))
+
+    positions, gains = select_batch(embedding.float(), n_instances, target, **options)
+    assert sorted(set(positions.tolist())) == sorted(positions.tolist())
+    assert torch.isfinite(gains).all()
+    assert (gains >= -1e-12 * gains.max()).all()
+
+
+# --- Properties -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("oversample", [1.0, 2.0])
+def test_permuted_pool_gives_the_same_samples(oversample: float, dtype: torch.dtype) -> None:
+    embedding, target = problem(100, 3, 20)
+    embedding = embedding.to(dtype)
+    positions, gains = select_batch(embedding, 20, target, oversample=oversample)
+    order = torch.randperm(100)
+    found, found_gains = select_batch(embedding[order], 20, target, oversample=oversample)
+    assert torch.equal(order[found], positions)
+    torch.testing.assert_close(found_gains, gains, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_equal_candidates_are_taken_from_the_lowest_position(dtype: torch.dtype) -> None:
+    embedding, target = problem(40, 3, 20)
+    embedding = embedding.to(dtype).repeat(2, 1, 1)
+    positions, _ = select_batch(embedding, 40, target)
+    for position in positions.tolist():
+        twin = (position + 40) % 80
+        before = positions.tolist()[: positions.tolist().index(position)]
+        assert position < 40 or twin in before
+
+
+def test_zero_embeddings_are_taken_in_order() -> None:
+    positions, gains = select_batch(torch.zeros(9, 2, 3), 9, torch.eye(3), oversample=2.0)
+    assert positions.tolist() == list(range(9))
+    assert not gains.any()
+
+
+def test_fisher_labeled_without_labelled_samples_has_no_weight() -> None:
+    embedding, target = problem(30, 2, 8)
+    found = select_batch(embedding, 5, target, fisher_labeled=target, n_labeled=0)
+    for one, other in zip(found, select_batch(embedding, 5, target), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_preselected_come_first_and_stay(any_device: str) -> None:
+    embedding, target = problem(60, 3, 20)
+    options = {"preselected": [41, 7, 30], "oversample": 2.0}
+    expected = oracles.select_batch_oracle(embedding, 10, target, **options)
+    found = select_batch(embedding.to(any_device), 10, target, **options)
+    assert found[0][:3].tolist() == [41, 7, 30]
+    assert_same(found, expected)
+
+
+def test_everything_preselected() -> None:
+    embedding, target = problem(60, 3, 20)
+    chosen = list(range(50, 0, -1))
+    positions, gains = select_batch(embedding, 50, target, preselected=np.array(chosen))
+    assert positions.tolist() == chosen
+    assert (gains > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_input_is_not_changed(dtype: torch.dtype) -> None:
+    embedding, target = problem(30, 3, 8)
+    # Neither contiguous nor detached.
+    embedding = embedding.to(dtype).mT.contiguous().mT.requires_grad_()
+    tensors = [embedding, target, labeled(8)["fisher_labeled"]]
+    before = [tensor.detach().clone() for tensor in tensors]
+    _, gains = select_batch(
+        embedding, 10, target, fisher_labeled=tensors[2], n_labeled=3, oversample=2
+    )
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+    assert not gains.requires_grad
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_progress_counts_the_samples_taken(fetched: bool) -> None:
+    embedding, target = problem(60, 3, 20)
+    told: list[int] = []
+    with ScratchEmbedding(embedding.shape, embedding.dtype, "cpu") as scratch:
+        scratch.write(0, embedding)
+        where = scratch if fetched else embedding
+        options = {"preselected": [3, 1], "oversample": 1.5}
+        select_batch(where, 20, target, **options, on_pick=told.append)
+    assert sum(told) == 30
+    assert len(told) > 3
+
+
+def test_long_pools_are_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, target = problem(100, 3, 20)
+    whole = select_batch(embedding.half(), 30, target)
+    monkeypatch.setattr("skfishermask.selection.storage._CHUNK_BYTES", 7 * 3 * 20 * 4)
+    monkeypatch.setattr("skfishermask.selection.storage._CHUNK_VECTORS", 1)
+    monkeypatch.setattr("skfishermask.selection.storage._LARGER_ON_CUDA", 1)
+    parts = select_batch(embedding.half(), 30, target)
+    assert torch.equal(whole[0], parts[0])
+    torch.testing.assert_close(whole[1], parts[1], rtol=1e-12, atol=0)
+
+
+# --- Errors ---------------------------------------------------------------------------
+
+GOOD: dict[str, Any] = {
+    "embedding": torch.ones(4, 2, 3),
+    "n_instances": 2,
+    "fisher": torch.eye(3),
+}
+
+
+def spoiled(tensor: Tensor, index: tuple[int, ...], value: float) -> Tensor:
+    tensor = tensor.clone()
+    tensor[index] = value
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"embedding": np.ones((4, 2, 3))}, TypeError, "embedding must be a torch.Tensor.*ndarray"),
+        ({"embedding": torch.ones(4, 2, 3).int()}, TypeError, "embedding .*floating.*torch.int32"),
+        ({"embedding": torch.ones(4, 3)}, ValueError, r"embedding .*\(n, r, k\).*got \(4, 3\)"),
+        ({"embedding": torch.ones(4, 0, 3)}, ValueError, r"embedding .*got \(4, 0, 3\)"),
+        ({"embedding": torch.ones(4, 2, 5)}, ValueError, r"fisher .*\(5, 5\).*got \(3, 3\)"),
+        (
+            {"embedding": spoiled(torch.ones(4, 2, 3), (2, 1, 0), math.nan)},
+            ValueError,
+            "embedding must be finite, row 2",
+        ),
+        (
+            {"embedding": spoiled(torch.ones(4, 2, 3).half(), (3, 1, 0), -math.inf)},
+            ValueError,
+            "embedding must be finite, row 3",
+        ),
+        ({"n_instances": 0}, ValueError, "n_instances .*from 1 to 4, got 0"),
+        ({"n_instances": 5}, ValueError, "n_instances .*from 1 to 4, got 5"),
+        ({"n_instances": 2.0}, ValueError, "n_instances .*an int.*got 2.0"),
+        ({"n_instances": True}, ValueError, "n_instances .*an int.*got True"),
+        ({"embedding": torch.ones(0, 2, 3)}, ValueError, r"embedding .*got \(0, 2, 3\)"),
+        ({"embedding": torch.ones(4, 1, 2, 3)}, ValueError, r"embedding .*got \(4, 1, 2, 3\)"),
+        ({"fisher": np.eye(3)}, TypeError, "fisher must be a torch.Tensor.*ndarray"),
+        ({"fisher": torch.ones(3)}, ValueError, r"fisher .*\(3, 3\).*got \(3,\)"),
+        ({"fisher": spoiled(torch.eye(3), (0, 2), 0.5)}, ValueError, "fisher .*symmetric.*0.5"),
+        ({"fisher": spoiled(torch.eye(3), (1, 1), math.nan)}, ValueError, "fisher .*finite"),
+        ({"fisher_labeled": torch.eye(2)}, ValueError, r"fisher_labeled .*got \(2, 2\)"),
+        (
+            {"fisher_labeled": -9 * torch.eye(3), "n_labeled": 5},
+            ValueError,
+            "fisher_labeled must be positive semi-definite",
+        ),
+        ({"n_labeled": -1}, ValueError, "n_labeled .*from 0 up, got -1"),
+        ({"n_labeled": 1.5}, ValueError, "n_labeled .*an int.*got 1.5"),
+        ({"regularization": 0}, ValueError, "regularization .*above 0.*got 0"),
+        ({"regularization": math.nan}, ValueError, "regularization .*got nan"),
+        ({"oversample": 0.9}, ValueError, "oversample .*at least 1.*got 0.9"),
+        ({"oversample": math.inf}, ValueError, "oversample .*finite, got inf"),
+        ({"preselected": [0, 1, 2]}, ValueError, "preselected .*n_instances=2.*got 3"),
+        ({"preselected": [4]}, ValueError, "preselected.*from 0 to 3, got 4"),
+        ({"preselected": [-1]}, ValueError, "preselected.*from 0 to 3, got -1"),
+        ({"preselected": [1.0]}, ValueError, "preselected.*an int.*got 1.0"),
+        ({"preselected": [1, 1]}, ValueError, r"preselected .*distinct.*\[1, 1\]"),
+    ],
+)
+def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        select_batch(**(GOOD | change))

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from skfishermask.selection.greedy import Best, Information
+from skfishermask.selection.linalg import (
+    QuadraticForm,
+    fingerprints,
+    repeated,
+    row_coordinates,
+    trace_gains,
+)
+from skfishermask.selection.rounding import INVERTED, unit_roundoff
+from tests.problems import problem
+
+
+@pytest.mark.parametrize("n", [20, 100])
+@pytest.mark.parametrize("r", [1, 9, 16, 17, 40])
+def test_trace_gains(r: int, n: int, any_device: str) -> None:
+    v = torch.randn(n, r, 2 * r, dtype=torch.float64, device=any_device)
+    a, b = v @ v.mT, v @ v.mT @ v @ v.mT
+    a[3] = a[7] = -2 * torch.eye(r)
+    b[5] = torch.nan
+    gains, size = trace_gains(a, b)
+    inverse = torch.linalg.inv(torch.eye(r, device=any_device) + a)
+    right = [i for i in range(n) if i not in (3, 5, 7)]
+    expected = (inverse @ b).diagonal(dim1=1, dim2=2).sum(1)
+    torch.testing.assert_close(gains[right], expected[right], rtol=1e-9, atol=0)
+    largest = inverse.diagonal(dim1=1, dim2=2).amax(1)
+    torch.testing.assert_close(size[right], largest[right], rtol=1e-6, atol=0)
+    assert not gains[[3, 5, 7]].any()
+    assert size[[3, 5, 7]].isinf().all()
+
+
+@pytest.mark.parametrize("decay", [0.0, 2.0, 4.0])
+@pytest.mark.parametrize("n", [20, 100])
+@pytest.mark.parametrize("r", [1, 9, 40])
+def test_float32_gains_are_off_as_if_a_were_by_a_few_roundings(
+    r: int, n: int, decay: float, any_device: str
+) -> None:
+    # From nearly nothing to much more than I, and from round to flat.
+    scale = torch.logspace(-3, 3, n, dtype=torch.float64)[:, None, None]
+    widths = torch.arange(1, r + 1).double() ** -decay
+    v, w = torch.randn(2, n, r, r, dtype=torch.float64)
+    a, b = ((x @ (widths[:, None] * x.mT)).to(any_device) for x in (scale * v, w))
+    b += 1e3 * (w - w.mT).to(any_device)
+    exact, _ = trace_gains(a, b)
+    gains, size = trace_gains(a, b, torch.float32)
+    assert gains.dtype == size.dtype == torch.float64
+    sure = size.isfinite()
+    assert (sure | (a.diagonal(dim1=1, dim2=2).sum(1) > 1e5)).all()
+    off = INVERTED * unit_roundoff(torch.float32) * (1 + a.diagonal(dim1=1, dim2=2).sum(1))
+    assert ((gains - exact).abs() <= off * exact * size)[sure].all()
+    assert not torch.equal(gains, exact)
+
+
+@pytest.mark.parametrize("first", [0.5, "matrix"])
+def test_information(first: float | str) -> None:
+    k, r = 10, 3
+    start = first * torch.eye(k).double() if first == 0.5 else torch.linalg.inv(problem(9, 3, k)[1])
+    information = Information(0.5 if first == 0.5 else start, problem(9, 3, k)[1])
+    expected, x = start, torch.randn(2, 4, k, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.int64)
+    for _ in range(12):
+        v = torch.randn(1, r, k, dtype=torch.float64)
+        assert information.reserve(1, r) == 1
+        information.take(Best(zero, zero, information.fresh(v), zero, zero[0] == 0))
+        expected = torch.linalg.inv(torch.linalg.inv(expected) + v[0].T @ v[0])
+        torch.testing.assert_close(information.times(x), x @ expected)
+        torch.testing.assert_close(information.dense(), expected)
+
+
+def test_undone_steps_leave_no_trace() -> None:
+    k, r = 20, 3
+    information = Information(1.0, problem(9, 3, k)[1])
+    zero = torch.zeros(1, dtype=torch.int64)
+    for _ in range(5):
+        assert information.reserve(4, r) == 4
+        before = information.dense()
+        for _ in range(4):
+            v = torch.randn(1, r, k, dtype=torch.float64)
+            information.take(Best(zero, zero, information.fresh(v), zero, zero[0] == 0))
+        information.undo(4, r)
+        assert torch.equal(information.dense(), before)
+        information.take(Best(zero, zero, information.fresh(v), zero, zero[0] == 0))
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_quadratic_form(k: int) -> None:
+    v, matrix = torch.randn(6, 3, k).double(), problem(20, 3, k)[1]
+    for q in (matrix, 0.3):
+        found, size = QuadraticForm(q)(v)
+        dense = q if isinstance(q, torch.Tensor) else q * torch.eye(k).double()
+        torch.testing.assert_close(found, v @ dense @ v.mT)
+        assert (size * (1 + 1e-12) >= torch.linalg.vector_norm(v @ dense, dim=(1, 2)) / 2).all()
+
+
+def test_fingerprints_tell_what_is_equal() -> None:
+    v = torch.randn(300, 2, 7)
+    v[40], v[200], v[7] = v[3], v[3], v[100]
+    v[50], v[60] = 0.0, -0.0
+    # One bit of one entry.
+    v[9] = v[8]
+    v[9, 1, 6] = torch.nextafter(v[8, 1, 6], torch.tensor(9.0))
+    again = torch.nonzero(repeated(fingerprints(v))).flatten().tolist()
+    assert again == [40, 60, 100, 200]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5, 12])
+def test_row_coordinates_keep_inner_products(rank: int) -> None:
+    rows = torch.randn(12, rank).double() @ torch.randn(rank, 30).double()
+    rows = rows * torch.logspace(-8, 8, 12).double()[:, None]
+    found = row_coordinates(rows)
+    assert found.shape == (12, 12)
+    sizes = torch.linalg.vector_norm(rows, dim=1)
+    off = (found @ found.T - rows @ rows.T).abs()
+    assert (off <= 1e-14 * sizes[:, None] * sizes).all()
