@@ -14,17 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from skfishermask.cluster.remote import Block, Question, RemoteCandidates, merged
 from skfishermask.selection import (
     Batch,
-    Block,
     LocalCandidates,
     Objective,
-    Question,
-    RemoteCandidates,
     batch,
     chosen_from,
     find_batch,
-    merged,
     stored,
 )
 from skfishermask.selection.storage import ScratchEmbedding, TensorEmbedding
