@@ -116,7 +116,7 @@ print(f"objective with a random batch  {objective(random_indices):.2f}")
 # - ``n_directions``: rows of the embedding. The classes are sorted by falling probability, so the
 #   first rows carry most of the information.
 # - ``embedding_dtype``: how the embedding is stored.
-# - ``max_candidates``: so many samples of the pool, drawn at random, are looked at.
+# - ``max_candidates``: a random subset of the pool of this size is looked at.
 # - ``mask_fraction``: the size of the mask, here as a number of parameters.
 # - ``n_mask_samples``: samples for the diagonal Fisher information, from which the mask is made.
 
@@ -166,7 +166,7 @@ axes[0].invert_yaxis()
 plt.show()
 
 # %%
-# Fewer common picks need not mean a worse batch: in a pool with so many similar images there are
+# Fewer common picks need not mean a worse batch: in a pool of similar images there are
 # many batches that are nearly as good. What the objective says:
 #
 # - Half of the directions or fewer do well, a single one costs most. Time and memory fall together.

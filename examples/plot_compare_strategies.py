@@ -82,8 +82,8 @@ for name, values in result.items():
 # FisherMask. As the seeds depend on ``random_state`` and on the split alone, all of them start from
 # the same labels and the same weights, and can be compared split by split.
 #
-# Such a comparison can run for days, so it is kept in a folder as it goes: whatever ``checkpoint``
-# has is not computed again. To show it, we ask for two splits first and then for all six.
+# Such a comparison can run for days, so it is kept in a folder as it goes: what ``checkpoint``
+# holds is not computed again. To show it, we ask for two splits first and then for all six.
 
 strategies = {
     "random": "random",

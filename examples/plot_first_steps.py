@@ -2,7 +2,7 @@
 First steps: which digits to label
 ==================================
 
-Labels cost somebody's time, unlabelled samples are often free. *Active learning* trains a
+Labels cost people's time, unlabelled samples are often free. *Active learning* trains a
 classifier on a few labels, lets it choose the samples that are worth a label next, asks for
 these labels, and trains again.
 
@@ -101,7 +101,7 @@ figure.suptitle("The first batch, in the order chosen, with its gains", fontsize
 plt.show()
 
 # %%
-# Now somebody would look at the pictures and type what they see. We look the labels up instead, and
+# Now a person would look at the pictures and type the digits. We look the labels up instead, and
 # teach them: the learner adds them to those it has and trains again.
 
 torch.manual_seed(1)
@@ -114,7 +114,7 @@ print(f"accuracy with {len(learner.X_training)} labels: {learner.score(X_test, y
 #
 # An active-learning loop repeats these steps. A strategy is any function of the learner, the pool
 # and the number of instances, so we can compare three: random choice; modAL's entropy sampling,
-# which takes the digits whose predicted class is least certain; and FisherMask. Every strategy
+# which takes the digits with the least certain predicted class; and FisherMask. Every strategy
 # starts from the same labels and trains with the same seeds. ``batch_size=256`` lets FisherMask
 # read the pool in larger portions than the 32 that the network is trained with: the choice is the
 # same, and comes sooner.

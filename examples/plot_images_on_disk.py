@@ -159,16 +159,16 @@ def read_table(name):
 # It has an output for each name; labels are given as the strings that they are. For many images
 # ``iterator_valid__num_workers=4`` lets processes read them, where Python forks (on Linux, before
 # 3.14). A small network that starts from nothing is weak on photographs: write ``pretrained`` in
-# place of ``SmallConvNet`` then, with ``"RGB"`` and ``(224, 224)``, for a ResNet-18 whose weights
-# torchvision downloads; only its new last layer is trained. Frozen weights may be in the mask, and
-# ``FisherMaskSampler(net, mask="output_layer")`` leaves them out. What a query gains on pretrained
-# features, :doc:`/label_efficiency` says.
+# place of ``SmallConvNet`` then, with ``"RGB"`` and ``(224, 224)``, for a ResNet-18 with weights
+# that torchvision downloads; only its new last layer is trained. Frozen weights may be in the mask,
+# and ``FisherMaskSampler(net, mask="output_layer")`` leaves them out. What a query gains on
+# pretrained features, :doc:`/label_efficiency` says.
 
 
 class SmallConvNet(nn.Sequential):
     def __init__(self):  # "L" has one channel, "RGB" three.
         layers = [nn.Conv2d(len(mode), 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 16, 3, 2), nn.ReLU()]
-        # The pooling makes nine numbers of each channel, whatever the size of the images.
+        # Pooling reduces each channel to nine numbers, for images of any size.
         super().__init__(*layers, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(144, len(names)))
 
 
@@ -228,7 +228,7 @@ def next_step():
     if short:
         return print("Fewer than half of the images have a label in", *short)
 
-    labels = dict(sorted(labels.items()))  # The same in whatever order a table was saved.
+    labels = dict(sorted(labels.items()))  # Independent of the order in which a table was saved.
     sampler = FisherMaskSampler(net, batch_size=128, random_state=0)
     sampler.fit(Images(labels, augmented), list(labels.values()))
     tested = {file: label for file, label in test.items() if label}

@@ -346,7 +346,7 @@ for name, chosen in shown.items():
     print(f"{'with ' + name:<26}: {objective(information_of(chosen)):6.1f}")
 
 # %%
-# Entropy and high gain at first give batches whose images say the same many times over. The batch
+# Entropy and high gain at first give batches of images that repeat each other. The batch
 # of FisherMask is about as varied as a random one, and that alone does not make it good: the random
 # batch is the one that lowers the objective least. The greedy choice gets both, images that tell
 # much and different things, and so ends far below the others.

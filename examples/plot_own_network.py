@@ -69,7 +69,7 @@ X_pool, X_test, y_pool, y_test, texts_pool, _ = train_test_split(
 )
 
 # %%
-# The network is an :class:`~torch.nn.Embedding`, a :class:`~torch.nn.GRU`, whose states are
+# The network is an :class:`~torch.nn.Embedding`, a :class:`~torch.nn.GRU`, with states that are
 # weighted by attention, and a linear layer. Its output is a tuple: logits, and the weights of the
 # words. When it predicts, skorch takes the first element of a tuple, and so does FisherMask. For
 # the loss, skorch wants to be told: by ``get_loss``.
@@ -160,7 +160,7 @@ for name, index in fishermask.mask_.indices.items():
 # %%
 # Half of the mask lies in the recurrent layer, none of it in the embedding, which has four fifths
 # of the parameters: each word occurs in few sentences. Here are the seconds of this query, and of
-# one whose mask is the output layer alone, which needs no gradients of the recurrent layer.
+# one with the output layer alone as its mask, which needs no gradients of the recurrent layer.
 
 fast = FisherMaskSampler(mask="output_layer", batch_size=150)
 fast(fishermask, X_left, n_instances=8, X_labeled=X_first)
@@ -237,7 +237,7 @@ plt.show()
 # %%
 # All six lie where the network is undecided, and they are spread along the border.
 #
-# Is it right for a layer that nobody has foreseen? The Fisher information of one sample, from its
+# Is it right for a layer of one's own? The Fisher information of one sample, from its
 # definition and by plain autograd, is what the embedding gives:
 
 radial_module = radial_mask.estimator_.module_

@@ -48,7 +48,7 @@ first_labels = {str(row): int(y_true[row]) for row in range(15)}
 #
 # An annotator is a function of the image's row that returns a label, or raises
 # ``KeyboardInterrupt`` for a break. ``ask_person`` shows the image as text and waits for the
-# keyboard. ``look_up`` is for this page, where nobody sits. In a notebook you would show the image
+# keyboard. ``look_up`` is for this page, which has no user. In a notebook you would show the image
 # by matplotlib, and ``input`` makes a text field.
 
 
@@ -289,7 +289,7 @@ print({key: str(value)[:40] for key, value in tasks[0]["data"].items()})
 #     </View>
 #
 # *Export* as JSON gives the tasks back, with the annotations that people made. Of a task that
-# somebody skipped the annotation is ``was_cancelled``: it stays in the pool.
+# the annotator skipped the task is ``was_cancelled``: it stays in the pool.
 
 
 def read_label_studio(path):
@@ -352,7 +352,7 @@ def read_table(path):
 table_file = Path(folder.name) / "batch.csv"
 write_table(table_file, labels={})
 print(table_file.read_text().splitlines()[:3])
-write_table(table_file, labels=from_tool)  # Here somebody would fill the table in.
+write_table(table_file, labels=from_tool)  # In practice, a person fills the table in.
 from_table = read_table(table_file)
 print("the same answers from both:", from_table == from_tool)
 

@@ -101,7 +101,7 @@ print(instances[["alcohol", "hue", "proline"]])
 #
 # Here is a loop of six such queries. The map shows the wines in the plane of their two first
 # principal components; the network itself sees all thirteen columns. The colours are the true
-# kinds, which nobody knows before asking. The numbers say in which query a wine was asked for.
+# kinds, which are unknown before asking. The numbers say in which query a wine was asked for.
 
 asked = []
 scores = [sampler.score(X_test, y_test)]

@@ -2,7 +2,7 @@
 Texts
 =====
 
-Which of these messages should somebody sort by hand next? First with word counts, in a scikit-learn
+Which of these messages should be sorted by hand next? First with word counts, in a scikit-learn
 pipeline from strings to a network; then with a small Transformer that takes tokens and an attention
 mask and gives an output with ``logits``, as models of Hugging Face do; then with low-rank adapters
 (LoRA) on frozen weights.
@@ -114,7 +114,7 @@ for text in chosen[:4]:
 # %%
 # The answers are added, and the pipeline is fitted again, vocabulary included.
 
-answers = [labels[pool][i] for i in indices]  # Here somebody would read them.
+answers = [labels[pool][i] for i in indices]  # In practice, a person reads them.
 by_words.fit(texts[first] + chosen, labels[first] + answers)
 accuracy_after = by_words.score(texts[test], labels[test])
 print(f"accuracy with 20 labels {accuracy_before:.2f}, with 40 {accuracy_after:.2f}")

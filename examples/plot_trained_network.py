@@ -28,7 +28,7 @@ from skfishermask import FisherMaskSampler
 
 X, y = load_digits(return_X_y=True)
 X = (X / 16).astype("float32")
-# Nobody has shown it an 8 or a 9 yet.
+# It has not seen an 8 or a 9 yet.
 known = np.flatnonzero(y < 8)
 first, rest = known[:200], np.setdiff1d(np.arange(len(X)), known[:200])
 X_test, y_test, rest = X[rest[-400:]], y[rest[-400:]], rest[:-400]
@@ -129,7 +129,7 @@ for row in indices[:3]:
 # ``partial_fit`` trains on from the weights that there are, where ``fit`` would begin anew. On new
 # samples alone a network forgets; old ones among them help.
 
-answers = y[rest[indices]]  # Here somebody would look.
+answers = y[rest[indices]]  # In practice, a person looks.
 torch.manual_seed(1)
 net.partial_fit(np.concatenate([X[first], X[rest[indices]]]), np.concatenate([y[first], answers]))
 after = net.score(X_test, y_test)

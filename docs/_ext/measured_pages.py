@@ -51,7 +51,7 @@ PAGES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def significant(value: float, digits: int = 2) -> str:
-    """Round to so many digits, with commas and no exponent."""
+    """Round to a number of digits, with commas and no exponent."""
     rounded = float(f"{value:.{digits}g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:,g}"
 

@@ -21,7 +21,7 @@ def network():
 
 
 def fitted(n_labeled):
-    """Give a net trained on the first so many digits of a shuffle, and the others."""
+    """Return a net trained on the first digits of a shuffle, and the other digits."""
     images, digits = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
     images = (images[order] / 16).astype("float32").reshape(-1, 1, 8, 8)
