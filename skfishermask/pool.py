@@ -28,12 +28,12 @@ from skfishermask.progress import Bar, Progress
 from skfishermask.selection import (
     Batch,
     Needs,
-    Objective,
     Room,
+    SelectionProblem,
     StoredEmbedding,
     coordinates,
-    find_batch,
-    gains_along,
+    gains_before_picks,
+    select,
     stored,
 )
 
@@ -107,10 +107,10 @@ class Pool(Protocol):
             Whether it needs that of the candidates.
         """
 
-    def choose(self, objective: Objective, preselected: Sequence[int]) -> Batch:
+    def select(self, problem: SelectionProblem, preselected: Sequence[int]) -> Batch:
         """Choose among the embedded candidates."""
 
-    def facts(self) -> dict[str, object]:
+    def info(self) -> dict[str, object]:
         """Give what there is to say of a pool of this kind alone, for ``query_info_``."""
 
 
@@ -260,27 +260,27 @@ class LocalPool(LocalSamples):
                 bar.update(len(values))
         return total.mean()
 
-    def choose(  # noqa: D102, see Pool
-        self, objective: Objective, preselected: Sequence[int]
+    def select(  # noqa: D102, see Pool
+        self, problem: SelectionProblem, preselected: Sequence[int]
     ) -> Batch:
         V = self._embedded()
         with (
             self.progress.bar(len(V), "Preparing", "sample") as prepared,
-            picks_bar(self.progress, len(V), objective) as picked,
+            picks_bar(self.progress, len(V), problem) as picked,
         ):
-            return find_batch(
+            return select(
                 V,
-                objective,
+                problem,
                 preselected=preselected,
                 on_pick=picked.update,
                 on_prepared=prepared.update,
             )
 
-    def gains_along(self, positions: Sequence[int], objective: Objective) -> Tensor:
+    def gains_before_picks(self, positions: Sequence[int], problem: SelectionProblem) -> Tensor:
         """Give the gains of all candidates before each of some picks, (picks, candidates)."""
-        return gains_along(self._embedded(), positions, objective)
+        return gains_before_picks(self._embedded(), positions, problem)
 
-    def facts(self) -> dict[str, object]:  # noqa: D102, see Pool
+    def info(self) -> dict[str, object]:  # noqa: D102, see Pool
         return {}
 
     def _embedded(self) -> StoredEmbedding:
@@ -289,7 +289,7 @@ class LocalPool(LocalSamples):
         return self._embedding
 
 
-def picks_bar(progress: Progress, n: int, objective: Objective) -> AbstractContextManager[Bar]:
+def picks_bar(progress: Progress, n: int, problem: SelectionProblem) -> AbstractContextManager[Bar]:
     """Give a bar for picks: with `oversample` more are taken than are kept."""
-    total = min(n, math.ceil(objective.oversample * objective.n_instances))
+    total = min(n, math.ceil(problem.oversample * problem.n_instances))
     return progress.bar(total, "Selection", "pick")

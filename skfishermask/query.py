@@ -26,7 +26,7 @@ from skfishermask.jacobian import HELD_BYTES, output_layer
 from skfishermask.parameters import Settings
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
 from skfishermask.progress import Progress
-from skfishermask.selection import Batch, Needs, Objective, gigabytes
+from skfishermask.selection import Batch, Needs, SelectionProblem, gigabytes
 
 if TYPE_CHECKING:
     from skfishermask.cluster import Cluster
@@ -176,10 +176,10 @@ class Query:
             f"{gigabytes(needs.matrices)}, gains {gigabytes(needs.states)}"
         )
         embedded = pool.embed(rows, mask, needs, others, wants_fisher=self._aims_at_pool)
-        objective = self._objective(embedded, len(rows))
+        problem = self._problem(embedded, len(rows))
         with self._progress.step("selection"):
             covered, share = self._by_coverage(rows)
-            batch = pool.choose(objective, covered)
+            batch = pool.select(problem, covered)
         before, after = batch.objective
         outside = self._outside(len(mask) - embedded.dimensions)
         info = {
@@ -194,9 +194,9 @@ class Query:
             "objective": (before + outside, after + outside),
             "candidates_read": batch.n_read,
             "coverage_share": share,
-            **pool.facts(),
+            **pool.info(),
         }
-        utilities = self._utilities(rows, batch, objective) if wants_utilities else None
+        utilities = self._utilities(rows, batch, problem) if wants_utilities else None
         indices, gains = rows[batch.positions.cpu().numpy()], batch.gains.cpu().numpy()
         return Result(indices, gains, mask, diagonal, info, utilities)
 
@@ -266,7 +266,7 @@ class Query:
         others = self._n_labeled + (0 if self._target is None else len(self._target))
         return Needs(n, r, k, self._settings.dtype, others, HELD_BYTES)
 
-    def _objective(self, embedded: Embedded, n: int) -> Objective:
+    def _problem(self, embedded: Embedded, n: int) -> SelectionProblem:
         """Say what to choose by."""
         settings, others = self._settings, list(embedded.others)
         labeled = others.pop(0) if self._labeled is not None else None
@@ -279,7 +279,7 @@ class Query:
         else:
             n_labeled = self._n_labeled
             fisher = (n * embedded.fisher + n_labeled * labeled) / (n + n_labeled)
-        return Objective(
+        return SelectionProblem(
             self._n_instances,
             fisher,
             fisher_labeled=labeled if settings.use_labeled else None,
@@ -325,11 +325,11 @@ class Query:
             picks = covering(inputs, covered, weights, n, on_pick=bar.update)
         return drawn[picks].tolist(), n / self._n_instances
 
-    def _utilities(self, rows: np.ndarray, batch: Batch, objective: Objective) -> np.ndarray:
+    def _utilities(self, rows: np.ndarray, batch: Batch, problem: SelectionProblem) -> np.ndarray:
         if not isinstance(self._pool, LocalPool):
             raise TypeError("Utilities are there for pools in this process alone.")
         utilities = np.full((len(batch.gains), len(self._pool)), np.nan)
-        gains = self._pool.gains_along(batch.positions.tolist(), objective)
+        gains = self._pool.gains_before_picks(batch.positions.tolist(), problem)
         utilities[:, rows] = gains.cpu().numpy()
         return utilities
 

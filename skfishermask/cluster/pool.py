@@ -21,14 +21,14 @@ from torch import Tensor
 
 from skfishermask.cluster import worker
 from skfishermask.cluster.client import Cluster, Future
-from skfishermask.cluster.remote import RemoteCandidates
+from skfishermask.cluster.remote import RemoteCandidatePool
 from skfishermask.cluster.shards import Shards
 from skfishermask.data import DaskObject, DaskSamples, ReadableNet, in_one_length, net_state
 from skfishermask.fisher import ParameterMask
 from skfishermask.parameters import Settings
 from skfishermask.pool import Embedded, LocalSamples, picks_bar
 from skfishermask.progress import Progress
-from skfishermask.selection import Batch, Needs, Objective, chosen_from, gigabytes
+from skfishermask.selection import Batch, Needs, SelectionProblem, gigabytes, select_and_prune
 
 T = TypeVar("T")
 # Picks to attempt for each question to the workers, and the share of their memory that the states
@@ -94,9 +94,9 @@ class ClusterPool:
         packed = cloudpickle.dumps((*net_state(self._net.net), *how))
         self._cluster.count("network", len(packed) * self._cluster.n_workers)
         # A task's argument, not its result alone: so it outlives the worker that has it.
-        return self._cluster.submit(worker.same, packed)
+        return self._cluster.submit(worker.identity, packed)
 
-    def facts(self) -> dict[str, object]:  # noqa: D102, see Pool
+    def info(self) -> dict[str, object]:  # noqa: D102, see Pool
         return {
             "n_workers": self._cluster.n_workers,
             "n_chunks": len(self._samples.starts) - 1,
@@ -202,16 +202,16 @@ class ClusterPool:
         return Embedded(needs.k, fisher, found)
 
     @torch.no_grad()
-    def choose(  # noqa: D102, see Pool
-        self, objective: Objective, preselected: Sequence[int]
+    def select(  # noqa: D102, see Pool
+        self, problem: SelectionProblem, preselected: Sequence[int]
     ) -> Batch:
         if self._needs is None:
             raise RuntimeError("The pool was not embedded before it was to be chosen from.")
         needs, n_parts, device = self._needs, len(self._parts), self._net.device
         n_states = int(min(_STATES_SHARE * self._cluster.memory // (needs.states / 2), 1e9))
-        width = max(1, min(_PICKS_A_ROUND, n_states - 1, objective.n_instances))
+        width = max(1, min(_PICKS_A_ROUND, n_states - 1, problem.n_instances))
         with self._progress.bar(2, "Preparing", "step") as bar:
-            inverse, target = objective.start()
+            inverse, target = problem.start()
             bar.update(1)
             shards = self._shards(
                 worker.Start(
@@ -221,11 +221,11 @@ class ClusterPool:
                 )
             )
             bar.update(1)
-        with picks_bar(self._progress, needs.n, objective) as picked:
-            batch = chosen_from(
-                RemoteCandidates(shards.ask, n_parts, width, device),
+        with picks_bar(self._progress, needs.n, problem) as picked:
+            batch = select_and_prune(
+                RemoteCandidatePool(shards.ask, n_parts, width, device),
                 inverse,
-                objective,
+                problem,
                 (needs.n, needs.r, needs.k),
                 picks_a_round=width,
                 forced=preselected,
@@ -246,7 +246,7 @@ class ClusterPool:
         self._parts = []
         size = start.target.nbytes * (2 if isinstance(start.inverse, Tensor) else 1)
         cluster.count("start", size * len(shards))
-        started = cluster.submit(worker.same, start)
+        started = cluster.submit(worker.identity, start)
         return Shards(cluster, shards, started, self._settings.dtype, self._net.device)
 
 

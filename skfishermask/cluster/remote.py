@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from skfishermask.selection import Candidates, LocalCandidates, Step
+from skfishermask.selection import GainState, LocalCandidatePool, Pick
 
 # The shortlist grows to so many times its size before the least likely leave it.
 _SLACK = 3
@@ -28,7 +28,7 @@ _RANK = 16
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """What all blocks of a pool are told and asked at a time.
 
     Attributes
@@ -37,9 +37,9 @@ class Question:
         How many questions there were before this one.
     keep : int
         How many steps of the last question's attempt were right.
-    updates : sequence of Step
+    updates : sequence of Pick
         To apply for good, after these.
-    steps : sequence of Step
+    steps : sequence of Pick
         To attempt, after these.
     known : sequence of int
         Positions that the asker looks after: never to send and never to count.
@@ -56,8 +56,8 @@ class Question:
 
     number: int
     keep: int
-    updates: Sequence[Step]
-    steps: Sequence[Step]
+    updates: Sequence[Pick]
+    steps: Sequence[Pick]
     known: Sequence[int]
     wanted: Sequence[int]
     limits: Tensor
@@ -70,7 +70,7 @@ class Question:
         steps = sum(step.factors.nbytes for step in (*self.updates, *self.steps))
         return steps + 8 * (len(self.known) + len(self.wanted))
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Question:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Request:
         """Give the question on another device, with its steps in another precision."""
         return replace(
             self,
@@ -81,7 +81,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What a block, or several, say to a question.
 
     Attributes
@@ -91,7 +91,7 @@ class Answer:
         each; minus infinity where there are none.
     others : Tensor of shape (len(steps) + 1,), float64
         What those that are not sent either do not exceed.
-    sent : Candidates or None
+    sent : GainState or None
         Those that are sent, as they were before the first step.
     n_read : int
         Candidates whose embeddings were read for it.
@@ -99,7 +99,7 @@ class Answer:
 
     largest: Tensor
     others: Tensor
-    sent: Candidates | None
+    sent: GainState | None
     n_read: int
 
     @property
@@ -107,10 +107,10 @@ class Answer:
         """Size of the tensors."""
         return 2 * self.largest.nbytes + (0 if self.sent is None else self.sent.n_bytes)
 
-    def to(self, device: torch.device | str) -> Answer:
+    def to(self, device: torch.device | str) -> Reply:
         """Give the answer on another device."""
         sent = None if self.sent is None else self.sent.to(device)
-        return Answer(self.largest.to(device), self.others.to(device), sent, self.n_read)
+        return Reply(self.largest.to(device), self.others.to(device), sent, self.n_read)
 
 
 class Block:
@@ -118,15 +118,15 @@ class Block:
 
     Parameters
     ----------
-    pool : LocalCandidates
+    pool : LocalCandidatePool
         Its candidates, in the state that the first question expects.
     """
 
-    def __init__(self, pool: LocalCandidates) -> None:
+    def __init__(self, pool: LocalCandidatePool) -> None:
         self._pool = pool
-        self._attempted: Sequence[Step] = ()
+        self._attempted: Sequence[Pick] = ()
 
-    def answer(self, question: Question) -> Answer:
+    def answer(self, question: Request) -> Reply:
         """Answer a question."""
         pool, everyone = self._pool, self._pool.candidates
         n_before = pool.n_read
@@ -138,7 +138,7 @@ class Block:
             where = pool.where(question.wanted)
             none = question.limits.new_full((1,), -math.inf)
             sent = everyone.subset(where, 1) if len(where) else None
-            return Answer(none, none, sent, pool.n_read - n_before)
+            return Reply(none, none, sent, pool.n_read - n_before)
         known = pool.where(question.known)
         everyone.attempt(question.steps)
         if question.steps:
@@ -158,10 +158,10 @@ class Block:
             index = index[torch.topk(bounds[last, index], question.count).indices].sort().values
         others = bounds.index_fill_(1, index, -math.inf).amax(1)
         sent = everyone.subset(index, 1) if len(index) else None
-        return Answer(largest, others, sent, pool.n_read - n_before)
+        return Reply(largest, others, sent, pool.n_read - n_before)
 
 
-def merged(answers: Iterable[Answer]) -> Answer:
+def merged(answers: Iterable[Reply]) -> Reply:
     """Make one answer of those of several blocks."""
     answers = list(answers)
     sent = [answer.sent for answer in answers if answer.sent is not None]
@@ -170,13 +170,13 @@ def merged(answers: Iterable[Answer]) -> Answer:
         for name in ("largest", "others")
     )
     n_read = sum(answer.n_read for answer in answers)
-    return Answer(largest, others, Candidates.joined(sent, 1) if sent else None, n_read)
+    return Reply(largest, others, GainState.joined(sent, 1) if sent else None, n_read)
 
 
-class RemoteCandidates:
+class RemoteCandidatePool:
     """A pool of blocks that are a question away; the likely candidates are at hand.
 
-    For the methods see :class:`skfishermask.selection.greedy.AllCandidates`.
+    For the methods see :class:`skfishermask.selection.greedy.CandidatePool`.
 
     Parameters
     ----------
@@ -197,14 +197,14 @@ class RemoteCandidates:
 
     def __init__(
         self,
-        ask: Callable[[Question], Answer],
+        ask: Callable[[Request], Reply],
         n_blocks: int,
         picks_a_round: int,
         device: torch.device,
     ) -> None:
         self._ask, self._n_blocks = ask, n_blocks
         self._n_states = picks_a_round + 1
-        self._near: Candidates | None = None
+        self._near: GainState | None = None
         self._taken: Tensor | None = None
         # What the candidates that are not at hand do not exceed.
         self._rest = torch.tensor(math.inf, dtype=torch.float64, device=device)
@@ -212,12 +212,12 @@ class RemoteCandidates:
         self.n_read = 0
         self._number = 0
         self._keep = 0
-        self._updates: list[Step] = []
-        self._answer: Answer | None = None
+        self._updates: list[Pick] = []
+        self._answer: Reply | None = None
 
-    def shortlist(  # noqa: D102, see AllCandidates
+    def shortlist(  # noqa: D102, see CandidatePool
         self, count: int, n_picks: int
-    ) -> tuple[Candidates, Tensor]:
+    ) -> tuple[GainState, Tensor]:
         wider = self._near is None or count > self._size
         self._size = count
         if wider:
@@ -230,8 +230,8 @@ class RemoteCandidates:
         self._taken = self._near.taken.clone()
         return self._near, self._rest
 
-    def attempt(  # noqa: D102, see AllCandidates
-        self, steps: Sequence[Step], short: Candidates, rest: Tensor
+    def attempt(  # noqa: D102, see CandidatePool
+        self, steps: Sequence[Pick], short: GainState, rest: Tensor
     ) -> Tensor:
         if not steps:
             return rest.expand(len(steps) + 1)
@@ -241,7 +241,7 @@ class RemoteCandidates:
         )
         return self._answer.largest
 
-    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see AllCandidates
+    def keep(self, taken: Sequence[Pick], short: GainState) -> None:  # noqa: D102, see CandidatePool
         short.keep(len(taken))
         if self._taken is not None:
             short.taken = self._taken
@@ -257,10 +257,10 @@ class RemoteCandidates:
         self._rest = answer.others[min(len(taken), len(answer.others) - 1)]
         self._take_in(answer.sent, self._size)
 
-    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see AllCandidates
+    def advance(self, steps: Sequence[Pick]) -> None:  # noqa: D102, see CandidatePool
         self._updates += steps
 
-    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see AllCandidates
+    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see CandidatePool
         sent = self._put(wanted=positions).sent
         if sent is None:
             raise KeyError(f"No block has the positions {positions}.")
@@ -276,11 +276,11 @@ class RemoteCandidates:
         bounds = near.bounds(near.taken, n_states)
         return torch.topk(bounds, min(_RANK, bounds.shape[1])).values[:, -1]
 
-    def _take_in(self, sent: Candidates | None, size: int) -> None:
+    def _take_in(self, sent: GainState | None, size: int) -> None:
         blocks = [block for block in (self._near, sent) if block is not None]
         if not blocks:
             return
-        near = Candidates.joined(blocks, self._n_states)
+        near = GainState.joined(blocks, self._n_states)
         if len(near) > _SLACK * size:
             bounds = near.bounds(near.taken)
             index = torch.topk(bounds, size).indices.sort().values
@@ -292,14 +292,14 @@ class RemoteCandidates:
     def _put(
         self,
         *,
-        steps: Sequence[Step] = (),
+        steps: Sequence[Pick] = (),
         wanted: Sequence[int] = (),
         limits: Tensor | None = None,
         count: int = 0,
         spread: float = 1.0,
         n_picks: int = 1,
-    ) -> Answer:
-        question = Question(
+    ) -> Reply:
+        question = Request(
             number=self._number,
             keep=self._keep,
             updates=self._updates,

@@ -9,8 +9,8 @@ import torch
 
 from skfishermask.cluster import worker
 from skfishermask.cluster.client import Cluster, Future
-from skfishermask.cluster.remote import Answer, Question, merged
-from skfishermask.selection import CAREFUL, Step
+from skfishermask.cluster.remote import Reply, Request, merged
+from skfishermask.selection import N_FLOAT64_PICKS, Pick
 
 
 class Shards:
@@ -46,21 +46,21 @@ class Shards:
         self._cluster, self._shards, self._start = cluster, shards, start
         self._dtype, self._device = dtype, device
         # What the shards were told: all updates for good, and the last attempt.
-        self._history: list[Step] = []
-        self._attempt: Sequence[Step] = ()
+        self._history: list[Pick] = []
+        self._attempt: Sequence[Pick] = ()
         self.round_trips = 0
 
-    def ask(self, question: Question) -> Answer:
+    def ask(self, question: Request) -> Reply:
         """Put a question to all shards; tell those that have lost their state all over again."""
         cluster, first = self._cluster, question.number == 0
         # Shards compute the first steps in float64, together with those that wait for them.
-        careful = len(self._history) < CAREFUL or self._dtype == torch.float64
+        careful = len(self._history) < N_FLOAT64_PICKS or self._dtype == torch.float64
         question = question.to("cpu", torch.float64 if careful else torch.float32)
         self._history += [*self._attempt[: question.keep], *question.updates]
         self._attempt = question.steps
         # To a shard that is told everything, what went before is history.
         anew = replace(question, keep=0, updates=())
-        found: list[Answer] = []
+        found: list[Reply] = []
         waiting = [(shard, first) for shard in self._shards]
         while waiting:
             told = [
@@ -70,7 +70,7 @@ class Shards:
                 for shard, lost in waiting
             ]
             self.round_trips += 1
-            answers: list[Answer | None] = cluster.results(told)
+            answers: list[Reply | None] = cluster.results(told)
             for (_, lost), given in zip(waiting, answers, strict=True):
                 size = (anew if lost else question).n_bytes
                 size += sum(step.factors.nbytes for step in self._history) if lost else 0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skfishermask.cluster.remote import Answer, Block, Question, merged
+from skfishermask.cluster.remote import Block, Reply, Request, merged
 from skfishermask.compat import memory_limit_of
 from skfishermask.data import (
     Batches,
@@ -34,7 +34,7 @@ from skfishermask.fisher import (
     fisher_matrix,
     predicted_probabilities,
 )
-from skfishermask.selection import LocalCandidates, Step, stored
+from skfishermask.selection import LocalCandidatePool, Pick, stored
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def predictions_and_inputs_of(
         return p, None if inputs is None else inputs.cpu()
 
 
-class Part:
+class ChunkEmbedding:
     """Fisher embeddings of one chunk's candidates, whose first has this position."""
 
     def __init__(self, position: int, values: Tensor) -> None:
@@ -118,7 +118,7 @@ def embedding_of(
     mask: ParameterMask,
     dtype: torch.dtype,
     r: int,
-) -> Part:
+) -> ChunkEmbedding:
     """Embed a chunk's candidates."""
     with which.read(packed, chunk) as (net, batches):
         values = torch.empty((len(which.rows), r, len(mask)), dtype=dtype, device=net.device)
@@ -132,11 +132,11 @@ def embedding_of(
         ):
             values[start : start + len(block)] = block
             start += len(block)
-    return Part(position, values)
+    return ChunkEmbedding(position, values)
 
 
 @torch.no_grad()
-def fisher_of(part: Part) -> Sums:
+def fisher_of(part: ChunkEmbedding) -> Sums:
     """Sum up the Fisher matrices of a chunk's candidates."""
     n = len(part.values)
     return n, {"": n * fisher_matrix(part.values).cpu()}
@@ -165,29 +165,29 @@ class Shard:
     does not travel, and a shard that has lost it says so.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[ChunkEmbedding]) -> None:
         self._parts = list(parts)
         self._blocks: list[Block] = []
         self._number = -1
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Shard], tuple[list[Part]]]:
+    def __reduce__(self) -> tuple[type[Shard], tuple[list[ChunkEmbedding]]]:
         return Shard, (self._parts,)
 
     def __sizeof__(self) -> int:
-        return object.__sizeof__(self) + sum(map(Part.__sizeof__, self._parts))
+        return object.__sizeof__(self) + sum(map(ChunkEmbedding.__sizeof__, self._parts))
 
     @torch.no_grad()
-    def begin(self, start: Start, history: Sequence[Step], number: int) -> None:
+    def begin(self, start: Start, history: Sequence[Pick], number: int) -> None:
         """Bring the blocks into the state that question `number` expects."""
         device = self._parts[0].values.device
         inverse, target = start.inverse, start.target.to(device)
         inverse = inverse.to(device) if isinstance(inverse, Tensor) else inverse
         steps = [step.to(device) for step in history]
 
-        def build(part: Part) -> Block:
+        def build(part: ChunkEmbedding) -> Block:
             with torch.no_grad():
-                pool = LocalCandidates(stored(part.values), start.picks_a_round, part.position)
+                pool = LocalCandidatePool(stored(part.values), start.picks_a_round, part.position)
                 pool.candidates.start(inverse, target)
                 pool.advance(steps)
             return Block(pool)
@@ -196,14 +196,14 @@ class Shard:
             self._blocks = self._each(build, self._parts)
             self._number = number
 
-    def ask(self, question: Question) -> Answer | None:
+    def ask(self, question: Request) -> Reply | None:
         """Answer a question; None: the state is not the one that it expects."""
         with self._lock:
             if question.number != self._number:
                 return None
             here = question.to(self._parts[0].values.device)
 
-            def ask(block: Block) -> Answer:
+            def ask(block: Block) -> Reply:
                 with torch.no_grad():
                     return block.answer(here)
 
@@ -222,17 +222,17 @@ class Shard:
 
 def ask(
     shard: Shard,
-    question: Question,
+    question: Request,
     start: Start | None = None,
-    history: Sequence[Step] = (),
-) -> Answer | None:
+    history: Sequence[Pick] = (),
+) -> Reply | None:
     """Put a question to a shard, which a start and what went before bring up to date first."""
     if start is not None:
         shard.begin(start, history, question.number)
     return shard.ask(question)
 
 
-def same(value: T) -> T:
+def identity(value: T) -> T:
     """Give what was sent."""
     return value
 

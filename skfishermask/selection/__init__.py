@@ -2,14 +2,14 @@
 
 from skfishermask.selection.batch import (
     Batch,
-    chosen_from,
-    find_batch,
-    gains_along,
+    gains_before_picks,
+    select,
+    select_and_prune,
     select_batch,
 )
-from skfishermask.selection.candidates import Candidates
-from skfishermask.selection.local_pool import LocalCandidates
-from skfishermask.selection.problem import Objective, coordinates
+from skfishermask.selection.candidates import GainState
+from skfishermask.selection.local_pool import LocalCandidatePool
+from skfishermask.selection.problem import SelectionProblem, coordinates
 from skfishermask.selection.storage import (
     EMBEDDING_DTYPES,
     Needs,
@@ -18,24 +18,24 @@ from skfishermask.selection.storage import (
     gigabytes,
     stored,
 )
-from skfishermask.selection.updates import CAREFUL, Step
+from skfishermask.selection.updates import N_FLOAT64_PICKS, Pick
 
 __all__ = [
-    "CAREFUL",
     "EMBEDDING_DTYPES",
+    "N_FLOAT64_PICKS",
     "Batch",
-    "Candidates",
-    "LocalCandidates",
+    "GainState",
+    "LocalCandidatePool",
     "Needs",
-    "Objective",
+    "Pick",
     "Room",
-    "Step",
+    "SelectionProblem",
     "StoredEmbedding",
-    "chosen_from",
     "coordinates",
-    "find_batch",
-    "gains_along",
+    "gains_before_picks",
     "gigabytes",
+    "select",
+    "select_and_prune",
     "select_batch",
     "stored",
 ]

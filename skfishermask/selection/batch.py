@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from skfishermask.selection.greedy import (
-    SHORTLIST,
-    AllCandidates,
-    Information,
+    SHORTLIST_PER_PICK,
+    CandidatePool,
+    InverseFisher,
     best_of,
-    choose,
-    give,
+    force_picks,
+    greedy_select,
 )
-from skfishermask.selection.local_pool import LocalCandidates
-from skfishermask.selection.problem import Objective, in_row_space
+from skfishermask.selection.local_pool import LocalCandidatePool
+from skfishermask.selection.problem import SelectionProblem, in_row_space
 from skfishermask.selection.storage import StoredEmbedding, free_bytes, state_bytes, stored
 from skfishermask.selection.validation import (
     check_count,
@@ -144,7 +144,7 @@ def select_batch(
     References
     ----------
     .. [1] S. Gul, M. Elmahallawy, S. Madria, A. Tripathy, "FisherMask: Enhancing Neural
-       Network Labeling Efficiency in Image Classification Using Fisher Information", 2024,
+       Network Labeling Efficiency in Image Classification Using Fisher InverseFisher", 2024,
        arXiv 2411.05752.
     .. [2] J. T. Ash, S. Goel, A. Krishnamurthy, S. Kakade, "Gone Fishing: Neural Active
        Learning with Fisher Embeddings", NeurIPS 2021.
@@ -173,17 +173,17 @@ def select_batch(
     fisher = check_fisher("fisher", fisher, k, embedding.device)
     if fisher_labeled is not None:
         fisher_labeled = check_fisher("fisher_labeled", fisher_labeled, k, embedding.device)
-    objective = Objective(
+    problem = SelectionProblem(
         n_instances, fisher, fisher_labeled, n_labeled, regularization, oversample
     )
-    batch = find_batch(embedding, objective, preselected=forced, on_pick=on_pick)
+    batch = select(embedding, problem, preselected=forced, on_pick=on_pick)
     return batch.positions, batch.gains
 
 
 @torch.no_grad()
-def find_batch(
+def select(
     embedding: StoredEmbedding,
-    objective: Objective,
+    problem: SelectionProblem,
     *,
     preselected: Sequence[int] = (),
     on_pick: Progress | None = None,
@@ -195,23 +195,23 @@ def find_batch(
     ----------
     embedding : StoredEmbedding of shape (n, r, k)
         Fisher embeddings.
-    objective : Objective
+    problem : SelectionProblem
         Its matrices in float64 and symmetric.
     preselected, on_pick
         As for `select_batch`.
     on_prepared : callable, optional
         Called with numbers of candidates whose first gains are known.
     """
-    embedding, objective, outside = in_row_space(embedding, objective)
-    inverse, target = objective.start()
+    embedding, problem, outside = in_row_space(embedding, problem)
+    inverse, target = problem.start()
     width = picks_a_round(embedding)
-    pool = LocalCandidates(embedding, width)
+    pool = LocalCandidatePool(embedding, width)
     pool.candidates.start(inverse, target, on_prepared or (lambda count: None))
     del target
-    return chosen_from(
+    return select_and_prune(
         pool,
         inverse,
-        objective,
+        problem,
         embedding.shape,
         picks_a_round=width,
         forced=preselected,
@@ -220,10 +220,10 @@ def find_batch(
     )
 
 
-def chosen_from(
-    pool: AllCandidates,
+def select_and_prune(
+    pool: CandidatePool,
     inverse: Tensor | float,
-    objective: Objective,
+    problem: SelectionProblem,
     shape: Sequence[int],
     *,
     picks_a_round: int,
@@ -235,11 +235,11 @@ def chosen_from(
 
     Parameters
     ----------
-    pool : AllCandidates
-        The candidates, in the state that `objective` starts with.
+    pool : CandidatePool
+        The candidates, in the state that `problem` starts with.
     inverse : Tensor of shape (k, k), or float
         M_0^-1.
-    objective : Objective
+    problem : SelectionProblem
         What to choose by.
     shape : sequence of int
         (n, r, k).
@@ -253,10 +253,10 @@ def chosen_from(
         tr(M^-1 F), outside of the dimensions that are worked in.
     """
     n, r, k = shape
-    fisher, n_instances = objective.fisher, objective.n_instances
-    information = Information(inverse, fisher)
-    forward = n_forward(n, n_instances, objective.oversample)
-    positions, gains = choose(
+    fisher, n_instances = problem.fisher, problem.n_instances
+    information = InverseFisher(inverse, fisher)
+    forward = n_forward(n, n_instances, problem.oversample)
+    positions, gains = greedy_select(
         pool,
         information,
         forward,
@@ -275,7 +275,7 @@ def chosen_from(
         after += costs
         kept = [i for i, position in enumerate(positions) if position not in dropped]
         positions, gains = [positions[i] for i in kept], gains[kept]
-    scale = objective.scale
+    scale = problem.scale
     return Batch(
         torch.tensor(positions, device=fisher.device),
         gains.to(fisher.device) / scale,
@@ -286,24 +286,24 @@ def chosen_from(
 
 
 def _dropped(
-    pool: AllCandidates, information: Information, positions: Sequence[int], n_drops: int
+    pool: CandidatePool, information: InverseFisher, positions: Sequence[int], n_drops: int
 ) -> tuple[set[int], float]:
     """Find the samples whose removal costs least, one by one, and what they cost together."""
     # From the highest position down, so that of two equal samples the lower one stays.
     free = sorted(positions, reverse=True)
     negative = -information.dense()
-    backward = Information(negative, information.fisher, sign=-1)
+    backward = InverseFisher(negative, information.fisher, sign=-1)
     # In float64 throughout, because I - A may come close to singular.
     rows = pool.rows(free)
-    left = LocalCandidates(stored(rows), 1)
+    left = LocalCandidatePool(stored(rows), 1)
     left.candidates.fill(rows, backward.fresh(rows))
-    found, gains = choose(left, backward, n_drops, rows.shape[1])
+    found, gains = greedy_select(left, backward, n_drops, rows.shape[1])
     return {free[i] for i in found}, -float(gains.sum())
 
 
 @torch.no_grad()
-def gains_along(
-    embedding: Tensor | StoredEmbedding, positions: Sequence[int], objective: Objective
+def gains_before_picks(
+    embedding: Tensor | StoredEmbedding, positions: Sequence[int], problem: SelectionProblem
 ) -> Tensor:
     """Give all candidates' gains before each of some picks.
 
@@ -313,23 +313,23 @@ def gains_along(
         Fisher embeddings.
     positions : sequence of int
         The picks.
-    objective : Objective
+    problem : SelectionProblem
         What they were chosen by.
     """
-    embedding, objective, _ = in_row_space(stored(embedding), objective)
-    inverse, target = objective.start()
-    information = Information(inverse, objective.fisher)
-    pool = LocalCandidates(embedding, 1)
+    embedding, problem, _ = in_row_space(stored(embedding), problem)
+    inverse, target = problem.start()
+    information = InverseFisher(inverse, problem.fisher)
+    pool = LocalCandidatePool(embedding, 1)
     pool.candidates.start(inverse, target)
     found = []
     for position in positions:
-        short, _ = pool.shortlist(SHORTLIST, 1)
+        short, _ = pool.shortlist(SHORTLIST_PER_PICK, 1)
         best_of(short, information, wait=True)
         pool.keep([], short)
         taken = pool.candidates.taken
         found.append(pool.candidates.gains.masked_fill(taken, math.nan))
-        pool.advance(give(pool, information, [position]))
-    return torch.stack(found) / objective.scale
+        pool.advance(force_picks(pool, information, [position]))
+    return torch.stack(found) / problem.scale
 
 
 def picks_a_round(embedding: StoredEmbedding) -> int:

@@ -14,7 +14,13 @@ from torch import Tensor
 from skfishermask.selection import rounding
 from skfishermask.selection.linalg import QuadraticForm, fingerprints, repeated, trace_gains
 from skfishermask.selection.storage import StoredEmbedding, stored
-from skfishermask.selection.updates import CAREFUL, Fresh, Step, side_by_side, steps_together
+from skfishermask.selection.updates import (
+    N_FLOAT64_PICKS,
+    ExactGains,
+    Pick,
+    side_by_side,
+    steps_together,
+)
 
 # Products of embeddings and updates are kept for so many candidates at once.
 _PRODUCT_BYTES = 2**23
@@ -34,7 +40,7 @@ def _either(pairs: Tensor) -> Tensor:
     return torch.cat([pairs, no]) | torch.cat([no, pairs])
 
 
-class Candidates:
+class GainState:
     """Candidates, their embeddings and what is known of their gains, in several states.
 
     Products with the embedding run in float32, but in float64 for the first steps and where the
@@ -166,12 +172,12 @@ class Candidates:
             self.prints[some] = fingerprints(self.embedding.take(some))
         self.has_equals = bool(repeated(self.prints).any())
 
-    def fill(self, rows: Tensor, fresh: Fresh) -> None:
+    def fill(self, rows: Tensor, fresh: ExactGains) -> None:
         """Start from what was computed afresh for all of them, from their rows (n, r, k)."""
         torch.linalg.vector_norm(rows.flatten(1), dim=1, out=self.norms)
         self.correct(torch.arange(len(self), device=rows.device), fresh)
 
-    def correct(self, index: Tensor, fresh: Fresh) -> None:
+    def correct(self, index: Tensor, fresh: ExactGains) -> None:
         """Put in what was computed afresh for some, (m,)."""
         half = torch.stack([fresh.a, fresh.b / 2], 2).flatten(1, 2)
         known = torch.cat([fresh.off, fresh.gains[:, None], fresh.bars[:, None]], 1)
@@ -182,7 +188,7 @@ class Candidates:
         """Give the embeddings of some, (m, r, k), in float64."""
         return self.embedding.take(index).double()
 
-    def subset(self, index: Tensor, n_states: int, dtype: torch.dtype | None = None) -> Candidates:
+    def subset(self, index: Tensor, n_states: int, dtype: torch.dtype | None = None) -> GainState:
         """Give some of them as they stand, in memory.
 
         Parameters
@@ -200,30 +206,30 @@ class Candidates:
         return part
 
     @staticmethod
-    def joined(several: Sequence[Candidates], n_states: int) -> Candidates:
+    def joined(several: Sequence[GainState], n_states: int) -> GainState:
         """Put candidates in memory together, as they stand, ordered by position."""
         order = torch.cat([one.positions for one in several]).argsort()
         rows = torch.cat([one.embedding.take(range(len(one))) for one in several])[order]
-        return Candidates._made_of(several, rows, lambda x: x[order], n_states)
+        return GainState._made_of(several, rows, lambda x: x[order], n_states)
 
-    def to(self, device: torch.device | str) -> Candidates:
+    def to(self, device: torch.device | str) -> GainState:
         """Give candidates in memory, as they stand, on another device."""
         rows = self.embedding.take(range(len(self))).to(device)
         return self._made_of([self], rows, lambda x: x.to(device), 1)
 
     @staticmethod
     def _made_of(
-        several: Sequence[Candidates],
+        several: Sequence[GainState],
         rows: Tensor,
         change: Callable[[Tensor], Tensor],
         n_states: int,
-    ) -> Candidates:
+    ) -> GainState:
         """Make candidates with these rows of others as they stand; change each tensor of theirs."""
 
         def changed(parts: list[Tensor]) -> Tensor:
             return change(parts[0] if len(parts) == 1 else torch.cat(parts))
 
-        made = Candidates(stored(rows), changed([one.positions for one in several]), n_states)
+        made = GainState(stored(rows), changed([one.positions for one in several]), n_states)
         made.n_steps = several[0].n_steps
         made.has_equals = any(one.has_equals for one in several)
         for name in ("taken", "norms", "prints"):
@@ -232,17 +238,17 @@ class Candidates:
             state[0] = changed([one._states()[number][one.at] for one in several])
         return made
 
-    def put(self, part: Candidates, number: int) -> None:
+    def put(self, part: GainState, number: int) -> None:
         """Take over what is known of some of them in that one's state of this number."""
         for mine, theirs in zip(self._states(), part._states(), strict=True):
             mine[self.at].index_copy_(0, part.index, theirs[number])
 
-    def attempt(self, steps: Sequence[Step], out: Tensor | None = None) -> Tensor:
+    def attempt(self, steps: Sequence[Pick], out: Tensor | None = None) -> Tensor:
         """Find the states after the present one, as the steps make them.
 
         Parameters
         ----------
-        steps : sequence of Step
+        steps : sequence of Pick
             In their order.
         out : Tensor of shape (n,), bool, optional
             Who does not count for the result. None: nobody does.
@@ -254,7 +260,7 @@ class Candidates:
         )
         if not steps:
             return largest
-        careful = self.n_steps + self.at < CAREFUL
+        careful = self.n_steps + self.at < N_FLOAT64_PICKS
         dtype = torch.float64 if careful else self.embedding.work_dtype
         factors, norms = side_by_side(steps, dtype)
         states = slice(self.at + 1, self.at + 1 + len(steps))
@@ -273,16 +279,16 @@ class Candidates:
                 torch.maximum(largest, bounds.amax(1), out=largest)
         return largest
 
-    def catch_up(self, steps: Sequence[Step]) -> None:
+    def catch_up(self, steps: Sequence[Pick]) -> None:
         """Apply the next steps for good, many at a time.
 
         Parameters
         ----------
-        steps : sequence of Step
+        steps : sequence of Pick
             In their order.
         """
         for start, some in steps_together(steps, self.n_steps):
-            dtype = torch.float64 if start < CAREFUL else self.embedding.work_dtype
+            dtype = torch.float64 if start < N_FLOAT64_PICKS else self.embedding.work_dtype
             factors, norms = side_by_side(some, dtype)
             for group, products in self._products(factors):
                 # Rows of q and of t in turn, those of all steps side by side.

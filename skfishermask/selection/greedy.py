@@ -28,19 +28,19 @@ import torch
 from torch import Tensor
 
 from skfishermask.selection import rounding
-from skfishermask.selection.candidates import Candidates
+from skfishermask.selection.candidates import GainState
 from skfishermask.selection.linalg import mean_size, trace_gains
-from skfishermask.selection.updates import Fresh, Step
+from skfishermask.selection.updates import ExactGains, Pick
 
 # Candidates on the shortlist for each pick hoped for.
-SHORTLIST = 24
+SHORTLIST_PER_PICK = 24
 # Near-ties that are computed afresh in float64 together, and picks that are given.
 _GROUP = 8
 # Float64 gains that differ by less than this, relatively, are taken for equal.
 _TIE = 1e-12
 
 
-class AllCandidates(Protocol):
+class CandidatePool(Protocol):
     """The candidates, wherever their embeddings lie: all that the loop asks for.
 
     Picks change it by `keep` and `advance` alone.
@@ -53,7 +53,7 @@ class AllCandidates(Protocol):
 
     n_read: int
 
-    def shortlist(self, count: int, n_picks: int) -> tuple[Candidates, Tensor]:
+    def shortlist(self, count: int, n_picks: int) -> tuple[GainState, Tensor]:
         """Give the likely candidates, up to date, and the largest gain that another may have.
 
         Parameters
@@ -65,18 +65,18 @@ class AllCandidates(Protocol):
 
         Returns
         -------
-        short : Candidates
+        short : GainState
             In memory.
         rest : Tensor of shape ()
             What the others' gains do not exceed; minus infinity where there are none.
         """
 
-    def attempt(self, steps: Sequence[Step], short: Candidates, rest: Tensor) -> Tensor:
+    def attempt(self, steps: Sequence[Pick], short: GainState, rest: Tensor) -> Tensor:
         """Bring the others up to date, until `keep` says how many of the steps were right.
 
         Parameters
         ----------
-        steps : sequence of Step
+        steps : sequence of Pick
             In their order.
         short, rest
             What `shortlist` gave.
@@ -87,23 +87,23 @@ class AllCandidates(Protocol):
             The largest gain that one of the others may have before the first step, and after each.
         """
 
-    def keep(self, taken: Sequence[Step], short: Candidates) -> None:
+    def keep(self, taken: Sequence[Pick], short: GainState) -> None:
         """Take the samples of the steps that were right; what was attempted beyond is undone.
 
         Parameters
         ----------
-        taken : sequence of Step
+        taken : sequence of Pick
             The steps; the last one need not have been attempted if it is the last of all.
-        short : Candidates
+        short : GainState
             What `shortlist` gave, with all steps applied.
         """
 
-    def advance(self, steps: Sequence[Step]) -> None:
+    def advance(self, steps: Sequence[Pick]) -> None:
         """Apply steps for good; their samples are out from then on.
 
         Parameters
         ----------
-        steps : sequence of Step
+        steps : sequence of Pick
             In their order.
         """
 
@@ -122,14 +122,14 @@ class AllCandidates(Protocol):
 
 
 @dataclass(frozen=True)
-class Best:
+class BestCandidate:
     """The best candidate on a shortlist.
 
     Attributes
     ----------
     index, position : Tensor of shape (1,), int64
         Where it is on the shortlist, and in the pool.
-    fresh : Fresh
+    fresh : ExactGains
         Those computed afresh.
     slot : Tensor of shape (1,), int64
         Where it is among these.
@@ -139,12 +139,12 @@ class Best:
 
     index: Tensor
     position: Tensor
-    fresh: Fresh
+    fresh: ExactGains
     slot: Tensor
     sure: Tensor
 
 
-class Information:
+class InverseFisher:
     """M^-1 as it stands, and F: the first M^-1, less the products U U^T of the steps since.
 
     Parameters
@@ -202,7 +202,7 @@ class Information:
         factors = self._factors[: self._used]
         return torch.addmm(first, factors.T, factors, alpha=-1)
 
-    def fresh(self, v: Tensor) -> Fresh:
+    def fresh(self, v: Tensor) -> ExactGains:
         """Compute candidates' A, B and gains from their embeddings, (n, r, k), in float64."""
         x = self.times(v)
         fx = x @ self.fisher
@@ -216,9 +216,9 @@ class Information:
         off[:, 1].addcmul_(size_x, size_x, value=self._error_fisher)
         trace = a.diagonal(dim1=1, dim2=2).sum(1)
         bars = rounding.of_gain(gains, off, inverse_size, trace, torch.float64)
-        return Fresh(both, a, b, off, gains, bars)
+        return ExactGains(both, a, b, off, gains, bars)
 
-    def take(self, best: Best) -> Step:
+    def take(self, best: BestCandidate) -> Pick:
         """Move a sample into M (or out of it); give what that changes for the others."""
         fresh = best.fresh
         both, a, gain = (y.index_select(0, best.slot) for y in (fresh.both, fresh.a, fresh.gains))
@@ -231,12 +231,12 @@ class Information:
         self._factors[self._used : self._used + len(u)] = u
         self._used += len(u)
         factors = torch.cat([u, t if self._sign > 0 else -t]).T
-        return Step(best.position[0], gain[0], best.sure, factors)
+        return Pick(best.position[0], gain[0], best.sure, factors)
 
 
-def choose(
-    pool: AllCandidates,
-    information: Information,
+def greedy_select(
+    pool: CandidatePool,
+    information: InverseFisher,
     n_picks: int,
     r: int,
     *,
@@ -250,9 +250,9 @@ def choose(
 
     Parameters
     ----------
-    pool : AllCandidates
+    pool : CandidatePool
         The candidates, in the state that `information` describes; at least `n_picks`.
-    information : Information
+    information : InverseFisher
         M^-1 and F; brought up to date with every pick.
     n_picks : int
         How many samples to take.
@@ -270,20 +270,20 @@ def choose(
     widened, hoped = 1, picks_a_round
     on_host = information.fisher.device.type == "cpu"
 
-    def note(taken: Sequence[Step]) -> None:
+    def note(taken: Sequence[Pick]) -> None:
         positions.extend(step.position for step in taken)
         gains.extend(step.gain for step in taken)
         on_pick(len(taken))
 
     for start in range(0, len(forced), _GROUP):
-        given = give(pool, information, forced[start : start + _GROUP])
+        given = force_picks(pool, information, forced[start : start + _GROUP])
         note(given)
         if len(gains) < n_picks:
             pool.advance(given)
     while (left := n_picks - len(gains)) > 0:
         count = information.reserve(min(hoped, left), r)
         # 1. The shortlist: candidates with the largest possible gains, their rows at hand.
-        short, rest = pool.shortlist(SHORTLIST * picks_a_round * widened, count)
+        short, rest = pool.shortlist(SHORTLIST_PER_PICK * picks_a_round * widened, count)
         # 2. Picks from the shortlist alone. A device is not waited for, unless that has failed.
         wait = on_host or widened > 1
         steps = _picked(short, information, count, rest if wait else None)
@@ -301,7 +301,9 @@ def choose(
     return torch.stack(positions).tolist(), torch.stack(gains).cpu()
 
 
-def give(pool: AllCandidates, information: Information, positions: Sequence[int]) -> list[Step]:
+def force_picks(
+    pool: CandidatePool, information: InverseFisher, positions: Sequence[int]
+) -> list[Pick]:
     """Take some samples whatever their gains."""
     steps, rows = [], pool.rows(positions)
     first = torch.zeros(1, dtype=torch.int64, device=rows.device)
@@ -309,15 +311,15 @@ def give(pool: AllCandidates, information: Information, positions: Sequence[int]
         information.reserve(1, len(v))
         fresh = information.fresh(v[None])
         where = torch.full_like(first, position)
-        steps.append(information.take(Best(first, where, fresh, first, first[0] == 0)))
+        steps.append(information.take(BestCandidate(first, where, fresh, first, first[0] == 0)))
     return steps
 
 
 def _picked(
-    short: Candidates, information: Information, count: int, rest: Tensor | None
-) -> list[Step]:
+    short: GainState, information: InverseFisher, count: int, rest: Tensor | None
+) -> list[Pick]:
     """Pick from a shortlist; with `rest`, only if no other is known to gain as much at first."""
-    steps: list[Step] = []
+    steps: list[Pick] = []
     while len(steps) < count:
         best = best_of(short, information, wait=rest is not None)
         if rest is not None and not steps:
@@ -331,7 +333,7 @@ def _picked(
     return steps
 
 
-def _n_right(steps: Sequence[Step], rivals: Tensor) -> int:
+def _n_right(steps: Sequence[Pick], rivals: Tensor) -> int:
     if not steps:
         return 0
     gains, sure = (torch.stack([getattr(s, name) for s in steps]) for name in ("gain", "sure"))
@@ -339,7 +341,7 @@ def _n_right(steps: Sequence[Step], rivals: Tensor) -> int:
     return int(right.cumprod(0).sum())
 
 
-def best_of(short: Candidates, information: Information, wait: bool) -> Best:
+def best_of(short: GainState, information: InverseFisher, wait: bool) -> BestCandidate:
     """Find the best candidate on a shortlist, the lowest position among equals.
 
     Those that may have the largest gain are computed afresh in float64, until none is left that
@@ -358,7 +360,7 @@ def best_of(short: Candidates, information: Information, wait: bool) -> Best:
         return _lowest(short, few, fresh, gains, limit, sure)
     # Gains are off by much less than their bounds say: that finds most rivals in one go.
     limit = short.gains.masked_fill(out, -math.inf).amax()
-    found: list[Fresh] = []
+    found: list[ExactGains] = []
     where: list[Tensor] = []
     group = _GROUP
     while True:
@@ -374,18 +376,20 @@ def best_of(short: Candidates, information: Information, wait: bool) -> Best:
         short.correct(rivals, found[-1])
         out = out.index_fill(0, rivals, True)
         limit = _tie(torch.stack([fresh.gains.amax() for fresh in found]).amax())
-    fresh, index = Fresh.joined(found), torch.cat(where)
+    fresh, index = ExactGains.joined(found), torch.cat(where)
     return _lowest(short, index, fresh, fresh.gains, limit, limit == limit)
 
 
 def _lowest(
-    short: Candidates, index: Tensor, fresh: Fresh, gains: Tensor, limit: Tensor, sure: Tensor
-) -> Best:
+    short: GainState, index: Tensor, fresh: ExactGains, gains: Tensor, limit: Tensor, sure: Tensor
+) -> BestCandidate:
     """Give the lowest position of those whose gain reaches a limit."""
     positions = short.positions.index_select(0, index)
     last = torch.iinfo(torch.int64).max
     slot = positions.masked_fill(gains < limit, last).argmin().view(1)
-    return Best(index.index_select(0, slot), positions.index_select(0, slot), fresh, slot, sure)
+    return BestCandidate(
+        index.index_select(0, slot), positions.index_select(0, slot), fresh, slot, sure
+    )
 
 
 def _tie(gain: Tensor) -> Tensor:

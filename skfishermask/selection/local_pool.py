@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from skfishermask.selection.candidates import Candidates
+from skfishermask.selection.candidates import GainState
 from skfishermask.selection.storage import StoredEmbedding
-from skfishermask.selection.updates import Step
+from skfishermask.selection.updates import Pick
 
 
-class LocalCandidates:
+class LocalCandidatePool:
     """Candidates whose embeddings this process can read.
 
-    For the methods see :class:`skfishermask.selection.greedy.AllCandidates`.
+    For the methods see :class:`skfishermask.selection.greedy.CandidatePool`.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class LocalCandidates:
 
     Attributes
     ----------
-    candidates : Candidates
+    candidates : GainState
         All of them.
     n_read : int
         Candidates whose embeddings were read since the start.
@@ -40,14 +40,14 @@ class LocalCandidates:
     ) -> None:
         self._shared, self._start = start is not None, start or 0
         positions = torch.arange(len(embedding), device=embedding.device) + self._start
-        self.candidates = Candidates(embedding, positions, picks_a_round + 1)
+        self.candidates = GainState(embedding, positions, picks_a_round + 1)
         self.n_read = 0
         self.out = self.candidates.taken
         self._n_attempted = 0
 
-    def shortlist(  # noqa: D102, see AllCandidates
+    def shortlist(  # noqa: D102, see CandidatePool
         self, count: int, n_picks: int
-    ) -> tuple[Candidates, Tensor]:
+    ) -> tuple[GainState, Tensor]:
         index, rest = self.likely(count, n_picks)
         # In float64: there are few, and near-ties are settled in it.
         return self.candidates.subset(index, n_picks + 1, torch.float64), rest
@@ -74,8 +74,8 @@ class LocalCandidates:
         index = torch.topk(bounds, min(count, len(bounds)), sorted=False).indices.sort().values
         return index, bounds.index_fill_(0, index, -math.inf).amax()
 
-    def attempt(  # noqa: D102, see AllCandidates
-        self, steps: Sequence[Step], short: Candidates, rest: Tensor
+    def attempt(  # noqa: D102, see CandidatePool
+        self, steps: Sequence[Pick], short: GainState, rest: Tensor
     ) -> Tensor:
         self._n_attempted = len(steps)
         if not steps:
@@ -84,24 +84,24 @@ class LocalCandidates:
         self.n_read += len(self.candidates)
         return torch.cat([rest[None], self.candidates.attempt(steps, out)])
 
-    def keep(self, taken: Sequence[Step], short: Candidates) -> None:  # noqa: D102, see AllCandidates
+    def keep(self, taken: Sequence[Pick], short: GainState) -> None:  # noqa: D102, see CandidatePool
         self.candidates.keep(min(len(taken), self._n_attempted))
         if len(taken) <= self._n_attempted:
             # The shortlist knows better what was settled in float64.
             self.candidates.put(short, len(taken))
         self._take_out(taken)
 
-    def advance(self, steps: Sequence[Step]) -> None:  # noqa: D102, see AllCandidates
+    def advance(self, steps: Sequence[Pick]) -> None:  # noqa: D102, see CandidatePool
         self.candidates.catch_up(steps)
         self.n_read += len(self.candidates)
         self._take_out(steps)
 
-    def confirm(self, steps: Sequence[Step]) -> None:
+    def confirm(self, steps: Sequence[Pick]) -> None:
         """Take the samples of the first steps that `candidates` attempted."""
         self.candidates.keep(len(steps))
         self._take_out(steps)
 
-    def _take_out(self, steps: Sequence[Step]) -> None:
+    def _take_out(self, steps: Sequence[Pick]) -> None:
         if not steps:
             return
         where = torch.stack([step.position for step in steps])
@@ -110,7 +110,7 @@ class LocalCandidates:
             where = where[(where >= 0) & (where < len(self.candidates))]
         self.candidates.taken.index_fill_(0, where, True)
 
-    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see AllCandidates
+    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see CandidatePool
         return self.candidates.rows(self.where(positions))
 
     def where(self, positions: Sequence[int]) -> Tensor:

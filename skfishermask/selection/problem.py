@@ -21,7 +21,7 @@ from skfishermask.selection.storage import StoredEmbedding, stored
 
 
 @dataclass(frozen=True)
-class Objective:
+class SelectionProblem:
     """What a batch is chosen by.
 
     Attributes
@@ -80,8 +80,8 @@ def has_few_rows(shape: Sequence[int]) -> bool:
 
 
 def in_row_space(
-    embedding: StoredEmbedding, objective: Objective
-) -> tuple[StoredEmbedding, Objective, float]:
+    embedding: StoredEmbedding, problem: SelectionProblem
+) -> tuple[StoredEmbedding, SelectionProblem, float]:
     """Give a problem of fewer rows than dimensions in as many dimensions as rows; others as is.
 
     With M_0 = L L^T and W = V L^-T, all that is chosen by depends on W W^T and
@@ -92,41 +92,41 @@ def in_row_space(
     ----------
     embedding : StoredEmbedding of shape (n, r, k)
         Fisher embeddings.
-    objective : Objective
+    problem : SelectionProblem
         With k x k matrices.
 
     Returns
     -------
     embedding : StoredEmbedding of shape (n, r, n r)
         The coordinates, in float64 and in memory, where n r is below k.
-    objective : Objective
+    problem : SelectionProblem
         With n r x n r matrices, M_0 the identity, of the same scale.
     outside : float
         The part of tr(M_0^-1 F) that no choice changes.
     """
     if not has_few_rows(embedding.shape):
-        return embedding, objective, 0.0
+        return embedding, problem, 0.0
     n, r, k = embedding.shape
     v = embedding.take(range(n)).double()
     check_finite(torch.linalg.vector_norm(v.flatten(1), dim=1), torch.arange(n, device=v.device))
-    labeled, root = objective.weighted_labeled, math.sqrt(objective.shift)
+    labeled, root = problem.weighted_labeled, math.sqrt(problem.shift)
     if labeled is None:
-        rows, fisher = v / root, objective.fisher / objective.shift
+        rows, fisher = v / root, problem.fisher / problem.shift
     else:
-        factor = _cholesky(shifted(labeled, objective.shift))
+        factor = _cholesky(shifted(labeled, problem.shift))
         rows = torch.linalg.solve_triangular(factor, v.flatten(0, 1).T, upper=False).T
-        half = torch.linalg.solve_triangular(factor, objective.fisher, upper=False)
+        half = torch.linalg.solve_triangular(factor, problem.fisher, upper=False)
         fisher = symmetric(torch.linalg.solve_triangular(factor, half.T, upper=False))
     basis, triangle = torch.linalg.qr(rows.reshape(n * r, k).T)
     coordinates = equal_stay_equal(triangle.T.reshape(n, r, n * r), v)
     within = symmetric(basis.T @ fisher @ basis)
-    reduced = Objective(
-        objective.n_instances,
+    reduced = SelectionProblem(
+        problem.n_instances,
         within,
         None,
-        objective.n_labeled,
-        objective.scale,
-        objective.oversample,
+        problem.n_labeled,
+        problem.scale,
+        problem.oversample,
     )
     return stored(coordinates), reduced, float(fisher.trace() - within.trace())
 

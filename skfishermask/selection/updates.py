@@ -11,13 +11,13 @@ from torch import Tensor
 
 # So many steps run in float64, and so does the start. As a rule gains fall by orders of magnitude
 # in the first steps, whose float32 errors would be large beside the gains that follow.
-CAREFUL = 6
+N_FLOAT64_PICKS = 6
 # Steps that many candidates catch up with at a time.
 _TOGETHER = 32
 
 
 @dataclass(frozen=True)
-class Step:
+class Pick:
     """A pick, and what it changes for the others; the list of them is the whole history.
 
     Attributes
@@ -37,14 +37,14 @@ class Step:
     sure: Tensor
     factors: Tensor
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Step:
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Pick:
         """Give the step on another device, its factors in another precision."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
         return replace(self, **moved | {"factors": self.factors.to(device, dtype)})
 
 
 @dataclass(frozen=True)
-class Fresh:
+class ExactGains:
     """A few candidates computed afresh in float64, and what taking one of them needs too.
 
     Attributes
@@ -67,31 +67,33 @@ class Fresh:
     bars: Tensor
 
     @staticmethod
-    def joined(several: Sequence[Fresh]) -> Fresh:
+    def joined(several: Sequence[ExactGains]) -> ExactGains:
         """Put several together."""
         if len(several) == 1:
             return several[0]
-        return Fresh(*(torch.cat([getattr(x, f.name) for x in several]) for f in fields(Fresh)))
+        return ExactGains(
+            *(torch.cat([getattr(x, f.name) for x in several]) for f in fields(ExactGains))
+        )
 
 
-def steps_together(steps: Sequence[Step], n_before: int) -> Iterator[tuple[int, Sequence[Step]]]:
+def steps_together(steps: Sequence[Pick], n_before: int) -> Iterator[tuple[int, Sequence[Pick]]]:
     """Divide steps into runs that are applied at a time, each with the number of its first step.
 
     Parameters
     ----------
-    steps : sequence of Step
+    steps : sequence of Pick
         In their order.
     n_before : int
         Steps before these.
     """
     stop = n_before + len(steps)
-    inner = (CAREFUL, *range(0, stop, _TOGETHER))
+    inner = (N_FLOAT64_PICKS, *range(0, stop, _TOGETHER))
     edges = sorted({n_before, stop, *(edge for edge in inner if n_before < edge < stop)})
     for first, last in pairwise(edges):
         yield first, steps[first - n_before : last - n_before]
 
 
-def side_by_side(steps: Sequence[Step], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def side_by_side(steps: Sequence[Pick], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Join steps' factors, (k, steps 2 r), in a precision; give the norms of both halves, too."""
     factors = steps[0].factors
     k, width = factors.shape

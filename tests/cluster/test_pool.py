@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
 from skfishermask.cluster import worker
-from skfishermask.cluster.remote import Question
+from skfishermask.cluster.remote import Request
 from tests import forked
 from tests.nets import digits, fitted, logits_net, mlp, options
 from tests.problems import problem
@@ -421,9 +421,9 @@ def test_a_shard_that_travels_says_that_it_has_lost_its_state(threads: Any) -> N
     all_of_them = torch.tensor([-math.inf], dtype=torch.float64)
 
     def ask() -> list[Any]:
-        shard = worker.Shard([worker.Part(0, embedding)])
+        shard = worker.Shard([worker.ChunkEmbedding(0, embedding)])
         shard.begin(start, [], 0)
-        question = Question(0, 0, [], [], [], [], all_of_them, count=3, n_picks=1)
+        question = Request(0, 0, [], [], [], [], all_of_them, count=3, n_picks=1)
         again = pickle.loads(pickle.dumps(shard))
         return [shard.ask(question), shard.ask(question), again.ask(question)]
 

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skfishermask.cluster.remote import Block, Question, RemoteCandidates, merged
+from skfishermask.cluster.remote import Block, RemoteCandidatePool, Request, merged
 from skfishermask.selection import (
     Batch,
-    LocalCandidates,
-    Objective,
+    LocalCandidatePool,
+    SelectionProblem,
     batch,
-    chosen_from,
-    find_batch,
+    select,
+    select_and_prune,
     stored,
 )
 from skfishermask.selection.storage import ScratchEmbedding, TensorEmbedding
@@ -31,19 +31,19 @@ from tests.problems import labeled, problem
 Chooser = Callable[..., Batch]
 
 
-def in_memory(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
+def in_memory(V: Tensor, problem: SelectionProblem, width: int, **options: Any) -> Batch:
     with picks_a_round(width):
-        return find_batch(stored(V), objective, **options)
+        return select(stored(V), problem, **options)
 
 
-def in_a_scratch_file(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
+def in_a_scratch_file(V: Tensor, problem: SelectionProblem, width: int, **options: Any) -> Batch:
     with ScratchEmbedding(V.shape, V.dtype, "cpu") as scratch, picks_a_round(width):
         scratch.write(0, V)
-        return find_batch(scratch, objective, **options)
+        return select(scratch, problem, **options)
 
 
 def on_a_device(
-    V: Tensor, objective: Objective, width: int, in_host_memory: bool = False, **options: Any
+    V: Tensor, problem: SelectionProblem, width: int, in_host_memory: bool = False, **options: Any
 ) -> Batch:
     from benchmarks.common.pretended import DEVICE, Pretended, on_host, pretending
 
@@ -51,56 +51,58 @@ def on_a_device(
         there = {
             name: None if value is None else Pretended(value)
             for name in ("fisher", "fisher_labeled")
-            for value in [getattr(objective, name)]
+            for value in [getattr(problem, name)]
         }
         embedding = TensorEmbedding(V, DEVICE) if in_host_memory else stored(Pretended(V))
-        found = find_batch(embedding, replace(objective, **there), **options)
+        found = select(embedding, replace(problem, **there), **options)
     return replace(found, positions=on_host(found.positions), gains=on_host(found.gains))
 
 
-def in_memory_beside_a_device(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
-    return on_a_device(V, objective, width, in_host_memory=True, **options)
+def in_memory_beside_a_device(
+    V: Tensor, problem: SelectionProblem, width: int, **options: Any
+) -> Batch:
+    return on_a_device(V, problem, width, in_host_memory=True, **options)
 
 
-def in_blocks(V: Tensor, objective: Objective, width: int, **options: Any) -> Batch:
-    return asked(V, objective, width, **options)[0]
+def in_blocks(V: Tensor, problem: SelectionProblem, width: int, **options: Any) -> Batch:
+    return asked(V, problem, width, **options)[0]
 
 
 def asked(
     V: Tensor,
-    objective: Objective,
+    problem: SelectionProblem,
     width: int,
     *,
     preselected: Any = (),
     n_blocks: int = 3,
-) -> tuple[Batch, list[Question]]:
+) -> tuple[Batch, list[Request]]:
     """Choose from blocks that are asked, as on a cluster but without one."""
-    inverse, target = objective.start()
+    inverse, target = problem.start()
     blocks = []
     for part in cut(len(V), n_blocks):
-        pool = LocalCandidates(stored(V[part]), width, part.start)
+        pool = LocalCandidatePool(stored(V[part]), width, part.start)
         pool.candidates.start(inverse, target)
         blocks.append(Block(pool))
-    questions: list[Question] = []
+    questions: list[Request] = []
 
-    def ask(question: Question) -> Any:
+    def ask(question: Request) -> Any:
         assert question.number == len(questions)
         questions.append(question)
         return merged([block.answer(question) for block in blocks])
 
-    pool = RemoteCandidates(ask, len(blocks), width, V.device)
+    pool = RemoteCandidatePool(ask, len(blocks), width, V.device)
     options = {"picks_a_round": width, "forced": preselected}
-    return chosen_from(pool, inverse, objective, V.shape, **options), questions
+    return select_and_prune(pool, inverse, problem, V.shape, **options), questions
 
 
 def on_workers(client: Any) -> Chooser:
     """Choose from blocks on the workers of a cluster, two on each."""
     from skfishermask.cluster import worker
 
-    def choose(V: Tensor, objective: Objective, width: int, *, preselected: Any = ()) -> Batch:
-        inverse, target = objective.start()
+    def choose(V: Tensor, problem: SelectionProblem, width: int, *, preselected: Any = ()) -> Batch:
+        inverse, target = problem.start()
         start = worker.Start(inverse, target, width)
-        parts = [worker.Part(part.start, V[part].clone()) for part in cut(len(V), 4)]
+        parts = [worker.ChunkEmbedding(part.start, V[part].clone()) for part in cut(len(V), 4)]
         addresses = client.scheduler_info()["workers"]
         shards = {
             address: client.submit(worker.Shard, parts[i::2], workers=address, pure=False)
@@ -108,7 +110,7 @@ def on_workers(client: Any) -> Chooser:
             if parts[i::2]
         }
 
-        def ask(question: Question) -> Any:
+        def ask(question: Request) -> Any:
             more = [] if question.number else [start]
             told = [
                 client.submit(worker.ask, shard, question, *more, workers=address, pure=False)
@@ -116,9 +118,9 @@ def on_workers(client: Any) -> Chooser:
             ]
             return merged(client.gather(told))
 
-        pool = RemoteCandidates(ask, len(parts), width, V.device)
+        pool = RemoteCandidatePool(ask, len(parts), width, V.device)
         options = {"picks_a_round": width, "forced": preselected}
-        return chosen_from(pool, inverse, objective, V.shape, **options)
+        return select_and_prune(pool, inverse, problem, V.shape, **options)
 
     return choose
 
@@ -168,8 +170,8 @@ def choose(request: pytest.FixtureRequest) -> Chooser:
     return request.param
 
 
-def objective_of(target: Tensor, n_instances: int, **options: Any) -> Objective:
-    return Objective(n_instances, target, **options)
+def problem_of(target: Tensor, n_instances: int, **options: Any) -> SelectionProblem:
+    return SelectionProblem(n_instances, target, **options)
 
 
 @pytest.mark.parametrize("choose", QUICK, indirect=True)
@@ -202,7 +204,7 @@ def check_choice(choose: Chooser, most_picks: int, data: st.DataObject) -> None:
     options["oversample"] = data.draw(st.sampled_from([1.0, 1.5]), "oversample")
     first = data.draw(st.lists(st.integers(0, n - 1), max_size=min(3, K), unique=True), "first")
     expected = oracles.select_batch_oracle(V, K, target, preselected=first, **options)
-    found = choose(V, objective_of(target, K, **options), width, preselected=first)
+    found = choose(V, problem_of(target, K, **options), width, preselected=first)
     assert found.positions.tolist() == expected[0]
     torch.testing.assert_close(
         found.gains.tolist(), expected[1], rtol=1e-8, atol=1e-11 * max(expected[1])
@@ -212,7 +214,7 @@ def check_choice(choose: Chooser, most_picks: int, data: st.DataObject) -> None:
         information = oracles.batch_information(V, positions, K, **options)
         assert value == pytest.approx(oracles.objective(information, target), rel=1e-8)
 
-    single = choose(V.float(), objective_of(target, K, **options), width, preselected=first)
+    single = choose(V.float(), problem_of(target, K, **options), width, preselected=first)
     best, _ = oracles.select_batch_oracle(V.float(), K, target, preselected=first, **options)
     reached, wanted = (
         oracles.objective(oracles.batch_information(V.float(), chosen, K, **options), target)
@@ -228,7 +230,7 @@ def test_larger_pools_in_float32(choose: Chooser, width: int) -> None:
     V[400:420] = V[10:30]
     V = V.float()
     expected, gains = oracles.select_batch_oracle(V, 30, target)
-    found = choose(V, objective_of(target, 30), width)
+    found = choose(V, problem_of(target, 30), width)
     assert found.positions.tolist() == expected
     torch.testing.assert_close(found.gains.tolist(), gains, rtol=1e-8, atol=0)
 
@@ -239,8 +241,8 @@ def test_larger_pools_in_float32(choose: Chooser, width: int) -> None:
 @pytest.mark.parametrize("width", [8, 16])
 def test_few_questions_and_few_rows(width: int) -> None:
     V, target = problem(2000, 3, 60)
-    found, questions = asked(V, objective_of(target, 100), width)
-    assert torch.equal(found.positions, in_memory(V, objective_of(target, 100), 2).positions)
+    found, questions = asked(V, problem_of(target, 100), width)
+    assert torch.equal(found.positions, in_memory(V, problem_of(target, 100), 2).positions)
     assert len(questions) < 2 + 200 / width
     assert sum(question.n_bytes for question in questions) < V.nbytes / 2
 
@@ -253,13 +255,13 @@ def test_equal_candidates_cost_no_more_than_others(kinds: int, dtype: torch.dtyp
     target = torch.eye(40, dtype=torch.float64)
     fresh = []
     with pytest.MonkeyPatch.context() as patch:
-        from skfishermask.selection.greedy import Information
+        from skfishermask.selection.greedy import InverseFisher
 
-        compute = Information.fresh
+        compute = InverseFisher.fresh
         patch.setattr(
-            Information, "fresh", lambda self, v: fresh.append(len(v)) or compute(self, v)
+            InverseFisher, "fresh", lambda self, v: fresh.append(len(v)) or compute(self, v)
         )
-        found = in_memory(V.to(dtype), objective_of(target, 20), 2)
+        found = in_memory(V.to(dtype), problem_of(target, 20), 2)
     assert found.positions.tolist() == oracles.select_batch_oracle(V.to(dtype), 20, target)[0]
     # Computed afresh in float64: a few for each pick.
     assert sum(fresh) <= 6 * 20
@@ -281,7 +283,7 @@ def test_fewer_rows_than_dimensions(
     options: dict[str, Any] = labeled(200) if with_labeled else {}
     options["oversample"] = oversample
     expected = oracles.select_batch_oracle(V.to(dtype), 12, target, **options)
-    found = in_memory(V.to(dtype), objective_of(target, 12, **options), 2)
+    found = in_memory(V.to(dtype), problem_of(target, 12, **options), 2)
     assert found.dimensions == 60
     assert found.positions.tolist() == expected[0]
     torch.testing.assert_close(found.gains.tolist(), expected[1], rtol=1e-8, atol=1e-14)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skfishermask.selection.greedy import Best, Information
+from skfishermask.selection.greedy import BestCandidate, InverseFisher
 from skfishermask.selection.linalg import (
     QuadraticForm,
     fingerprints,
@@ -11,7 +11,7 @@ from skfishermask.selection.linalg import (
     row_coordinates,
     trace_gains,
 )
-from skfishermask.selection.rounding import INVERTED, unit_roundoff
+from skfishermask.selection.rounding import INVERSE_ERROR_FACTOR, unit_roundoff
 from tests.problems import problem
 
 
@@ -50,7 +50,11 @@ def test_float32_gains_are_off_as_if_a_were_by_a_few_roundings(
     assert gains.dtype == size.dtype == torch.float64
     sure = size.isfinite()
     assert (sure | (a.diagonal(dim1=1, dim2=2).sum(1) > 1e5)).all()
-    off = INVERTED * unit_roundoff(torch.float32) * (1 + a.diagonal(dim1=1, dim2=2).sum(1))
+    off = (
+        INVERSE_ERROR_FACTOR
+        * unit_roundoff(torch.float32)
+        * (1 + a.diagonal(dim1=1, dim2=2).sum(1))
+    )
     assert ((gains - exact).abs() <= off * exact * size)[sure].all()
     assert not torch.equal(gains, exact)
 
@@ -59,13 +63,13 @@ def test_float32_gains_are_off_as_if_a_were_by_a_few_roundings(
 def test_information(first: float | str) -> None:
     k, r = 10, 3
     start = first * torch.eye(k).double() if first == 0.5 else torch.linalg.inv(problem(9, 3, k)[1])
-    information = Information(0.5 if first == 0.5 else start, problem(9, 3, k)[1])
+    information = InverseFisher(0.5 if first == 0.5 else start, problem(9, 3, k)[1])
     expected, x = start, torch.randn(2, 4, k, dtype=torch.float64)
     zero = torch.zeros(1, dtype=torch.int64)
     for _ in range(12):
         v = torch.randn(1, r, k, dtype=torch.float64)
         assert information.reserve(1, r) == 1
-        information.take(Best(zero, zero, information.fresh(v), zero, zero[0] == 0))
+        information.take(BestCandidate(zero, zero, information.fresh(v), zero, zero[0] == 0))
         expected = torch.linalg.inv(torch.linalg.inv(expected) + v[0].T @ v[0])
         torch.testing.assert_close(information.times(x), x @ expected)
         torch.testing.assert_close(information.dense(), expected)
@@ -73,17 +77,17 @@ def test_information(first: float | str) -> None:
 
 def test_undone_steps_leave_no_trace() -> None:
     k, r = 20, 3
-    information = Information(1.0, problem(9, 3, k)[1])
+    information = InverseFisher(1.0, problem(9, 3, k)[1])
     zero = torch.zeros(1, dtype=torch.int64)
     for _ in range(5):
         assert information.reserve(4, r) == 4
         before = information.dense()
         for _ in range(4):
             v = torch.randn(1, r, k, dtype=torch.float64)
-            information.take(Best(zero, zero, information.fresh(v), zero, zero[0] == 0))
+            information.take(BestCandidate(zero, zero, information.fresh(v), zero, zero[0] == 0))
         information.undo(4, r)
         assert torch.equal(information.dense(), before)
-        information.take(Best(zero, zero, information.fresh(v), zero, zero[0] == 0))
+        information.take(BestCandidate(zero, zero, information.fresh(v), zero, zero[0] == 0))
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from skfishermask.selection import Step, rounding, stored
-from skfishermask.selection.candidates import Candidates
-from skfishermask.selection.greedy import Information, choose, give
+from skfishermask.selection import Pick, rounding, stored
+from skfishermask.selection.candidates import GainState
+from skfishermask.selection.greedy import InverseFisher, force_picks, greedy_select
 from skfishermask.selection.linalg import trace_gains
-from skfishermask.selection.local_pool import LocalCandidates
+from skfishermask.selection.local_pool import LocalCandidatePool
 from tests.problems import problem
 
 
@@ -147,7 +147,11 @@ def test_a_gain_is_off_by_the_inverse_of_i_plus_a(scale: float) -> None:
     off = (gains - exact).abs()
     assert (off <= rounding.of_gain(gains, none, size, trace, torch.float32)).all()
     # Without the term for I, and without the one for A.
-    less = -rounding.INVERTED * rounding.unit_roundoff(torch.float32) * torch.eye(2)[0].double()
+    less = (
+        -rounding.INVERSE_ERROR_FACTOR
+        * rounding.unit_roundoff(torch.float32)
+        * torch.eye(2)[0].double()
+    )
     without = [
         rounding.of_gain(gains, less.expand(100, 2), size, trace, torch.float32),
         rounding.of_gain(gains, none, size, 0 * trace, torch.float32),
@@ -181,7 +185,7 @@ def test_what_is_computed_in_float64_is_off_by_its_own_rounding(at: str, which: 
     v = u + 1e-6 * torch.randn(40, 1, 12).double()
     V, x = exactly(v), exactly(v) @ exactly(inverse)
     if at == "afresh":
-        fresh = Information(inverse, target).fresh(v)
+        fresh = InverseFisher(inverse, target).fresh(v)
         a, b, off = fresh.a, fresh.b, fresh.off
         gains, bars = fresh.gains, fresh.bars
         size = 1 / (1 + fresh.a[:, 0, 0])
@@ -189,7 +193,7 @@ def test_what_is_computed_in_float64_is_off_by_its_own_rounding(at: str, which: 
         torch.testing.assert_close(bars, wanted)
         exact_b = x @ exactly(target) @ x.swapaxes(1, 2)
     else:
-        everyone = LocalCandidates(stored(v), 1).candidates
+        everyone = LocalCandidatePool(stored(v), 1).candidates
         everyone.start(inverse, target)
         a, b = everyone._blocks[0, :, ::2], 2 * everyone._blocks[0, :, 1::2]
         off = everyone._off[0]
@@ -206,8 +210,8 @@ def test_bars_hold_through_a_choice(r: int, k: int, width: int, decay: float) ->
     V, eye = V.float(), torch.eye(k, dtype=torch.float64)
     v, information = V.double(), eye.clone()
 
-    class Judged(LocalCandidates):
-        def keep(self, taken: list[Step], short: Candidates) -> None:
+    class Judged(LocalCandidatePool):
+        def keep(self, taken: list[Pick], short: GainState) -> None:
             nonlocal information
             super().keep(taken, short)
             judged.append(len(taken))
@@ -228,7 +232,7 @@ def test_bars_hold_through_a_choice(r: int, k: int, width: int, decay: float) ->
     judged: list[int] = []
     pool = Judged(stored(V), width)
     pool.candidates.start(1.0, target)
-    choose(pool, Information(1.0, target), 30, r, picks_a_round=width)
+    greedy_select(pool, InverseFisher(1.0, target), 30, r, picks_a_round=width)
     assert sum(judged) == 30
 
 
@@ -236,9 +240,9 @@ def test_bars_hold_where_candidates_catch_up() -> None:
     # Gains fall by orders of magnitude in steps that are computed in float32.
     V, _ = problem(120, 4, 60, decay=0.0, scale=10.0)
     V, eye = V.float(), torch.eye(60, dtype=torch.float64)
-    pool, information = LocalCandidates(stored(V), 1), Information(1.0, eye)
+    pool, information = LocalCandidatePool(stored(V), 1), InverseFisher(1.0, eye)
     pool.candidates.start(1.0, eye)
-    pool.advance(give(pool, information, range(40)))
+    pool.advance(force_picks(pool, information, range(40)))
     found = pool.candidates
     exact = gains_after(V, 40)[found.positions][~found.taken]
     off = (found.gains[~found.taken] - exact).abs()
