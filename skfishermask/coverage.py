@@ -9,10 +9,12 @@ from torch import Tensor
 
 # So many labels for each class, and what they do not cover matters no more.
 _ENOUGH_LABELS = 20
-# Numbers of a matrix of similarities that are there at a time.
-_AT_ONCE = 1 << 24
+# Entries of a matrix of similarities that are held at a time.
+_KERNEL_ENTRIES = 1 << 24
 # Gains that are brought up to date together.
-_TOGETHER = 32
+_GROUP = 32
+# Gains that differ by less than this share of the total weight are taken for equal.
+_TIE = 1e-12
 
 
 def margin_uncertainty(probabilities: Tensor) -> Tensor:
@@ -98,17 +100,18 @@ def covering(
     radius: float = 1.0,
     on_pick: Callable[[], object] = lambda: None,
 ) -> list[int]:
-    """Pick greedily what raises the weighted coverage sum_j w_j max_i k(x_i, x_j) the most.
+    """Pick greedily the samples that raise the weighted coverage sum_j w_j max_i k(x_i, x_j) most.
 
     The x_j are the pool, the x_i the labelled samples and the picks, and k(a, b) =
     exp(-|a - b|^2 / radius^2). With the uncertainty of the predictions for weights this is UHerding
-    [1]_, with equal ones MaxHerding. A gain never rises, so the largest known one that is up to
-    date is the largest of all.
+    [1]_, with equal ones MaxHerding. All is computed in float64. A gain never rises with a pick, so
+    an earlier one bounds it from above: a pick computes afresh only those gains that may be the
+    largest.
 
     Parameters
     ----------
     pool, labeled : Tensor of shape (n, d), (n_labeled, d)
-        Samples of unit length.
+        Samples.
     weights : Tensor of shape (n,)
         Of the pool's samples, not negative.
     n_picks : int
@@ -121,39 +124,51 @@ def covering(
     Returns
     -------
     list of int
-        Rows of `pool` in the order chosen; of equal ones the first.
+        Rows of `pool` in the order chosen; of equal gains, up to rounding, the first.
 
     References
     ----------
     .. [1] W. Bae, G. L. Oliveira, D. J. Sutherland, "Uncertainty Herding: One Active Learning
        Method for All Label Budgets", ICLR 2025, arXiv 2412.20644.
     """
-    rows = max(1, _AT_ONCE // len(pool))
+    pool, labeled, weights = pool.double(), labeled.double(), weights.double()
+    left, right = _two_sides(pool, radius)
+    rows = max(1, _KERNEL_ENTRIES // len(pool))
     covered = pool.new_zeros(len(pool))
-    for start in range(0, len(labeled), rows):
-        some = labeled[start : start + rows]
-        covered = torch.maximum(covered, _kernel(pool, some, radius).amax(1))
+    for some in _two_sides(labeled, radius)[0].split(rows):
+        if len(some):
+            covered = torch.maximum(covered, _kernel(some, right).amax(0))
 
     def gains(of: Tensor) -> Tensor:
-        return (_kernel(of, pool, radius) - covered).relu_() @ weights
+        return _kernel(of, right).sub_(covered).relu_() @ weights
 
-    known = torch.cat([gains(some) for some in pool.split(rows)])
-    is_old = torch.zeros_like(known, dtype=torch.bool)
+    tie = _TIE * float(weights.sum())
+    bounds = torch.cat([gains(some) for some in left.split(rows)])
     picks: list[int] = []
     for _ in range(n_picks):
-        while is_old[best := int(known.argmax())]:
-            largest = known.topk(min(_TOGETHER, len(pool))).indices
-            outdated = largest[is_old[largest]]
-            known[outdated] = gains(pool[outdated])
-            is_old[outdated] = False
+        largest = -torch.inf
+        # Before the first pick all gains are up to date.
+        for some in bounds.argsort(descending=True).split(_GROUP) if picks else ():
+            if bounds[some[0]] <= tie or bounds[some[0]] < largest - tie:
+                break
+            bounds[some] = torch.where(torch.isinf(bounds[some]), -torch.inf, gains(left[some]))
+            largest = max(largest, float(bounds[some].amax()))
+        best = int(torch.nonzero(bounds >= bounds.amax() - tie)[0])
         picks.append(best)
-        covered = torch.maximum(covered, _kernel(pool, pool[best : best + 1], radius)[:, 0])
-        known[best] = -torch.inf
-        is_old = ~torch.isinf(known)
+        covered = torch.maximum(covered, _kernel(left[best : best + 1], right)[0])
+        bounds[best] = -torch.inf
         on_pick()
     return picks
 
 
-def _kernel(a: Tensor, b: Tensor, radius: float) -> Tensor:
-    # |a - b|^2 = 2 - 2 a b at unit length.
-    return (a @ b.T).sub_(1).mul_(2 / radius**2).clamp_(max=0).exp_()
+def _two_sides(x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Return matrices such that `left @ right.T` is -|a - b|^2 / radius^2 for all pairs of rows."""
+    squares = x.square().sum(1, keepdim=True) / radius**2
+    ones = torch.ones_like(squares)
+    right = torch.cat([x, squares, ones], 1)
+    return torch.cat([x * (2 / radius**2), -ones, -squares], 1), right
+
+
+def _kernel(left: Tensor, right: Tensor) -> Tensor:
+    # Rounding alone makes a distance of equal samples differ from 0.
+    return (left @ right.T).clamp_(max=0).exp_()

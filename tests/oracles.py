@@ -88,21 +88,17 @@ def columns(module: nn.Module, indices: Mapping[str, Tensor]) -> Tensor:
 def herd(
     pool: Tensor, labeled: Tensor, weights: Tensor, n_instances: int, radius: float
 ) -> list[int]:
-    """Greedy weighted coverage: each pick is the candidate after which most is covered."""
+    """Greedy weighted coverage: each pick is the first of the candidates that cover most."""
 
-    def coverage(centres: list[Tensor]) -> float:
-        return sum(
-            float(weight)
-            * max(math.exp(-float((c - x).square().sum()) / radius**2) for c in centres)
-            for x, weight in zip(pool, weights, strict=True)
-        )
+    def similar(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(-(a[:, None].double() - b.double()).square().sum(2) / radius**2)
 
+    weights, each = weights.double(), similar(pool, pool)
+    covered = torch.cat([similar(labeled, pool), torch.zeros(1, len(pool))]).amax(0)
     picks: list[int] = []
     for _ in range(n_instances):
-        covered = {
-            i: coverage([*labeled, *pool[picks], pool[i]])
-            for i in range(len(pool))
-            if i not in picks
-        }
-        picks.append(max(covered, key=covered.__getitem__))
+        gain = (torch.maximum(each, covered) - covered) @ weights
+        gain[picks] = -math.inf
+        picks.append(first_near(gain, gain.max(), scale=float(weights.sum())))
+        covered = torch.maximum(covered, each[picks[-1]])
     return picks

@@ -50,11 +50,7 @@ def weights(n: int, seed: int) -> Tensor:
 def test_each_pick_covers_most(radius: float, n_labeled: int) -> None:
     pool, labeled = units(50, 0), units(n_labeled, 1)
     found = covering(pool, labeled, weights(50, 2), 12, radius=radius)
-    if n_labeled:
-        assert found == oracles.herd(pool, labeled, weights(50, 2), 12, radius)
-    else:
-        # Without labels nothing is covered: as by a sample far away from all others.
-        assert found == oracles.herd(pool, 1e6 * units(1, 1), weights(50, 2), 12, radius)
+    assert found == oracles.herd(pool, labeled, weights(50, 2), 12, radius)
     assert found != covering(pool, labeled, torch.ones(50).double(), 12, radius=radius)
 
 
@@ -76,9 +72,48 @@ def test_equal_candidates_are_taken_once_each() -> None:
     assert covering(pool, pool[:0], torch.ones(9).double(), 2)[0] == 0
 
 
-def test_without_uncertainty_there_is_still_a_batch() -> None:
+def test_without_uncertainty_the_first_rows_are_the_batch() -> None:
     found = covering(units(20, 0), units(2, 1), torch.zeros(20).double(), 20)
-    assert sorted(found) == [*range(20)]
+    assert found == [*range(20)]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_more_equal_candidates_than_are_updated_together(value: float) -> None:
+    pool = torch.full((50, 8), value)
+    assert covering(pool, pool[:0], torch.ones(50), 3) == [0, 1, 2]
+    assert covering(pool, pool[:1], torch.ones(50), 50) == [*range(50)]
+
+
+def few_distinct_rows(seed: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """A pool with many ties, labelled samples, weights, and a number of picks."""
+    rng = np.random.default_rng(seed)
+    d, n = rng.integers(1, 6), rng.integers(1, 90)
+    kinds = rng.integers(-1, 2, size=(rng.integers(1, 9), d)).astype("float32")
+    drawn = torch.as_tensor(kinds[rng.integers(len(kinds), size=n)])
+    labeled = torch.as_tensor(kinds[rng.integers(len(kinds), size=rng.integers(0, 7))])
+    if rng.random() < 0.5:
+        drawn, labeled = normalize(drawn), normalize(labeled)
+    levels = [np.zeros(1), np.ones(1), np.array([0, 0.5, 1]), rng.random(n)][rng.integers(4)]
+    weights = torch.as_tensor(rng.choice(levels, n).astype("float32"))
+    return drawn, labeled, weights, int(rng.integers(1, min(n, 12) + 1))
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_few_distinct_rows_end_with_ties_to_the_first(block: int) -> None:
+    for seed in range(500 * block, 500 * (block + 1)):
+        pool, labeled, weights, n = few_distinct_rows(seed)
+        radius = (0.4, 1.0)[seed % 2]
+        found = covering(pool, labeled, weights, n, radius=radius)
+        assert found == oracles.herd(pool, labeled, weights, n, radius), seed
+
+
+def test_ties_in_the_last_digits_go_to_the_first() -> None:
+    """Gains that are equal but for rounding: the same distances, in other coordinates."""
+    d = 40
+    pool = normalize(torch.eye(d).double() + 0.1)
+    assert covering(pool, pool[:0], torch.full((d,), 0.3), d) == [*range(d)]
+    other = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0)).double())
+    assert covering(pool @ other.Q, pool[:0], torch.full((d,), 0.3), 9) == [*range(9)]
 
 
 def test_on_a_device(any_device: str) -> None:
@@ -128,6 +163,21 @@ def test_a_share_is_taken_by_coverage(net: Any) -> None:
     assert of_half[4] > gains[4]
     assert half.query_info_["coverage_share"] == 0.5
     assert FisherMaskSampler(**SMALL)(net, X_POOL, 8)[0].tolist() != found.tolist()
+
+
+def test_a_pool_of_few_distinct_rows_has_a_batch() -> None:
+    """A net that is certain of all, and a pool that has every labelled row, five times."""
+    rows = np.array(np.meshgrid(*[[0, 1]] * 4)).reshape(4, -1).T.astype("float32")
+    pool = np.concatenate([np.repeat(rows, 5, axis=0), rows[np.arange(520) % 16]])
+    module = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4))
+    net = NeuralNetClassifier(module, criterion=nn.CrossEntropyLoss, **nets.options(max_epochs=1))
+    net.fit(rows, np.arange(16) % 4)
+    with torch.no_grad():
+        module[1].weight.zero_()
+        module[1].bias.copy_(torch.tensor([900.0, 0, 0, 0]))
+    sampler = FisherMaskSampler(coverage_share=1.0, random_state=0)
+    assert sampler(net, pool, 40, X_labeled=rows)[0].tolist() == [*range(40)]
+    assert sampler(net, pool, 16)[0].tolist() == [*range(16)]
 
 
 def share_of(net: Any, pool: np.ndarray, X_labeled: Any, **asked: Any) -> float:

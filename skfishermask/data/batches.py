@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,10 +19,12 @@ from skfishermask.data.diagnostics import odd_sample
 from skfishermask.data.logits import not_finite
 from skfishermask.data.rows import as_rows, check_finite, inputs_of
 from skfishermask.data.types import Data
-from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToLogits, seeded
+from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToLogits, batch_length, seeded
 
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
+# Stands for the end of an iterator.
+_NO_BATCH = object()
 
 
 class Batches(Protocol):
@@ -148,21 +149,35 @@ class NetBatches:
             **self._options,
         )
         iterator = iter(batches)
-        for start in itertools.count(step=self._size):
+        for number in range(len(self)):
+            rows = self.rows[number * self._size : (number + 1) * self._size]
             # PyTorch warns of arrays that it cannot write to, such as a memory map opened to read.
             # Nothing writes to them here.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 try:
-                    batch = next(iterator)
-                except StopIteration:
-                    return
+                    batch = next(iterator, _NO_BATCH)
                 except Exception as error:
-                    rows = self.rows[start : start + self._size]
                     if note := odd_sample(self._whole, rows, self.name):
                         error.add_note(note)
                     raise
-            yield to_tensor(inputs_of(batch), self._net.device)
+            if batch is _NO_BATCH:
+                raise self._wrong_length(number, rows, "no batch")
+            inputs = to_tensor(inputs_of(batch), self._net.device)
+            if (n := batch_length(inputs)) != len(rows):
+                raise self._wrong_length(number, rows, str(n))
+            yield inputs
+        if next(iterator, _NO_BATCH) is not _NO_BATCH:
+            raise self._wrong_length(len(self), self.rows[:0], "one more batch")
+
+    def _wrong_length(self, number: int, rows: np.ndarray, found: str) -> ValueError:
+        where = f" (row {rows[0]} to row {rows[-1]})" if len(rows) else ""
+        return ValueError(
+            f"Expected {len(rows)} samples in batch {number} of {self.name}{where}, found {found}: "
+            "all later samples would be taken for others. The Dataset and the net's collate "
+            "function must give each sample they are asked for. What cannot be read must be left "
+            "out of the Dataset, as by torch.utils.data.Subset."
+        )
 
 
 class NetSamples:

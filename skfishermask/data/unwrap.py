@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skfishermask.data.net import check_net, check_no_module, is_net
+from skfishermask.data.rows import n_rows
 from skfishermask.data.types import Data, Estimator
 
 
@@ -50,7 +51,13 @@ class Checking(Protocol):
 
 def _transformed(transformers: list[Callable[[Data], Data]], X: Data) -> Data:
     for transformer in transformers:
+        given = n_rows(X)
         X = transformer(X)
+        if n_rows(X) != given:
+            raise ValueError(
+                f"Expected {given} rows from the steps before the network, found {n_rows(X)}: a "
+                "transformer that drops or adds samples would let others be chosen."
+            )
     return X
 
 

@@ -43,13 +43,21 @@ def rows_of(batch: Inputs, rows: slice) -> Inputs:
 
 
 def batch_length(batch: Inputs) -> int:
-    """Give the number of samples of a batch: the length of its first tensor."""
-    if isinstance(batch, Tensor):
-        return len(batch)
-    parts = _parts(batch)
-    if not parts:
+    """Return the number of samples of a batch; raise ValueError where its tensors disagree."""
+    lengths: list[int] = []
+
+    def count(t: Tensor) -> Tensor:
+        lengths.append(len(t))
+        return t
+
+    batch_map(batch, count)
+    if not lengths:
         raise ValueError(f"A batch must hold at least one tensor, found {batch!r}.")
-    return batch_length(parts[0][1])
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"The tensors of a batch must have one row a sample, found the lengths {lengths}."
+        )
+    return lengths[0]
 
 
 def first_output(output: Output) -> Output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import math
 import os
@@ -21,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
 from skfishermask.cluster import worker
@@ -531,6 +533,18 @@ def test_bad_rows_are_named(threads: Any, net: Any, pool: np.ndarray) -> None:
     X = da.from_array(bad, UNEVEN)
     with pytest.raises(ValueError, match="X_pool contains NaN or infinity, first in row 270"):
         sampler()(net, X, 5)
+    assert tasks(threads) == []
+
+
+def test_a_short_batch_is_named(threads: Any, net: Any, pool: np.ndarray) -> None:
+    def readable_only(samples: list[Any]) -> Any:
+        return default_collate([sample for sample in samples if sample[0][0] != 7])
+
+    bad, short = pool.copy(), copy.deepcopy(net)
+    bad[270, 0] = 7
+    short.iterator_valid__collate_fn = readable_only
+    with pytest.raises(ValueError, match=r"in batch \d of X_pool \(row \d+ to row \d+\), found"):
+        sampler()(short, da.from_array(bad, UNEVEN), 5)
     assert tasks(threads) == []
 
 

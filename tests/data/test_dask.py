@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from torch.utils.data import default_collate
 
 from skfishermask import FisherMaskSampler
 from skfishermask.compat import client_that_computes
@@ -63,6 +64,36 @@ def test_chunks_are_transformed_one_by_one(pool: np.ndarray) -> None:
     expected, _ = FisherMaskSampler(random_state=0)(pipeline, pool, 8)
     found, _ = FisherMaskSampler(random_state=0)(pipeline, chunked, 8)
     assert found.tolist() == expected.tolist()
+
+
+class Dropping(FunctionTransformer):
+    """Leaves out the samples that begin with a seven."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda X: X[X[:, 0] != 7])
+
+
+def test_a_transformer_that_drops_samples_is_refused(pool: np.ndarray) -> None:
+    X, y = digits()
+    pipeline = make_pipeline(Dropping(), logits_net()).fit(X[:60], y[:60])
+    pool = pool.copy()
+    pool[130, 0] = 7
+    for X_pool, n in ((pool, 400), (da.from_array(pool, CHUNKS), 57)):
+        with pytest.raises(ValueError, match=f"Expected {n} rows .* found {n - 1}"):
+            FisherMaskSampler(random_state=0)(pipeline, X_pool, 8)
+
+
+def readable_only(samples: list[Any]) -> Any:
+    return default_collate([sample for sample in samples if sample[0][0] != 7])
+
+
+def test_a_short_batch_is_named(pool: np.ndarray) -> None:
+    pool = pool.copy()
+    pool[130, 0] = 7
+    net = fitted(logits_net(iterator_valid__collate_fn=readable_only))
+    message = r"57 samples in batch 0 of X_pool \(row 101 to row 157\), found 56"
+    with pytest.raises(ValueError, match=message):
+        FisherMaskSampler(random_state=0)(net, da.from_array(pool, CHUNKS), 8)
 
 
 def test_query_hands_back_a_dask_array(pool: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,94 @@ def test_batch_size(size: int | None, batch_size: int, expected: list[int]) -> N
 
 def test_no_rows() -> None:
     assert list(batches_of(nets.logits_net().initialize(), X, np.arange(0))) == []
+
+
+class Faulty(torch.utils.data.Dataset):
+    """The digits, with something wrong at row 21."""
+
+    def __init__(self, fault: Callable[[Tensor], Any]) -> None:
+        self.fault = fault
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, i: int) -> Any:
+        return self.fault(torch.as_tensor(X[i])) if i == 21 else (torch.as_tensor(X[i]), 0)
+
+
+def stop(sample: Tensor) -> Any:
+    raise StopIteration
+
+
+def unreadable(sample: Tensor) -> Any:
+    return None
+
+
+def readable_only(samples: list[Any]) -> Any:
+    return torch.utils.data.default_collate([s for s in samples if s is not None])
+
+
+def each_twice(samples: list[Any]) -> Any:
+    return torch.utils.data.default_collate([*samples, samples[-1]])
+
+
+def one_input_short(samples: list[Any]) -> Any:
+    batch = torch.stack([torch.as_tensor(x) for x, _ in samples])
+    return {"x": batch, "also": batch[:-1]}, torch.zeros(len(batch))
+
+
+class Shortened(DataLoader):
+    """Leaves the last batch out."""
+
+    def __iter__(self) -> Any:
+        batches = list(super().__iter__())
+        return iter(batches[:-1])
+
+
+class Lengthened(DataLoader):
+    """Gives the last batch twice."""
+
+    def __iter__(self) -> Any:
+        batches = list(super().__iter__())
+        return iter([*batches, batches[-1]])
+
+
+SECOND = r"8 samples in batch 2 of X_pool \(row 16 to row 23\), found"
+FAULTS = {
+    "stop": (Faulty(stop), {}, f"{SECOND} no batch"),
+    "stop in a worker": (Faulty(stop), {"num_workers": 1}, f"{SECOND} no batch"),
+    "dropped": (Faulty(unreadable), {"collate_fn": readable_only}, f"{SECOND} 7"),
+    "dropped in a worker": (
+        Faulty(unreadable),
+        {"collate_fn": readable_only, "num_workers": 1},
+        f"{SECOND} 7",
+    ),
+    "repeated": (X[:50], {"collate_fn": each_twice}, "8 samples in batch 0 of X_pool .* found 9"),
+    "one input short": (X[:50], {"collate_fn": one_input_short}, r"lengths \[8, 7\]"),
+    "last batch missing": (X[:50], Shortened, "2 samples in batch 6 of .* found no batch"),
+    "one batch more": (X[:50], Lengthened, "0 samples in batch 7 of X_pool, found one more"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("rows", [None, np.arange(50)], ids=["all", "some"])
+def test_as_many_rows_come_as_were_asked_for(fault: str, rows: Any) -> None:
+    data, how, message = FAULTS[fault]
+    options = {"iterator_valid": how} if isinstance(how, type) else {}
+    options |= {} if options else {f"iterator_valid__{name}": value for name, value in how.items()}
+    net = nets.logits_net(**options).initialize()
+    with pytest.raises(ValueError, match=message):
+        list(batches_of(net, data, rows, batch_size=8))
+
+
+def test_no_batch_is_made_of_other_samples_in_a_query() -> None:
+    """The next sample is taken for the one that was left out, and the last for no sample at all."""
+    net = nets.fitted(nets.logits_net(iterator_valid__collate_fn=readable_only))
+    sampler = FisherMaskSampler(mask="output_layer", coverage_share=0, random_state=0)
+    with pytest.raises(ValueError, match=r"50 samples in batch 0 of X_pool .* found 49"):
+        sampler(net, Faulty(unreadable), 5)
+    with pytest.raises(ValueError, match=r"50 samples in batch 0 of X_labeled .* found no batch"):
+        sampler(net, X[:60], 5, X_labeled=Faulty(stop))
 
 
 INPUTS = {
