@@ -8,6 +8,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
+# Pages and figures read the benchmarks' results.
+sys.path.insert(1, str(HERE.parent))
 
 import local_inventories  # noqa: E402
 

@@ -8,7 +8,7 @@ Images of CIFAR-10, balanced and 50:1, batches of 20: for a small convolutional 
 scratch, and for a head on what a pretrained network makes of the images. That head is given the
 images and their features together and looks at the features alone, as a network does that has its
 frozen backbone inside: coverage is measured on what the network is given. Resumable, as
-``benchmarks.study.run``; ``benchmarks.study.report`` writes the results down.
+``benchmarks.study.run``; ``benchmarks.study.report`` reads the results.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from benchmarks.common.networks import NETWORKS, Linear, SmallMLP
 from benchmarks.study.data import N_TEST, N_TRAIN, some_of_each
+from benchmarks.study.results import OF_PIXELS, PUBLISHED
 from benchmarks.study.run import run
 from benchmarks.study.strategies import STRATEGIES, drawn_seed, fisher
 from skfishermask.coverage import automatic_share
 
 RESULTS = Path("benchmarks/results/label_efficiency_pixels")
-SHARE = "FisherMask, coverage of pixels at first"
-COMPARED = ["random", "UHerding, radius 1", "FisherMask", SHARE]
+COMPARED = ["random", "UHerding, radius 1", PUBLISHED, OF_PIXELS]
 N_PIXELS = 3 * 32 * 32
 # Features are this much smaller than they were, so that coverage sees the pixels alone.
 SHRUNK = 1e-4
@@ -65,12 +65,6 @@ class LinearBehindPixels(BehindPixels):
 
 # By the file of features.
 HEADS = {"cifar10-features": "mlp16 behind pixels", "cifar10-components": "linear behind pixels"}
-# What the page calls the networks.
-CALLED = {
-    "cnn": "Small network from scratch",
-    "mlp16 behind pixels": "MLP head on features",
-    "linear behind pixels": "Linear head on features",
-}
 
 
 def with_pixels(name: str, images: Path, data_dir: Path) -> Path:
@@ -104,7 +98,7 @@ def main() -> None:
     add("--seeds", type=int, default=12)
     add("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    STRATEGIES[SHARE] = share_of_pixels
+    STRATEGIES[OF_PIXELS] = share_of_pixels
     NETWORKS.update(zip(HEADS.values(), (MLPBehindPixels, LinearBehindPixels), strict=True))
     cases = [(options.images, "cnn")]
     for name, network in HEADS.items():

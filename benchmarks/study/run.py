@@ -29,6 +29,7 @@ import platform
 import traceback
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from tqdm.auto import tqdm
 
 from benchmarks.common.networks import NETWORKS, SeveralTrainings, make_net
+from benchmarks.study.results import CANDIDATES, PUBLISHED
 from benchmarks.study.strategies import PEERS, STRATEGIES
 from skfishermask import ActiveLearningCurveDisplay, active_learning_curve
 
@@ -83,16 +85,7 @@ STUDY = [
     for dataset, network, imbalance, few, many in KINDS
     for ratio in (1, imbalance)
 ]
-# For the default, in the rounds of the protocol.
-CANDIDATES = [
-    [
-        "FisherMask, lambda 0.01",
-        "FisherMask, coverage where balanced",
-        "FisherMask, coverage-weighted",
-    ],
-    ["FisherMask, coverage where balanced", "FisherMask, coverage at first"],
-]
-STUDIED = list(dict.fromkeys([*PEERS, "FisherMask", *CANDIDATES[0], *CANDIDATES[1]]))
+STUDIED = list(dict.fromkeys([*PEERS, PUBLISHED, *chain(*CANDIDATES)]))
 PACKAGES = ["skfishermask", "torch", "scikit-learn", "skorch", "numpy", "scikit-activeml"]
 
 

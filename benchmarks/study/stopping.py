@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
-from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from benchmarks.common.networks import SeveralTrainings, make_net
+from benchmarks.study.report import judge_signals
 from benchmarks.study.run import STUDY, load, make_split, mean_scores
 from benchmarks.study.strategies import fisher
 from skfishermask import active_learning_curve
@@ -30,15 +29,6 @@ from skfishermask.coverage import margin_uncertainty
 
 RESULTS = Path("benchmarks/results/label_efficiency/stopping.csv")
 N_QUERIES = 25
-AHEAD = 5  # batches over which the gain is counted
-ENOUGH = 0.02  # a gain in accuracy below which one would rather stop
-# What is known before a batch is labelled: the smaller, the nearer the end should be.
-SIGNALS = {
-    "relative fall of the objective by the batch": lambda t: 1 - t.after / t.before,
-    "the objective, tr(M^-1 F)": lambda t: t.before,
-    "mean margin uncertainty of the pool": lambda t: t.uncertainty,
-    "minus the number of labels": lambda t: -t.n_labeled,
-}
 
 
 def curve(setting: dict[str, Any], data_dir: Path, seed: int) -> pd.DataFrame:
@@ -82,29 +72,6 @@ def curve(setting: dict[str, Any], data_dir: Path, seed: int) -> pd.DataFrame:
     ).join(signals.round(6))
 
 
-def with_gain(table: pd.DataFrame) -> pd.DataFrame:
-    """The mean curve of each setting, with the accuracy that the next batches gain."""
-    keys = ["dataset", "imbalance"]
-    mean = table.groupby([*keys, "n_labeled"], as_index=False).mean(numeric_only=True)
-    later = mean.groupby(keys).accuracy.shift(-AHEAD)
-    return mean.assign(gain=later - mean.accuracy).dropna()
-
-
-def judged(table: pd.DataFrame) -> pd.DataFrame:
-    """How well each signal tells the gain: within a setting, and with one threshold for all."""
-    mean = with_gain(table)
-    settings = [part for _, part in mean.groupby(["dataset", "imbalance"])]
-    rows = {}
-    for name, signal in SIGNALS.items():
-        within = [float(stats.spearmanr(signal(part), part.gain).statistic) for part in settings]
-        rows[name] = {
-            "mean": np.mean(within),
-            "lowest": min(within),
-            "one threshold": roc_auc_score(mean.gain >= ENOUGH, signal(mean)),
-        }
-    return pd.DataFrame(rows).T
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -129,7 +96,7 @@ def main() -> None:
             if (same & (table.seed == seed)).any():
                 continue
         pd.concat([table, curve(setting, given.data_dir, seed)]).to_csv(given.out, index=False)
-    print(judged(pd.read_csv(given.out)).round(2).to_string())
+    print(judge_signals(pd.read_csv(given.out)).round(2).to_string())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Numbers in pages come from where they were measured, not from the keyboard.
+"""Pages with measured numbers: Jinja templates of reStructuredText, rendered from the results.
 
-The pages named in ``PAGES`` are Jinja templates of reStructuredText. Their values are made here.
+``PAGES`` names them, with their values and the files these come from.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,44 @@ def measured(folder: Path = RESULTS) -> dict[str, Any]:
     }
 
 
-PAGES: dict[str, Callable[[], dict[str, Any]]] = {
-    "versions": lambda: {"versions": versions()},
-    "performance": measured,
+def study() -> dict[str, Any]:
+    """Compute the values of the page on label efficiency."""
+    from benchmarks.study import report
+
+    return report.values(RESULTS)
+
+
+def study_files() -> list[Path]:
+    return [
+        path
+        for folder in ("label_efficiency", "label_efficiency_pixels")
+        for path in sorted((RESULTS / folder).rglob("*.*"))
+    ]
+
+
+@dataclass(frozen=True)
+class Page:
+    """The values of a template, and the files that they are read from."""
+
+    values: Callable[[], dict[str, Any]]
+    files: Callable[[], list[Path]] = list
+
+
+PAGES = {
+    "versions": Page(lambda: {"versions": versions()}),
+    "performance": Page(measured, lambda: [*files().values()]),
+    "label_efficiency": Page(study, study_files),
 }
 
 
 def significant(value: float, digits: int = 2) -> str:
-    """Round to a number of digits, with commas and no exponent."""
+    """Round to a number of significant digits, with commas and no exponent."""
     rounded = float(f"{value:.{digits}g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:,g}"
 
 
 def duration(seconds: float) -> str:
-    """Say seconds in the unit that a reader would."""
+    """Return seconds in the unit that a reader would use."""
     if seconds < 1:
         return f"{significant(1000 * seconds)} ms"
     if seconds < 100:
@@ -66,14 +91,14 @@ def duration(seconds: float) -> str:
 
 
 def size(n_bytes: float) -> str:
-    """Say bytes in the unit that a reader would."""
+    """Return bytes in the unit that a reader would use."""
     if n_bytes < 1e9:
         return f"{significant(n_bytes / 1e6, 3)} MB"
     return f"{significant(n_bytes / 1e9, 3)} GB"
 
 
 def span(spread: dict[str, float], show: Callable[[float], str] = significant) -> str:
-    """Say a median and, in brackets, the smallest and the largest."""
+    """Return a median and, in brackets, the smallest and the largest."""
     median, low, high = (show(spread[key]) for key in ("median", "min", "max"))
     return median if low == high == median else f"{median} ({low} to {high})"
 
@@ -83,18 +108,18 @@ def span_of_durations(spread: dict[str, float]) -> str:
 
 
 def span_of_shares(spread: dict[str, float]) -> str:
-    """In percent, to a tenth where it is close to all."""
+    """Return a spread in percent, to a tenth where it is close to 100."""
     return span(spread, lambda share: f"{100 * share:.{1 if share > 0.95 else 0}f}%")
 
 
 def computer(machine: dict[str, Any]) -> str:
-    """Say what it was measured on."""
+    """Return the name of the machine."""
     threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     return f"{machine['device']} ({machine['processor']}), {threads}"
 
 
 def settings(fixed: dict[str, Any]) -> str:
-    """Say what a sweep held fixed."""
+    """Return what a sweep held fixed."""
     said = []
     for key, value in fixed.items():
         name = f"*{key}*" if len(key) == 1 else f"``{key}``"
@@ -102,17 +127,46 @@ def settings(fixed: dict[str, Any]) -> str:
     return ", ".join(said)
 
 
+def points(value: float) -> str:
+    """Return a difference of accuracies in points of a hundred, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def points_unsigned(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def mark(verdict: str) -> str:
+    return {"better": "▲ ", "worse": "▼ "}.get(verdict, "")
+
+
+def with_interval(comparison: Any) -> str:
+    """Return a difference in points, marked, with its 95% interval."""
+    low, high = points(comparison.low), points(comparison.high)
+    return f"{mark(comparison.verdict)}{points(comparison.mean)} ({low} to {high})"
+
+
+def with_error(comparison: Any) -> str:
+    """Return a difference in points, marked, with its standard error."""
+    error = f" ({100 * comparison.error:.1f})" if comparison.n_seeds > 1 else " (one seed)"
+    return f"{mark(comparison.verdict)}{points(comparison.mean)}{error}"
+
+
+FILTERS = (
+    *(duration, significant, size, span, span_of_durations, span_of_shares, settings, computer),
+    *(points, points_unsigned, mark, with_interval, with_error),
+)
+
+
 def environment() -> jinja2.Environment:
     made = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
-    filters = (duration, significant, size, span, span_of_durations, span_of_shares)
-    filters += (settings, computer)
-    made.filters |= {function.__name__: function for function in filters}
+    made.filters |= {function.__name__: function for function in FILTERS}
     return made
 
 
-def redraw(app: Sphinx, page: str) -> None:
+def redraw(app: Sphinx, page: str, files: list[Path]) -> None:
     """Remove a page's figures that are older than the results: only scripts are watched."""
-    newest = max(path.stat().st_mtime for path in files().values())
+    newest = max((path.stat().st_mtime for path in files), default=0)
     for figure in (Path(app.doctreedir).parent / "plot_directive").rglob(f"{page}*.png"):
         if figure.stat().st_mtime < newest:
             figure.unlink(missing_ok=True)
@@ -121,11 +175,11 @@ def redraw(app: Sphinx, page: str) -> None:
 def render(app: Sphinx, page: str, source: list[str]) -> None:
     if page not in PAGES:
         return
-    if PAGES[page] is measured:
-        for path in files().values():
-            app.env.note_dependency(str(path), docname=page)
-        redraw(app, page)
-    source[0] = environment().from_string(source[0]).render(PAGES[page]())
+    files = PAGES[page].files()
+    for path in files:
+        app.env.note_dependency(str(path), docname=page)
+    redraw(app, page, files)
+    source[0] = environment().from_string(source[0]).render(PAGES[page].values())
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import runpy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ import pytest
 import torch
 
 from tests import forked
+from tests.benchmarks.pages import draw, measured_pages, render
 
 pytest.importorskip("skactiveml")
 
@@ -31,7 +29,6 @@ from benchmarks.speed import (
 # They share one run of each script.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scripts")]
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = {"embedding": embedding, "selection": selection, "query": query}
 
 
@@ -123,7 +120,7 @@ def test_large_pools(results: Path) -> None:
         assert case["query"]["embedding_bytes"] == 4 * case["N"] * case["r"] * case["k"]
         assert 0 < case["baseline_bytes"] <= case["peak_bytes"]
         assert case["baseline_private_bytes"] <= case["peak_private_bytes"]
-    page = render(results)
+    page = performance(results)
     assert "Large pools" in page
     assert "nan" not in page
     arguments = ["--quick", "--cases", "in memory", "--out", str(results / "large.json")]
@@ -141,7 +138,7 @@ def test_paper(results: Path, device: str) -> None:
         assert case["query"]["embedding_bytes"] == 4 * n * r * k
         assert case["sizes"]["n_classes"] == int(n_classes)
         assert case["share of that in the selection"]["median"] > 0
-    page = render(results)
+    page = performance(results)
     assert "A query of the paper's size" in page
     assert "nan" not in page
 
@@ -161,7 +158,7 @@ def test_cluster_and_faults(results: Path) -> None:
     (run,) = load(results, "faults")["runs"]
     assert run["same_picks"]
     assert run["tasks_left"] == 0
-    page = render(results)
+    page = performance(results)
     assert "A Dask cluster beside a scratch file" in page
     assert "Workers that die" in page
     assert "nan" not in page
@@ -170,22 +167,12 @@ def test_cluster_and_faults(results: Path) -> None:
 # The page
 
 
-def measured_pages() -> ModuleType:
-    pytest.importorskip("sphinx")
-    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs/_ext/measured_pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def render(results: Path) -> str:
-    pages = measured_pages()
-    template = (ROOT / "docs/performance.rst").read_text(encoding="utf-8")
-    return pages.environment().from_string(template).render(pages.measured(results))
+def performance(results: Path) -> str:
+    return render("performance", measured_pages().measured(results))
 
 
 def test_page_is_written_from_the_results(results: Path) -> None:
-    page = render(results)
+    page = performance(results)
     result = load(results, "query")["query"]
     assert (
         f"took {result['n_common']} of our {result['sizes']['K']} images, in the same order."
@@ -202,12 +189,4 @@ def test_page_is_written_from_the_results(results: Path) -> None:
 def test_figures_are_drawn_from_the_results(
     results: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plt = pytest.importorskip("matplotlib.pyplot")
-    folder = results.parents[1] / "docs/figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    monkeypatch.chdir(folder)
-    plt.close("all")
-    drawn = runpy.run_path(str(ROOT / f"docs/figures/{name}.py"))
-    drawn["figure"].savefig("drawn.png")
-    plt.close("all")
-    assert Path("drawn.png").stat().st_size > 10_000
+    assert draw(name, results, monkeypatch).stat().st_size > 10_000

@@ -1,8 +1,9 @@
-"""The statistics and the page of the label-efficiency study."""
+"""The statistics of the label-efficiency study, and its page."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,11 @@ import pytest
 
 pytest.importorskip("skactiveml")
 
-from benchmarks.study import pixels, report, stopping
+from benchmarks.study import report, results
 from benchmarks.study import run as study
-from benchmarks.study.run import CANDIDATES
-from benchmarks.study.strategies import (
-    PEERS,
-)
+from benchmarks.study.results import CANDIDATES, DEFAULT, OF_PIXELS, PUBLISHED, Setting, compare
+from benchmarks.study.strategies import PEERS
+from tests.benchmarks.pages import draw, render
 
 pytestmark = pytest.mark.slow
 
@@ -30,13 +30,15 @@ def write_setting(
     noise: float = 0.002,
     network: str = "mlp16",
 ) -> None:
+    """Write curves that differ by these gaps after the first labels."""
     rng = np.random.default_rng(0)
     rows = []
     for seed in range(n_seeds):
         base = rng.normal(0.7, 0.05)
         for name, gap in gaps.items():
             for step in range(3):
-                score = base + gap + 0.05 * step + rng.normal(0, noise)
+                score = base + gap * (step > 0) * 1.5 + 0.05 * step
+                score += rng.normal(0, noise)
                 rows.append((name, seed, 20 + 20 * step, score, score, score, 1.0, 0.5))
     table = pd.DataFrame(rows, columns=study.COLUMNS)
     options = argparse.Namespace(
@@ -58,25 +60,26 @@ def write_setting(
 GAPS = {name: 0.001 * i for i, name in enumerate(PEERS)} | {
     "random": 0.0,
     "BADGE": 0.03,
-    "FisherMask": 0.02,
+    PUBLISHED: 0.02,
+    DEFAULT: 0.025,
 }
 
 
 def test_statistics_of_a_setting(tmp_path: Path) -> None:
     write_setting(tmp_path / "one", GAPS)
-    (setting,) = report.load(tmp_path)
+    (setting,) = results.load(tmp_path)
     assert setting.name == "Letters, balanced, 20 a batch"
-    assert setting.best_peer == "BADGE"
-    difference = setting.difference("BADGE")
     table = setting.table.set_index(["strategy", "seed", "n_labeled"]).accuracy.unstack()
-    expected = (table.loc["BADGE"] - table.loc["FisherMask"]).mean(axis=1)
-    assert np.allclose(difference, expected)
-    assert report.error(difference) == pytest.approx(expected.sem())
-    low, high = report.interval(difference)
-    assert low < difference.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * expected.sem(), rel=0.25)
-    assert setting.regret["BADGE"] == 0
-    assert setting.regret["FisherMask"] == pytest.approx(expected.mean())
+    expected = (table.loc["BADGE"] - table.loc[PUBLISHED]).mean(axis=1)
+    assert np.allclose(setting.difference("BADGE", PUBLISHED), expected)
+    assert setting.scores["BADGE"] - setting.scores[PUBLISHED] == pytest.approx(expected.mean())
+    found = compare([setting], "BADGE", PUBLISHED)
+    assert found.error == pytest.approx(expected.sem())
+    assert found.low < found.mean < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 * expected.sem(), rel=0.25)
+    regret = results.regrets([setting], GAPS)[setting.name]
+    assert regret["BADGE"] == 0
+    assert regret[PUBLISHED] == pytest.approx(expected.mean())
 
 
 def test_strategies_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
@@ -84,124 +87,175 @@ def test_strategies_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> 
     file = tmp_path / "one/results.csv"
     table = pd.read_csv(file)
     table[(table.strategy != "margin") | (table.seed > 2)].to_csv(file, index=False)
-    (setting,) = report.load(tmp_path)
-    assert setting.n_seeds == 7
-    by_seed = setting.means
-    expected = (by_seed["margin"] - by_seed["FisherMask"])[3:].mean() + by_seed["FisherMask"].mean()
-    assert setting.scores["margin"] == pytest.approx(expected)
-    assert setting.scores["BADGE"] == pytest.approx(by_seed["BADGE"].mean())
-    assert len(setting.difference("margin")) == 7
-    assert len(setting.difference("BADGE")) == 10
+    (setting,) = results.load(tmp_path)
+    means = setting.means
+    difference = (means["margin"] - means[PUBLISHED])[3:]
+    assert setting.scores["margin"] == pytest.approx(difference.mean() + means[PUBLISHED].mean())
+    assert setting.scores["BADGE"] == pytest.approx(means["BADGE"].mean())
+    assert compare([setting], "margin", PUBLISHED).n_seeds == 7
+    assert [len(curve) for curve in setting.paired("margin", "BADGE")] == [7, 7]
 
 
 def test_interval_over_settings_and_seeds() -> None:
     rng = np.random.default_rng(1)
     apart = [rng.normal(mean, 0.001, 20) for mean in (-0.03, 0.03, 0.06, -0.02)]
-    mean, low, high = report.bootstrap(apart)
+    mean, low, high = results.bootstrap(apart)
     centres = np.array([part.mean() for part in apart])
     assert mean == pytest.approx(centres.mean())
     # Settings that differ make it wide, however many seeds each has.
     assert high - low == pytest.approx(2 * 1.96 * centres.std() / 2, rel=0.1)
     alike = [rng.normal(0.01, 0.02, 20) for _ in range(4)]
-    _, low, high = report.bootstrap(alike)
+    _, low, high = results.bootstrap(alike)
     assert high - low > 1.8 * 1.96 * 0.02 / np.sqrt(80)
-    assert [report.verdict(*x) for x in ((0.1, 0.2), (-0.1, 0.2), (-0.2, -0.1))] == [
-        "better",
-        "level",
-        "worse",
+
+
+def test_a_verdict_needs_an_interval_without_zero_and_enough_seeds() -> None:
+    better = results.Comparison(0.1, 0.05, 0.15, 0.02, results.MIN_SEEDS)
+    assert better.verdict == "better"
+    assert replace(better, low=-0.01).verdict == "open"
+    assert replace(better, low=-0.2, high=-0.1).verdict == "worse"
+    assert replace(better, n_seeds=results.MIN_SEEDS - 1).verdict == "open"
+
+
+def setting_of(curves: dict[str, list[list[float]]]) -> Setting:
+    """A setting with 10, 20, 30 ... labels."""
+    rows = [
+        (name, seed, 10 * (step + 1), accuracy, 0.1)
+        for name, by_seed in curves.items()
+        for seed, curve in enumerate(by_seed)
+        for step, accuracy in enumerate(curve)
     ]
+    names = ["strategy", "seed", "n_labeled", "accuracy", "query_time"]
+    info = {"dataset": "some", "imbalance": 1, "n_instances": 10}
+    return Setting(info, pd.DataFrame(rows, columns=names))
 
 
-def test_a_first_look_claims_nothing(tmp_path: Path) -> None:
-    write_setting(tmp_path / "results/one", GAPS, report.MIN_SEEDS - 1)
-    write_setting(tmp_path / "results/two", GAPS, imbalance=100)
-    page = report.page_of(report.load(tmp_path / "results"), tmp_path)
-    assert "with 7 seeds in each: a first look that decides nothing." in page
-    assert "Seeds in each setting: 7 to 10. With fewer than 8" in page
-    assert "it beats" not in page
-    assert "▲ +" not in page.split("Details\n")[0]
+def test_labels_needed_by_hand() -> None:
+    random = [[0.4, 0.5, 0.6], [0.4, 0.5, 0.6]]
+    setting = setting_of(
+        {
+            "random": random,
+            "steep": [[0.4, 0.5, 0.7], [0.4, 0.6, 0.8]],  # .55 at 20, .75 at 30
+            "falls": [[0.4, 0.65, 0.5]] * 2,
+            "flat": [[0.4, 0.45, 0.5]] * 2,
+        }
+    )
+    assert setting.labels_needed("steep") == pytest.approx((20 + 10 / 4) / 30)
+    assert setting.labels_needed("falls") == pytest.approx((10 + 10 * 0.2 / 0.25) / 30)
+    assert setting.labels_needed("flat") == 1
 
 
-def test_page_is_written_from_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    turned = GAPS | {"BADGE": 0.0, "margin": 0.025}
-    write_setting(tmp_path / "results/one", GAPS)
-    write_setting(tmp_path / "results/two", turned, imbalance=100)
-    write_setting(tmp_path / "results/old", {"random": 0.0, "FisherMask": 0.1}, dataset="digits")
-    write_setting(tmp_path / "results/unfinished", {"random": 0.0})
-    few = {"random": 0.0, "BADGE": 0.02, "FisherMask": 0.01}
-    write_setting(tmp_path / "results/paper", few, 3, dataset="cifar10-images")
-    told(falling=True).to_csv(tmp_path / "results/stopping.csv", index=False)
-    helps = dict(zip(pixels.COMPARED, (0.0, -0.01, 0.02, 0.03), strict=True))
-    write_setting(tmp_path / pixels.RESULTS.name / "one", helps, network="cnn")
-    argv = ["report", "--results", str(tmp_path / "results"), "--docs", str(tmp_path / "docs")]
-    monkeypatch.setattr("sys.argv", argv)
-    report.main()
-    page = (tmp_path / "docs/label_efficiency.rst").read_text()
-    assert "Of 13 other strategies in 2 settings (Letters) on balanced pools it beats 12" in page
-    balanced, tailed = page.split("; on long-tailed pools it ")
-    assert balanced.endswith("cannot be told from none and loses to 1 (BADGE)")
-    assert tailed.startswith("beats 12, cannot be told from none and loses to 1 (margin).\n")
-    assert "▲ +" in page.split("Details\n")[0]
-    assert "- **Balanced pool**: BADGE, with a mean regret of 0.000" in page
-    assert "- **Long-tailed pool**: margin, with a mean regret of 0.000" in page
-    worst = "- **You cannot tell**: FisherMask is never further than 0.010 from the best"
-    assert worst in page
-    assert "- balanced, 20 a batch, 3 seeds: BADGE 0.7" in page
-    assert "Of 13 other strategies in 3" not in page
-    assert "The best single threshold is on: relative fall of the objective by the batch." in page
-    assert "minus none: +0.010" in " ".join(page.split())
-    assert "That\nlies above 0" in page
-    for image in ("label_efficiency", "label_efficiency_curves", "label_efficiency_paper"):
-        assert (tmp_path / f"docs/images/{image}.png").stat().st_size > 10_000
+def test_wins_by_hand() -> None:
+    one = setting_of({"a": [[0.1, 0.5, 0.6], [0.1, 0.5, 0.6]], "b": [[0.9, 0.4, 0.6], [0, 0.6, 0]]})
+    two = setting_of({"a": [[0.1, 0.2]], "b": [[0.1, 0.3]]})
+    # Of the four pairs of the first setting a wins two, and ties one; the first labels do not count.
+    found = results.wins([one, two], ["a", "b"])
+    assert found.loc["a", "b"] == pytest.approx((2.5 / 4 + 0) / 2)
+    assert found.loc["b", "a"] == pytest.approx((1.5 / 4 + 1) / 2)
+    assert np.isnan(found.loc["a", "a"])
+
+
+def write_study(folder: Path) -> None:
+    """Write the results of two settings of the study, and of all that the page has beside them."""
+    study_folder = folder / "label_efficiency"
+    turned = GAPS | {"BADGE": 0.0, "margin": 0.04}
+    candidates = dict.fromkeys(CANDIDATES[0], 0.001)
+    write_setting(study_folder / "one", GAPS | candidates)
+    write_setting(study_folder / "two", turned | candidates, imbalance=100)
+    write_setting(study_folder / "old", {"random": 0.0, PUBLISHED: 0.1}, dataset="digits")
+    write_setting(study_folder / "unfinished", {"random": 0.0})
+    few = {"random": 0.0, "BADGE": 0.02, PUBLISHED: 0.01}
+    write_setting(study_folder / "paper", few, 3, dataset="cifar10-images")
+    curves_with_signals(falling=True).to_csv(study_folder / report.STOPPING, index=False)
+    pixels = {"random": 0.0, PUBLISHED: 0.02, OF_PIXELS: 0.03}
+    write_setting(folder / "label_efficiency_pixels/one", pixels, network="cnn")
+
+
+def test_page_is_rendered_from_the_results(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    values = report.values(tmp_path)
+    page = render("label_efficiency", values)
+    text = " ".join(page.split())
+    assert [s.name for s in values["settings"]] == [
+        "Letters, balanced, 20 a batch",
+        "Letters, 100:1, 20 a batch",
+    ]
+    assert values["headline"]["none_saved"] == []
+    assert f"about **{round(100 * values['headline']['median'])}** labels" in text
+    assert "On balanced pools the default beats 12 of 13 other strategies, loses to BADGE" in text
+    assert "On long-tailed pools the default beats 12 of 13 other strategies, loses to marg" in text
+    assert "balanced, 20 to 60 labels - long-tailed, 20 to 60 labels" in text
+    default, *_, bait = (row for row in text.split("* - ``FisherMaskSampler(")[1:])
+    assert default.startswith(")`` - **+2.5** - **+2.5**")
+    assert 'mask="output_layer", oversample=2.0)`` - ▼ +0.5' in bait or "▼" in bait
+    assert "Digits" in text
+    assert "(one seed)" not in text
+    assert "* - BADGE - +2.0 (" in text  # of three seeds: no mark
+    assert "minus none: +1.0 (" in text
+    assert "That lies above 0" in text
+    assert "The best in that column: relative fall of the objective by the batch." in text
     assert "nan" not in page
 
 
+def test_page_without_the_optional_results(tmp_path: Path) -> None:
+    write_setting(tmp_path / "label_efficiency/one", GAPS, results.MIN_SEEDS - 1)
+    page = render("label_efficiency", report.values(tmp_path))
+    assert "beats 0 of 13 other strategies, loses to none" in " ".join(page.split())
+    assert "▲ +" not in page
+    for title in ("Photographs as inputs\n\n   Cov", "When to stop", "Round 1", "paper's setting"):
+        assert title not in page
+    assert "nan" not in page
+
+
+@pytest.mark.parametrize("name", ["", "_wins", "_curves"])
+def test_figures_are_drawn_from_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tmp_path / "benchmarks/results"
+    write_study(folder)
+    drawn = draw(f"label_efficiency{name}", folder, monkeypatch)
+    assert drawn.stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
-    ("gaps", "n_seeds", "outcome"),
+    ("gaps", "n_seeds", "passes"),
     [
-        ([0.015, 0.015], 10, "passes the test"),
-        ([0.015, 0.0], 10, "None passes the test: the default stays."),
-        ([0.04, 0.03, 0.03, 0.03, -0.005], 10, "None passes the test: the default stays."),
-        ([0.015, 0.015], 8, "the default stays."),
+        ([0.015, 0.015], 13, True),
+        ([0.015, 0.0], 13, False),
+        ([0.04, 0.03, 0.03, 0.03, -0.005], 13, False),
+        # The first seed decides nothing.
+        ([0.015, 0.015], results.MIN_SEEDS, False),
     ],
 )
 def test_a_candidate_passes_only_if_it_wins_and_loses_nowhere(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    gaps: list[float],
-    n_seeds: int,
-    outcome: str,
+    tmp_path: Path, gaps: list[float], n_seeds: int, passes: bool
 ) -> None:
-    monkeypatch.setattr(report, "STUDY", [{}] * len(gaps))
     first, *others = CANDIDATES[0]
     for i, gap in enumerate(gaps):
-        some = GAPS | dict.fromkeys(others, 0.0) | {first: GAPS["FisherMask"] + gap}
+        some = GAPS | dict.fromkeys(others, 0.0) | {first: GAPS[PUBLISHED] + gap}
         write_setting(tmp_path / str(i), some, n_seeds, imbalance=1 + 9 * i)
-    settings, of = report.load(tmp_path), report.ROUNDS[0]
-    text = report.defaults(settings, of)
-    assert outcome in text
-    assert "not been done in all settings" in report.defaults(settings[1:], of)
-    assert "not been done in all settings" in report.defaults(settings, report.ROUNDS[1])
-    found = report.passes({s.name: report.confirming(s, of) for s in settings}, first)
+    (one,) = report.rounds(results.load(tmp_path))
+    assert one["n_settings"] == len(gaps)
+    found, *rest = one["candidates"]
+    assert found["passes"] == passes
+    assert not any(other["passes"] for other in rest)
     assert (found["lost"] == []) == (min(gaps) >= 0)
-    if n_seeds == 8:  # the first one decides nothing
-        assert "Some setting has 7 of the 8 seeds" in text
 
 
 def test_a_round_is_decided_by_its_own_seeds(tmp_path: Path) -> None:
     write_setting(tmp_path / "one", GAPS)
-    write_setting(tmp_path / "old", {"random": 0.0, "FisherMask": 0.1}, dataset="digits")
-    settings = report.load(tmp_path)
-    of = report.Round([], range(2, 5), range(6, 8))
-    assert [[*report.confirming(s, of).index] for s in settings] == [[2, 3, 4], [6, 7]]
-    assert set(report.confirming(settings[0], of)) == set(GAPS)
+    write_setting(tmp_path / "old", {"random": 0.0, PUBLISHED: 0.1}, dataset="digits")
+    settings = results.load(tmp_path)
+    one = report.Round([], range(2, 5), range(6, 8))
+    assert [[*one.scores(s).index] for s in settings] == [[2, 3, 4], [6, 7]]
+    assert set(one.scores(settings[0])) == set(GAPS) - {DEFAULT}
     table = settings[0].table
     table.loc[(table.strategy == "BADGE") & (table.seed < 5), "accuracy"] = np.nan
-    again = report.Setting(settings[0].info, table)
-    assert set(report.confirming(again, of)) == set(GAPS) - {"BADGE"}
+    again = Setting(settings[0].info, table)
+    assert set(one.scores(again)) == set(GAPS) - {DEFAULT, "BADGE"}
 
 
-def told(falling: bool) -> pd.DataFrame:
+def curves_with_signals(falling: bool) -> pd.DataFrame:
     """Curves that saturate at different numbers of labels, and signals before each batch."""
     rows = []
     for imbalance, scale in ((1, 40.0), (50, 400.0)):
@@ -215,11 +269,12 @@ def told(falling: bool) -> pd.DataFrame:
 
 
 def test_what_tells_when_to_stop_is_judged_by_the_gain_to_come() -> None:
-    found = stopping.judged(told(falling=True))
+    found = report.judge_signals(curves_with_signals(falling=True))
     fall, before, uncertainty, count = found.index
     assert found.loc[fall].tolist() == [1.0, 1.0, 1.0]
     assert found.loc[count, ["mean", "lowest"]].tolist() == [1.0, 1.0]
-    assert 0.5 < found.loc[count, "one threshold"] < 1
+    assert 0.5 < found.loc[count, "one_threshold"] < 1
     for name in (before, uncertainty):
-        assert 0.3 < found.loc[name, "one threshold"] < 0.7
-    assert stopping.judged(told(falling=False)).loc[fall, "one threshold"] < 0.7
+        assert 0.3 < found.loc[name, "one_threshold"] < 0.7
+    apart = report.judge_signals(curves_with_signals(falling=False))
+    assert apart.loc[fall, "one_threshold"] < 0.7
