@@ -61,7 +61,10 @@ def test_it_is_short() -> None:
 
 def test_local_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
-        assert (Path(__file__).parents[1] / target).exists(), target
+        path = Path(__file__).parents[1] / target
+        assert path.exists(), target
+        # A page with measured numbers is readable only once it is rendered.
+        assert path.suffix != ".rst" or "{%" not in path.read_text(encoding="utf-8"), target
 
 
 @pytest.mark.parametrize("command", ["make demo", "make test"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import runpy
 from pathlib import Path
 from types import ModuleType
@@ -16,12 +16,9 @@ ROOT = Path(__file__).parents[2]
 def measured_pages() -> ModuleType:
     """Return the extension that renders them."""
     pytest.importorskip("sphinx")
-    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs/_ext/measured_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs/_ext")
+        return importlib.import_module("measured_pages")
 
 
 def render(name: str, values: dict[str, Any]) -> str:
