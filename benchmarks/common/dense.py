@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def objective(information: Tensor, fisher: Tensor) -> float:
-    """tr(M^-1 F), what the batch is chosen to make small."""
+    """Compute tr(M^-1 F), which the batch is chosen to make small."""
     return float(torch.trace(torch.linalg.inv(information) @ fisher.double()))
 
 
@@ -23,7 +23,7 @@ def batch_information(
     n_labeled: int = 0,
     regularization: float = 1.0,
 ) -> Tensor:
-    """M: lambda I + n_L/(n_L+K) F_L + K/(n_L+K) sum of V^T V over `positions`."""
+    """Compute M = lambda I + n_L/(n_L+K) F_L + K/(n_L+K) sum of V^T V over `positions`."""
     total = n_labeled + n_instances
     information = regularization * torch.eye(embedding.shape[2], dtype=torch.float64)
     if fisher_labeled is not None:
@@ -85,6 +85,6 @@ def select_batch_oracle(
 
 
 def first_near(values: Tensor, best: Tensor, scale: float = 0.0) -> int:
-    """Give the first entry that equals `best` up to rounding."""
+    """Return the position of the first entry that equals `best` up to rounding."""
     slack = 1e-12 * max(abs(float(best)), scale)
     return int(torch.nonzero(values >= best - slack)[0])

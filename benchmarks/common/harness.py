@@ -58,7 +58,7 @@ def synchronize(device: str) -> None:
 def alternate(
     works: Mapping[str, Work], repeats: int, device: str, text: str, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Time several things in turn, round after round, so that they share the machine's moods.
+    """Time several things in turn, round after round: other work on the machine slows them alike.
 
     A first round that does not count fills caches and lets libraries choose their kernels.
     """
@@ -80,7 +80,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(values: Sequence[float], over: Sequence[float]) -> Spread:
-    """Spread of the ratios within each round."""
+    """Return the spread of the ratios within each round."""
     return spread([a / b for a, b in zip(values, over, strict=True)])
 
 
@@ -89,7 +89,7 @@ def scaled(values: Sequence[float], by: float) -> list[float]:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Slope of log(value) over log(size), by least squares: 1 is linear growth."""
+    """Fit the slope of log(value) over log(size) by least squares: 1 is linear growth."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -131,7 +131,7 @@ def at_least(what: str, found: Spread, limit: float) -> dict[str, Any]:
 
 
 def about_linear(what: str, growth: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the first line of a sweep is."""
+    """Check that the first line of a sweep grows about linearly."""
     found = next(iter(growth["lines"].values()))["exponent"]
     return target(what, found, "1 ± 0.15", abs(found - 1) <= 0.15)
 
@@ -146,7 +146,7 @@ def processor() -> str:
 
 
 def surroundings(given: argparse.Namespace) -> dict[str, Any]:
-    """Where and with what it was measured: the part that all results have."""
+    """Describe where and with what it was measured: the part that all results have."""
     on_gpu = torch.device(given.device).type == "cuda"
     return {
         "quick": given.quick,
@@ -174,7 +174,7 @@ def write(path: Path | None, name: str, result: Mapping[str, Any]) -> None:
 def noisy_images(
     n: int, n_classes: int, size: int, channels: int = 3, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, channels, size, size) of a coarse pattern for each class, and noise."""
+    """Draw images (n, channels, size, size) of a coarse pattern for each class, and noise."""
     patterns = torch.randn(
         n_classes, channels, 4, 4, generator=torch.Generator().manual_seed(n_classes)
     )
@@ -195,7 +195,7 @@ def trained_net(
 
 
 def confidence(net: NeuralNetClassifier, X: np.ndarray) -> float:
-    """Mean of the largest probability."""
+    """Compute the mean of the largest probability."""
     return float(net.predict_proba(X).max(1).mean())
 
 

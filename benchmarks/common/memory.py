@@ -15,25 +15,25 @@ import psutil
 
 
 def peak_resident() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Return the largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def resident() -> int:
-    """Resident size of this process now, in bytes."""
+    """Return the resident size of this process now, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def private() -> int:
-    """Resident memory without the pages of mapped files, which the system takes back at need."""
+    """Return resident bytes without the pages of mapped files, which can be taken back at need."""
     info = psutil.Process().memory_info()
     return info.rss - getattr(info, "shared", 0)
 
 
 @contextmanager
 def watching_memory() -> Iterator[dict[str, int]]:
-    """Look at the private memory ten times a second; the largest is in the dict afterwards."""
+    """Sample the private memory ten times a second; the dict has the largest afterwards."""
     found = {"peak_private_bytes": private()}
     done = threading.Event()
 
@@ -50,19 +50,19 @@ def watching_memory() -> Iterator[dict[str, int]]:
         thread.join()
 
 
-# What is watched in a process whose functions are called from another.
+# What is watched in a process with functions that another one calls.
 _watched: list[tuple[object, dict[str, int]]] = []
 
 
 def start_watching() -> dict[str, int]:
-    """Watch this process until `stop_watching`; say what it takes now."""
+    """Watch this process until `stop_watching`; return its memory now."""
     watch = watching_memory()
     _watched.append((watch, watch.__enter__()))
     return {"before_bytes": resident(), "before_private_bytes": private()}
 
 
 def stop_watching() -> dict[str, int]:
-    """Say what it took at most."""
+    """Return the largest memory since `start_watching`."""
     watch, found = _watched.pop()
     watch.__exit__(None, None, None)
     return {"peak_bytes": peak_resident(), **found}

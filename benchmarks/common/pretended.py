@@ -107,7 +107,7 @@ class Pretended(torch.Tensor):
 
 
 class _Mode(TorchDispatchMode):
-    """Lets tensors be made on the device."""
+    """Makes it possible to create tensors on the device."""
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -117,7 +117,7 @@ class _Mode(TorchDispatchMode):
 
 @contextmanager
 def pretending() -> Iterator[Counts]:
-    """Let tensors be made on the device, and count from nothing what it does."""
+    """Make tensors on the device in this context, and count from zero what it does."""
     global _counts
     _counts = Counts()
     with _Mode():
@@ -180,7 +180,7 @@ def _run(operation: Any, args: Any, kwargs: Any) -> Any:
 
 
 def moved(module: torch.nn.Module) -> torch.nn.Module:
-    """Put a module's parameters and buffers on the device, in place; Module.to cannot."""
+    """Move a module's parameters and buffers to the device, in place; Module.to cannot."""
     for part in module.modules():
         for key, parameter in part._parameters.items():
             if parameter is not None:

@@ -4,7 +4,7 @@ Both choose from the same pool with the same network, each in a process of its o
 other. What the cluster costs over the scratch file is the ratio of their seconds; the peaks of
 memory are what the operating system says of each process.
 
-The workers import this script, too, so whatever is large is imported in the functions.
+The workers import this script, too, so large packages are imported in the functions.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def local(given: argparse.Namespace, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def cluster(given: argparse.Namespace, sizes: dict[str, int]) -> dict[str, Any]:
-    """Run the query on a cluster whose workers read the pool from its file, chunk by chunk."""
+    """Run the query on a cluster; its workers read the pool from its file, chunk by chunk."""
     import dask.array as da
     import numpy as np
     from dask import delayed
@@ -96,7 +96,7 @@ def cluster(given: argparse.Namespace, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Both queries, each in a fresh process, and what they are beside each other."""
+    """Measure both queries, each in a fresh process, and compare them."""
     import numpy as np
     import psutil
 

@@ -54,7 +54,7 @@ def first_samples(batch: Batch, n: int) -> Batch:
 def looped_gradients(
     module: nn.Module, batch: Tensor, n: int
 ) -> Iterator[tuple[float, list[np.ndarray]]]:
-    """p_c and the gradients of log p_c, for each of the first n samples and each class.
+    """Return p_c and the gradients of log p_c, for each of the first n samples and each class.
 
     A backward pass for each, through the graph of the whole batch, copied to NumPy.
     """
@@ -69,7 +69,7 @@ def looped_gradients(
 def looped_embedding(
     module: nn.Module, batch: Tensor, kept: Sequence[np.ndarray], n: int
 ) -> np.ndarray:
-    """Embedding (n, C, k), float64, of the first n samples, by a loop over samples and classes."""
+    """Compute the embedding (n, C, k) of n samples in float64, by sample and class."""
     rows = [
         np.sqrt(p) * np.concatenate([g[keep] for g, keep in zip(gradients, kept, strict=True)])
         for p, gradients in looped_gradients(module, batch, n)
@@ -78,7 +78,7 @@ def looped_embedding(
 
 
 def looped_diagonal(module: nn.Module, batch: Tensor, n: int) -> list[np.ndarray]:
-    """Mean diagonal over the first n samples, by the same loop."""
+    """Compute the mean diagonal over the first n samples by the same loop."""
     totals = [np.zeros(p.shape) for p in module.parameters()]
     for p, gradients in looped_gradients(module, batch, n):
         for total, gradient in zip(totals, gradients, strict=True):
@@ -87,12 +87,12 @@ def looped_diagonal(module: nn.Module, batch: Tensor, n: int) -> list[np.ndarray
 
 
 def one_by_one(module: nn.Module, batch: Tensor, kept: Sequence[np.ndarray]) -> np.ndarray:
-    """The same loop where each sample has a graph of its own: kinder than the authors' way."""
+    """Run the same loop with a graph for each sample: kinder than the authors' way."""
     return np.concatenate([looped_embedding(module, sample, kept, 1) for sample in batch.split(1)])
 
 
 def kept_entries(module: nn.Module, mask: ParameterMask) -> list[np.ndarray]:
-    """The mask as one boolean array for each parameter."""
+    """Return the mask as one boolean array for each parameter."""
     kept = []
     for name, parameter in module.named_parameters():
         keep = np.zeros(parameter.numel(), dtype=bool)
@@ -103,7 +103,7 @@ def kept_entries(module: nn.Module, mask: ParameterMask) -> list[np.ndarray]:
 
 
 def jacobian_embedding(module: nn.Module, batch: Batch, mask: ParameterMask) -> Tensor:
-    """Embedding from the whole Jacobian of every sample, by torch.func, then gathered."""
+    """Compute whole Jacobians of every sample by torch.func, then gather the embedding."""
     parameters = {name: p.detach() for name, p in module.named_parameters()}
 
     def logits(given: dict[str, Tensor], sample: Batch) -> Tensor:
@@ -124,7 +124,7 @@ def jacobian_embedding(module: nn.Module, batch: Batch, mask: ParameterMask) -> 
 
 
 def hooked_embedding(module: nn.Module, batch: Batch, mask: ParameterMask) -> Tensor:
-    """Embedding from whole gradients of every sample, by hooks on layers, then gathered."""
+    """Compute whole gradients of every sample by hooks, then gather the embedding."""
     hooked = HookedGradients(module)
     logits = hooked.forward(lambda: called(module, batch))
     rows = directions(logits.detach().double().softmax(1)).to(logits.dtype)
@@ -137,7 +137,7 @@ def hooked_embedding(module: nn.Module, batch: Batch, mask: ParameterMask) -> Te
 
 
 def ordinary_passes(module: nn.Module, batches: Sequence[Batch]) -> None:
-    """C backward passes of each summed batch: a gradient for each class, none for a sample."""
+    """Run C backward passes of each summed batch: a gradient for each class, none a sample."""
     parameters = list(module.parameters())
     for batch in batches:
         logits = called(module, batch)
@@ -146,7 +146,7 @@ def ordinary_passes(module: nn.Module, batches: Sequence[Batch]) -> None:
 
 
 def unfused_passes(module: nn.Module, batches: Sequence[Batch]) -> None:
-    """The same without oneDNN."""
+    """Run the same without oneDNN."""
     with torch.backends.mkldnn.flags(enabled=False):
         ordinary_passes(module, batches)
 
@@ -158,7 +158,7 @@ def make_mask(diagonal: dict[str, Tensor], size: float | int = 0.002) -> Paramet
 def peers(
     given: argparse.Namespace, module: nn.Module, pool: Tensor, mask: ParameterMask
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Seconds a sample for every way, and the targets that follow."""
+    """Measure seconds a sample for every way, and check the targets."""
     n_ours, n_vmap, n_single, n_authors = (
         (8, 2, 2, 1) if given.quick else (4 * BATCH_SIZE, 16, 8, 2)
     )
@@ -260,7 +260,7 @@ def over_classes(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def network_cases(quick: bool) -> dict[str, tuple[nn.Module, Batch, float]]:
-    """Untrained networks of the field, a batch, and how many C ordinary passes are wanted."""
+    """Return untrained networks, a batch, and the wanted ratio to C ordinary passes."""
     n, n_classes, width, length = (2, 3, 16, 5) if quick else (32, 10, 64, 20)
     small, large = (8, 32) if quick else (32, 64)
     torch.manual_seed(0)
@@ -301,7 +301,7 @@ def network_cases(quick: bool) -> dict[str, tuple[nn.Module, Batch, float]]:
 
 
 def vectorises(module: nn.Module, batch: Batch, mask: ParameterMask) -> bool:
-    """Whether vmap(jacrev) knows every operation of a network."""
+    """Check whether vmap(jacrev) knows every operation of a network."""
     try:
         jacobian_embedding(module, first_samples(batch, 1), mask)
     except (RuntimeError, NotImplementedError):
@@ -310,7 +310,7 @@ def vectorises(module: nn.Module, batch: Batch, mask: ParameterMask) -> bool:
 
 
 def hooks_read(module: nn.Module, batch: Batch, mask: ParameterMask) -> bool:
-    """Whether hooks know every layer of a network, and find the same embedding."""
+    """Check whether hooks know every layer of a network, and find the same embedding."""
     part = first_samples(batch, 2)
     try:
         hooked = hooked_embedding(module, part, mask)
@@ -321,7 +321,7 @@ def hooks_read(module: nn.Module, batch: Batch, mask: ParameterMask) -> bool:
 
 
 def over_networks(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ratios to C ordinary backward passes for networks of the field, and their targets."""
+    """Measure ratios to C ordinary backward passes for networks, and check the targets."""
     found, targets = {}, []
     for name, (module, batch, limit) in network_cases(given.quick).items():
         module = module.to(given.device).eval()

@@ -1,4 +1,4 @@
-"""Queries on a Dask cluster one of whose workers is killed: do the picks change?
+"""Queries on a Dask cluster while one of its workers is killed: do the picks change?
 
 Each run has a cluster of its own on this machine. While chunks are embedded, or after some picks,
 one worker gets SIGKILL, at a moment that differs from run to run.
@@ -20,13 +20,13 @@ N, N_LABELED, CHUNK = 6000, 100, 400
 
 
 def slow(chunk: Any) -> Any:
-    """Take a moment for each chunk, so that there is time to die in."""
+    """Wait a moment for each chunk, so that a worker can be killed meanwhile."""
     time.sleep(0.1)
     return chunk
 
 
 def query(n_picks: int, kill_after: float | None) -> tuple[Any, Any, dict[str, Any]]:
-    """Choose on a fresh cluster; kill a worker so many seconds into the query."""
+    """Choose on a fresh cluster; kill a worker `kill_after` seconds into the query."""
     import dask.array as da
     from distributed import Client, LocalCluster
 

@@ -96,7 +96,7 @@ class HookedGradients:
                 hook.remove()
 
     def backward(self, logits: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """Contract the logits with (n, C); give whole gradients, samples first, by name."""
+        """Contract the logits with (n, C); return whole gradients, samples first, by name."""
         outputs = [output for _, output in self._seen.values()]
         gradients = torch.autograd.grad(logits, outputs, rows, retain_graph=True)
         found = {}

@@ -58,7 +58,7 @@ class KnobCase:
         )
 
     def gain(self, positions: Sequence[int]) -> float:
-        """How much a batch lessens the exact objective."""
+        """Compute how much a batch reduces the exact objective."""
         before, after = (
             batch_information(self.V, chosen, self.n_instances, **self.start)
             for chosen in ([], positions)
@@ -66,7 +66,7 @@ class KnobCase:
         return objective(before, self.fisher) - objective(after, self.fisher)
 
     def compare(self, positions: Sequence[int]) -> tuple[float, float]:
-        """Share of picks that are the exact ones, and share of the exact batch's gain."""
+        """Return the share of picks that are exact ones, and of the exact batch's gain."""
         common = len(set(positions) & set(self.exact)) / len(self.exact)
         return common, self.gain(positions) / self.gain(self.exact)
 
@@ -84,7 +84,7 @@ def knob_settings(n_pool: int) -> dict[str, dict[str, Any]]:
 
 
 def knobs(given: argparse.Namespace) -> dict[str, Any]:
-    """Agreement with the exact choice and seconds, for each knob, over several networks."""
+    """Measure agreement with the exact choice and seconds, for each knob and network."""
     n_networks = 1 if given.quick else 5
     cases = [KnobCase(given, seed) for seed in tqdm(range(n_networks), desc="exact choices")]
     settings = knob_settings(len(cases[0].pool))

@@ -51,7 +51,7 @@ QUICK_LARGE: dict[str, dict[str, Any]] = {
 
 
 def write_images(folder: Path, n: int, data_dir: Path | None, n_classes: int = 10) -> str:
-    """Write a pool of n images of 28 x 28 and a training set; say what they are."""
+    """Write a pool of n images of 28 x 28 and a training set; return their name."""
     if data_dir is not None:
         from benchmarks.study.run import load
 
@@ -74,7 +74,7 @@ def write_images(folder: Path, n: int, data_dir: Path | None, n_classes: int = 1
 
 
 def measure_case(given: argparse.Namespace) -> dict[str, Any]:
-    """One query of a large pool: in a process of its own, whose peak memory is the query's."""
+    """Run one query of a large pool; the peak memory of this process is the query's."""
     name = given.one_case
     setting = (QUICK_LARGE if given.quick else LARGE)[name]
     parameters = setting.get("parameters", {})
@@ -118,7 +118,7 @@ def measure_case(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Each large pool in a fresh process; what else this machine has measured stays in the file."""
+    """Run each large pool in a fresh process; other results of this machine stay in the file."""
     about = harness.surroundings(given)
     settings = QUICK_LARGE if given.quick else LARGE
     wanted = given.cases or settings
@@ -149,7 +149,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def compared(found: dict[str, Any]) -> dict[str, Any]:
-    """What the large cases say beside each other, and the targets for it."""
+    """Compare the large cases with each other, and with the targets."""
     targets, growth = [], {}
     for small, big in TENTHS:
         if small in found and big in found:

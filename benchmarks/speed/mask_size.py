@@ -58,7 +58,7 @@ NETWORKS = {"torchvision's ResNet-18": ResNet18, "vision transformer": VisionTra
 
 
 def load(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
-    """Images of 32 x 32 pixels."""
+    """Return images of 32 x 32 pixels."""
     n = 60 if given.quick else N_POOL + N_LABELED
     if given.images is None:
         return *harness.noisy_images(n, 10, 32), "synthetic images"
@@ -68,7 +68,7 @@ def load(given: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def reduction(V: Tensor, V_labeled: Tensor, positions: Sequence[int]) -> float:
-    """Decrease of tr(M^-1 F) by a batch, in float64, without a (k, k) matrix.
+    """Compute the decrease of tr(M^-1 F) by a batch, in float64, without a (k, k) matrix.
 
     With M = I + W^T W, tr(M^-1 F) = tr(F) - tr((I + W W^T)^-1 W F W^T).
     """
@@ -90,7 +90,7 @@ def reduction(V: Tensor, V_labeled: Tensor, positions: Sequence[int]) -> float:
 def one_network(
     given: argparse.Namespace, name: str, X: np.ndarray, y: np.ndarray, sizes: Sequence[int]
 ) -> dict[str, Any]:
-    """Queries of one network, with masks of all sizes."""
+    """Measure queries of one network, with masks of all sizes."""
     torch.manual_seed(0)
     net = NeuralNetClassifier(
         NETWORKS[name],
@@ -158,7 +158,7 @@ def one_network(
 
 
 def accuracy(given: argparse.Namespace) -> dict[str, Any]:
-    """Mean accuracy over learning curves on digits, and paired differences to "auto"."""
+    """Compute mean accuracy over learning curves on digits, and differences to "auto"."""
     X, y, n_train = load_data("digits", Path(), download=False)
     n_pool, n_seeds, n_queries = (200, 1, 1) if given.quick else (1000, 4, 5)
     sizes = DIGITS_SIZES[::3] if given.quick else DIGITS_SIZES

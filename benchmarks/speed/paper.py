@@ -24,7 +24,7 @@ CASES: dict[int, dict[str, Any]] = {10: {}, 100: {"n_directions": 3}}
 def measure_case(
     given: argparse.Namespace, n_classes: int, parameters: dict[str, Any]
 ) -> dict[str, Any]:
-    """Seconds of the query's steps, beside copies in the memory of the device."""
+    """Measure seconds of the query's steps, beside copies in the memory of the device."""
     n, n_instances, n_copied = (120, 6, 1000) if given.quick else (25_000, 1200, 2**28)
     case = harness.ImageCase.make(given, n, n_classes)
     sampler = FisherMaskSampler(

@@ -67,7 +67,7 @@ class Headline:
         self.ours.append(self.sampler.query_info_["seconds"])
 
     def works(self) -> dict[str, tuple[float, harness.Work]]:
-        """What is timed, each with the factor that makes it a whole query's."""
+        """Return what is timed, each with the factor that scales it to a whole query."""
         few, n_mask = 2, min(self.n, DIAGONAL["n_mask_samples"])
         module, batch = self.module, self.images[:AUTHORS_BATCH]
         single, float32 = self.images[:few], self.rows.float()
@@ -99,7 +99,7 @@ class Headline:
 
     @property
     def learner(self) -> Any:
-        """What the strategies of the label-efficiency study take."""
+        """Return what the strategies of the label-efficiency study take."""
         return SimpleNamespace(
             estimator=self.case.net,
             query_strategy=None,
@@ -112,7 +112,7 @@ class Headline:
         return self.pool, self.n_instances
 
     def same_gradients(self) -> float:
-        """Largest relative difference of V^T V between the naive loop's samples and ours."""
+        """Compute the largest relative difference of V^T V between the naive loop and ours."""
         few = 3
         naive = looped_embedding(self.module, self.images[:AUTHORS_BATCH], self.kept, few)
         ours = fisher_embedding(self.module, [self.images[:few]], self.mask).double().cpu()
@@ -198,7 +198,7 @@ def add(*parts: Sequence[float]) -> list[float]:
 
 
 def over_samples(given: argparse.Namespace, case: harness.ImageCase) -> dict[str, Any]:
-    """Growth of the whole query with the pool."""
+    """Measure the growth of the whole query with the pool."""
     sizes = (16, 32) if given.quick else (500, 1000, 2000, 4000)
     n_instances = 2 if given.quick else 50
     few = {"n_mask_samples": 16}
@@ -213,12 +213,12 @@ def over_samples(given: argparse.Namespace, case: harness.ImageCase) -> dict[str
         sizes,
         {"query": [*times.values()]},
         {"k": len(sampler.mask_), "C": 10, "K": n_instances, **few},
-        "few samples for the diagonal, whose cost does not depend on the pool",
+        "few samples for the diagonal: its cost does not depend on the pool",
     )
 
 
 def few_images(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A large network and few samples: their rows are fewer than the mask has parameters."""
+    """Measure a large network on few samples: their rows are fewer than masked parameters."""
     n_pool, n_labeled, n_instances = (12, 8, 2) if given.quick else (100, 40, 5)
     X, y = harness.noisy_images(n_pool + n_labeled, 4, 32)
     torch.manual_seed(0)

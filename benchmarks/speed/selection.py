@@ -25,20 +25,20 @@ from skfishermask.fisher import fisher_matrix, predicted_probabilities
 
 # Candidates that the naive step takes at a time.
 CHUNK = 100
-# Products whose mean is the floor: a single one is too short to time well.
+# The floor is the mean of this number of products: a single one is too short to time.
 N_PRODUCTS = 10
 Gains = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def gains_as_published(v: Tensor, inverse: Tensor, fisher: Tensor) -> Tensor:
-    """Gains of some candidates, evaluated from left to right: four products with (k, k)."""
+    """Compute gains from left to right: four products with (k, k)."""
     eye = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
     middle = torch.linalg.inv(eye + v @ inverse @ v.mT)
     return (v @ inverse @ fisher @ inverse @ v.mT @ middle).diagonal(dim1=1, dim2=2).sum(1)
 
 
 def gains_with_two_products(v: Tensor, inverse: Tensor, fisher: Tensor) -> Tensor:
-    """The same gains, with V M^-1 kept."""
+    """Compute the same gains, with V M^-1 kept."""
     eye = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
     x = v @ inverse
     return torch.einsum("nij,nji->n", x @ fisher @ x.mT, torch.linalg.inv(eye + x @ v.mT))
@@ -51,7 +51,7 @@ def select_naively(
     gains: Gains = gains_as_published,
     show: bool = False,
 ) -> list[int]:
-    """Greedy choice from M = I that multiplies every embedding with M^-1 at every step."""
+    """Choose greedily from M = I, with every embedding multiplied by M^-1 at every step."""
     inverse = torch.eye(len(fisher), dtype=embedding.dtype, device=embedding.device)
     fisher = fisher.to(embedding.dtype)
     chosen: list[int] = []
@@ -68,7 +68,7 @@ def select_naively(
 def authors_rows(
     module: nn.Module, batches: Sequence[Tensor], mask: ParameterMask, **options: Any
 ) -> Tensor:
-    """Rows sqrt(p_c) g_c, one for each class, in float64: the same V^T V from C rows.
+    """Return rows sqrt(p_c) g_c, one for each class, in float64: the same V^T V from C rows.
 
     Their values are the naive loop's, which benchmarks.speed.query checks; all of them are made in
     our way.
@@ -96,13 +96,13 @@ class Pool:
         self._largest = self.embedding.square().sum((0, 1)).argsort(descending=True)
 
     def take(self, n: int, k: int) -> Tensor:
-        """The first n candidates at the k columns with most Fisher information."""
+        """Return the first n candidates at the k columns with most Fisher information."""
         columns = self._largest[:k].sort().values
         return self.embedding[:n, :, columns].contiguous()
 
 
 class Steps:
-    """Works that tell what a greedy step costs: selections of one sample and of many."""
+    """Return what is timed for a greedy step: selections of one sample and of many."""
 
     def __init__(self, embedding: Tensor, n_instances: int) -> None:
         self.embedding = embedding
@@ -118,7 +118,7 @@ class Steps:
         }
 
     def a_step(self, name: str, times: Mapping[str, Sequence[float]]) -> list[float]:
-        """Seconds of each step after the first, which has the start in it."""
+        """Compute the seconds of each step after the first, which has the start in it."""
         # At tiny sizes noise can leave less than nothing.
         return [
             max(many - one, 1e-9) / (self.n_instances - 1)
@@ -128,7 +128,7 @@ class Steps:
         ]
 
     def floor(self) -> None:
-        """Some products of the stacked embeddings (n r, k) with a (k, 2 r) matrix."""
+        """Return products of the stacked embeddings (n r, k) with a (k, 2 r) matrix."""
         _, r, k = self.embedding.shape
         factors = self.embedding.new_ones((k, 2 * r))
         for _ in range(N_PRODUCTS):
@@ -141,7 +141,7 @@ def a_naive_step(embedding: Tensor, gains: Gains) -> harness.Work:
 
 
 def peers(given: argparse.Namespace, pool: Pool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Seconds a step: ours, the floor and naive steps on a part of the candidates, scaled.
+    """Measure seconds a step: ours, the floor, and naive steps on some candidates, scaled.
 
     And the target that follows.
     """
@@ -188,7 +188,7 @@ def steps_over(
     naive: int = 0,
     note: str = "",
 ) -> dict[str, Any]:
-    """Growth of a greedy step; where `naive` is above 0, of a naive one on so many candidates.
+    """Measure the growth of a greedy step, and of a naive one on `naive` candidates, if any.
 
     And the step over the floor, size by size.
     """
@@ -220,7 +220,7 @@ def steps_over(
 
 
 def over_batch(given: argparse.Namespace, pool: Pool) -> dict[str, Any]:
-    """Growth of the selection with the batch, where the steps outweigh the start."""
+    """Measure the growth of the selection with the batch, where steps outweigh the start."""
     n, k = (20, 60) if given.quick else (2000, 500)
     sizes = (2, 4) if given.quick else (100, 200, 400, 800)
     embedding = pool.take(n, k)
@@ -246,7 +246,7 @@ def over_classes(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def equal_rows(given: argparse.Namespace, pool: Pool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Pools whose candidates are all equal, or all zero, beside one where they differ."""
+    """Time pools of candidates that are all equal, or all zero, beside one where they differ."""
     n, k, n_instances = (20, 60, 3) if given.quick else (2000, 500, 20)
     V = pool.take(n, k)
     pools = {"different": V, "equal": V[:1].expand_as(V).contiguous(), "zero": V * 0}

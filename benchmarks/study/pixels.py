@@ -36,7 +36,7 @@ SHRUNK = 1e-4
 
 
 def share_of_pixels(learner: Any, X_pool: Any, n_instances: int = 1) -> tuple[Any, Any]:
-    """What ``coverage_share="auto"`` does with smaller inputs, whatever their size."""
+    """Choose as ``coverage_share="auto"`` does with smaller inputs."""
     share = automatic_share(torch.as_tensor(learner.predict_proba(X_pool)), len(learner.X_training))
     sampler = fisher(coverage_share=share, random_state=drawn_seed())
     return sampler(learner, X_pool, n_instances)
@@ -68,7 +68,7 @@ HEADS = {"cifar10-features": "mlp16 behind pixels", "cifar10-components": "linea
 
 
 def with_pixels(name: str, images: Path, data_dir: Path) -> Path:
-    """Put the standardized pixels before the features of one file, in another one."""
+    """Write the standardized pixels and, after them, the features of a file into another one."""
     file = data_dir / f"pixels-{name}.npz"
     if file.exists():
         return file

@@ -71,7 +71,7 @@ class Round:
     seeds_of_first_study: range = range(0)
 
     def scores(self, setting: Setting) -> pd.DataFrame:
-        """Scores that decide, by seed, of all strategies that ran with the seeds of the round."""
+        """Return scores by seed, of all strategies that ran with the seeds of the round."""
         first = setting.info["dataset"] in FIRST
         seeds = self.seeds_of_first_study if first else self.seeds
         names = [n for n in setting.means if not is_ours(n) or n in (PUBLISHED, *self.candidates)]
@@ -87,7 +87,7 @@ ROUNDS = [
 
 
 def headline(settings: Sequence[Setting]) -> dict[str, Any]:
-    """Share of the labels of random sampling that the default needed."""
+    """Compute the share of the labels of random sampling that the default needed."""
     needed = pd.Series({s.name: s.labels_needed(DEFAULT) for s in settings})
     return {
         "median": needed.median(),
@@ -97,7 +97,7 @@ def headline(settings: Sequence[Setting]) -> dict[str, Any]:
 
 
 def outcomes(settings: Sequence[Setting], peers: Sequence[str]) -> dict[str, list[str]]:
-    """Peers by what the default is: better, worse, or not told apart."""
+    """Sort peers by the verdict on the default: better, worse or open."""
     found: dict[str, list[str]] = {"better": [], "open": [], "worse": []}
     for name in peers:
         found[compare(settings, DEFAULT, name).verdict].append(name)
@@ -105,7 +105,7 @@ def outcomes(settings: Sequence[Setting], peers: Sequence[str]) -> dict[str, lis
 
 
 def situations(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
-    """Settings by kind of pool and batch size, each with the numbers of labels they reach."""
+    """Return settings by kind of pool and batch size, named by their numbers of labels."""
     found = {}
     for kind, some in by_kind(settings).items():
         for batch in sorted({s.info["n_instances"] for s in some}):
@@ -116,7 +116,7 @@ def situations(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
 
 
 def choices(settings: Sequence[Setting]) -> dict[str, Any]:
-    """The library's parameters beside each other: gain over random sampling, by situation."""
+    """Compare the library's parameters: gain over random sampling, by situation."""
     parts = situations(settings)
     rows = {
         name: [
@@ -143,7 +143,7 @@ def choices(settings: Sequence[Setting]) -> dict[str, Any]:
 
 
 def regret_rows(settings: Sequence[Setting], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Mean and worst regret of each strategy, where it is worst, and the seconds of a query."""
+    """Compute mean and worst regret of each strategy, and the seconds of a query."""
     table = regrets(settings, names)
     batches = sorted({s.info["n_instances"] for s in settings})
     return [
@@ -166,7 +166,7 @@ def regret_rows(settings: Sequence[Setting], names: Sequence[str]) -> list[dict[
 
 
 def beside_peers(settings: Sequence[Setting], peers: Sequence[str]) -> dict[str, Any]:
-    """The default and the published method minus each peer, by kind of pool."""
+    """Compare the default and the published method with each peer, by kind of pool."""
     kinds = by_kind(settings)
     return {
         peer: {
@@ -178,7 +178,7 @@ def beside_peers(settings: Sequence[Setting], peers: Sequence[str]) -> dict[str,
 
 
 def in_each_setting(settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """A table for each data set: accuracy of random sampling, and what others add to it."""
+    """Return a table for each data set: accuracy of random sampling, and gains over it."""
     tables = []
     for dataset in dict.fromkeys(s.dataset for s in settings):
         some = [s for s in settings if s.dataset == dataset]
@@ -200,7 +200,7 @@ def in_each_setting(settings: Sequence[Setting]) -> list[dict[str, Any]]:
 
 
 def standard_errors(settings: Sequence[Setting], peers: Sequence[str]) -> dict[str, Any]:
-    """Standard errors of a difference to a peer in one setting: the median and the largest."""
+    """Compute standard errors of a difference in one setting: the median and the largest."""
     errors = [standard_error(s.difference(DEFAULT, peer)) for s in settings for peer in peers]
     return {"median": float(np.median(errors)), "largest": max(errors)}
 
@@ -236,7 +236,7 @@ def judge(scores: dict[str, pd.DataFrame], name: str) -> dict[str, Any]:
 
 
 def rounds(settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """The rounds of the protocol that have run: their candidates, judged."""
+    """Judge the candidates of the rounds of the protocol that have run."""
     found = []
     for one in ROUNDS:
         scores = {s.name: one.scores(s) for s in settings}
@@ -250,7 +250,7 @@ def rounds(settings: Sequence[Setting]) -> list[dict[str, Any]]:
 
 
 def on_pixels(settings: Sequence[Setting]) -> dict[str, Any] | None:
-    """Whether a share of coverage helps where the inputs are pixels."""
+    """Compare a share of coverage with none where the inputs are pixels."""
     if not settings:
         return None
     order = [*NETWORKS_ON_PIXELS]
@@ -270,7 +270,7 @@ def on_pixels(settings: Sequence[Setting]) -> dict[str, Any] | None:
 
 
 def with_gain(table: pd.DataFrame) -> pd.DataFrame:
-    """The mean curve of each setting, with the accuracy that the next batches gain."""
+    """Return the mean curve of each setting, with the accuracy that the next batches gain."""
     keys = ["dataset", "imbalance"]
     mean = table.groupby([*keys, "n_labeled"], as_index=False).mean(numeric_only=True)
     later = mean.groupby(keys).accuracy.shift(-N_BATCHES_AHEAD)
@@ -278,7 +278,7 @@ def with_gain(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge_signals(table: pd.DataFrame) -> pd.DataFrame:
-    """How well each signal tells the gain to come: in a setting, and with one threshold for all."""
+    """Compute how well each signal tells the gain to come, in a setting and over all."""
     mean = with_gain(table)
     settings = [part for _, part in mean.groupby(["dataset", "imbalance"])]
     rows = {}

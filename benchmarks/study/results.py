@@ -78,7 +78,7 @@ class Setting:
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
-        """Accuracy of each strategy, by seed (rows) and number of labels (columns)."""
+        """Return the accuracy of each strategy, by seed (rows) and number of labels (columns)."""
         return {
             name: table.pivot(index="seed", columns="n_labeled", values="accuracy")
             for name, table in self.table.groupby("strategy", sort=False)
@@ -86,21 +86,21 @@ class Setting:
 
     @cached_property
     def means(self) -> pd.DataFrame:
-        """Mean accuracy over the curve, by seed and strategy; NaN where there is no such run."""
+        """Return mean accuracy over the curve, by seed and strategy; NaN where there is no run."""
         return pd.DataFrame({name: curve.mean(axis=1) for name, curve in self.curves.items()})
 
     def difference(self, name: str, other: str) -> np.ndarray:
-        """Paired differences of mean accuracy, by the seeds that both have."""
+        """Return paired differences of mean accuracy, on the seeds that both have."""
         return (self.means[name] - self.means[other]).dropna().to_numpy()
 
     @cached_property
     def scores(self) -> pd.Series:
-        """Mean accuracy: that of the published method, plus the mean paired difference to it."""
+        """Return mean accuracy: the published method's, plus the mean paired difference."""
         base = self.means[PUBLISHED].mean()
         return base + self.means.sub(self.means[PUBLISHED], axis=0).mean()
 
     def paired(self, name: str, other: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Curves of two strategies on the seeds that both have."""
+        """Return the curves of two strategies on the seeds that both have."""
         mine, yours = self.curves[name], self.curves[other]
         seeds = mine.index.intersection(yours.index)
         return mine.loc[seeds], yours.loc[seeds]
@@ -116,7 +116,7 @@ class Setting:
         return float(np.interp(target.iloc[-1], reached, reached.index) / last)
 
     def query_seconds(self, name: str) -> float:
-        """Lower quartile: other work on the machine made many queries too long."""
+        """Return the lower quartile: other work on the machine made many queries longer."""
         return float(self.table.loc[self.table.strategy == name, "query_time"].quantile(0.25))
 
 

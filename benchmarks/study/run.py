@@ -90,7 +90,7 @@ PACKAGES = ["skfishermask", "torch", "scikit-learn", "skorch", "numpy", "scikit-
 
 
 def load(dataset: str, data_dir: Path, download: bool) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images (n, channels, height, width) in [0, 1], labels, and how many of them are for training.
+    """Load images (n, channels, height, width) in [0, 1], labels, and the number for training.
 
     Of digits, which has no test set of its own, the number is that of all.
     """
@@ -117,7 +117,7 @@ def load(dataset: str, data_dir: Path, download: bool) -> tuple[np.ndarray, np.n
 
 
 def long_tail(n_classes: int, largest: int, ratio: float) -> np.ndarray:
-    """Class sizes that fall exponentially from `largest` to `largest` / `ratio`."""
+    """Return class sizes that fall exponentially from `largest` to `largest` / `ratio`."""
     sizes = largest * ratio ** (-np.arange(n_classes) / (n_classes - 1))
     return np.maximum(1, sizes.round().astype(int))
 
@@ -125,8 +125,7 @@ def long_tail(n_classes: int, largest: int, ratio: float) -> np.ndarray:
 def make_split(
     y: np.ndarray, n_train: int, seed: int, pool_size: int, test_size: int, imbalance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the pool, balanced or long-tailed in an order of classes of its own, and of a
-    balanced test set."""
+    """Draw rows of the pool, balanced or long-tailed, and of a balanced test set."""
     rng = np.random.default_rng(seed)
     classes = np.unique(y)
     rows = {c: rng.permutation(np.flatnonzero(y == c)) for c in classes}
@@ -147,7 +146,7 @@ def make_split(
 
 
 def mean_scores(several: SeveralTrainings, X: Any, y: np.ndarray) -> dict[str, float]:
-    """Each metric, averaged over the trainings."""
+    """Compute each metric, averaged over the trainings."""
     predicted = [net.predict(X) for net in several.estimators_]
     return {
         name: float(np.mean([metric(y, p) for p in predicted])) for name, metric in METRICS.items()
@@ -165,7 +164,7 @@ def setting_name(options: argparse.Namespace) -> str:
 
 
 def read_results(folder: Path) -> pd.DataFrame:
-    """The rows there are, maybe none."""
+    """Load the rows there are, maybe none."""
     file = folder / "results.csv"
     return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
 
@@ -188,7 +187,7 @@ def add_results(folder: Path, name: str, seed: int, result: dict[str, np.ndarray
 
 
 def write_setting(folder: Path, options: argparse.Namespace) -> None:
-    """Say what all results of a folder have in common, and what computed the latest."""
+    """Write what all results of a folder have in common, and what computed the latest."""
     machine = {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "processor": platform.processor() or platform.machine(),
@@ -206,7 +205,7 @@ def write_setting(folder: Path, options: argparse.Namespace) -> None:
 
 
 def what_is_set(options: argparse.Namespace) -> dict[str, Any]:
-    """What results in one table have in common."""
+    """Return what results in one table have in common."""
     names = {name: getattr(options, name) for name in SETTINGS}
     return {"dataset": Path(options.dataset).stem, **names}
 
@@ -249,7 +248,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, seed: int) -> None:
-    """All strategies in one setting with one seed, but for those whose results are there.
+    """Run all strategies in one setting with one seed, but for those that have results.
 
     A strategy that fails is reported and left out, so that it stops no others.
     """
@@ -277,7 +276,7 @@ def run(options: argparse.Namespace, seed: int) -> None:
                 random_state=seed,
                 checkpoint=folder / "checkpoint" / f"{slug(name)}_{seed}",
             )
-        except Exception:  # whatever a peer raises
+        except Exception:  # a peer may raise anything
             print(f"{folder.name}, seed {seed}, {name}:\n{traceback.format_exc()}")
             continue
         write_setting(folder, options)

@@ -32,7 +32,7 @@ N_QUERIES = 25
 
 
 def curve(setting: dict[str, Any], data_dir: Path, seed: int) -> pd.DataFrame:
-    """Accuracy by number of labels, and the signals before each batch (after the last: NaN)."""
+    """Run a curve: accuracy by number of labels, and the signals before each batch."""
     X, y, n_train = load(str(data_dir / f"{setting['dataset']}.npz"), data_dir, download=False)
     split = make_split(
         y, n_train, seed, *(setting[n] for n in ("pool_size", "test_size", "imbalance"))

@@ -30,7 +30,7 @@ BATCH_SIZE = 256
 
 @torch.no_grad()
 def features_and_logits(net: Any, X: Any) -> tuple[Tensor, Tensor]:
-    """Input of the last linear layer (n, d), and the logits (n, C)."""
+    """Return the input of the last linear layer (n, d), and the logits (n, C)."""
     module, to_logits = net.module_, to_logits_of(net)
     last = [m for m in module.modules() if isinstance(m, nn.Linear)][-1]
     features: list[Tensor] = []
@@ -70,17 +70,17 @@ class FromNet(SkactivemlClassifier):
 
 
 def drawn_seed() -> int:
-    """Seed from the global generator, which is seeded for the query."""
+    """Draw a seed from the global generator, which is seeded for the query."""
     return int(check_random_state(None).randint(2**31 - 1))
 
 
 def inputs(X: Any) -> Tensor:
-    """The samples as the net takes them, flattened to (n, d)."""
+    """Return the samples as the net takes them, flattened to (n, d)."""
     return torch.as_tensor(X).flatten(1)
 
 
 def unit_inputs(X: Any) -> np.ndarray:
-    """The same, scaled to unit length."""
+    """Return the samples flattened and scaled to unit length."""
     return F.normalize(inputs(X).double()).numpy()
 
 
@@ -170,7 +170,7 @@ def drop_query(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
 
 
 def calibration_error(probabilities: Tensor, y: Tensor, n_bins: int = 15) -> float:
-    """Expected calibration error: |accuracy - confidence| by bins of confidence."""
+    """Compute the expected calibration error: |accuracy - confidence| by bins of confidence."""
     confidence, predicted = probabilities.max(1)
     bins = (confidence * n_bins).long().clamp(max=n_bins - 1)
     difference = torch.zeros(n_bins, dtype=confidence.dtype)
@@ -179,7 +179,7 @@ def calibration_error(probabilities: Tensor, y: Tensor, n_bins: int = 15) -> flo
 
 
 def temperature(learner: Any) -> float:
-    """The temperature that calibrates a net trained without a fifth of the labels on that fifth."""
+    """Find the temperature that calibrates a net on a fifth of the labels, held out."""
     X, y = learner.X_training, np.asarray(learner.y_training)
     order = check_random_state(None).permutation(len(y))
     held, kept = np.split(order, [max(1, len(y) // 5)])

@@ -22,7 +22,7 @@ HEADER = "# Sphinx inventory version 2\n# Project: {}\n# Version: \n# The rest i
 
 
 def read(path: Path) -> tuple[str, str]:
-    """Give the address of a project's documentation, and its inventory uncompressed."""
+    """Return the address of a project's documentation, and its inventory uncompressed."""
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     lines = [words for words in lines if words and not words[0].startswith("#")]
     (keyword, base), *entries = lines

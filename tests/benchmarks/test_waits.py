@@ -17,7 +17,7 @@ def test_few_waits_and_operations(tmp_path: Path, capsys: pytest.CaptureFixture[
     found = json.loads((tmp_path / "waits.json").read_text("utf-8"))
     picks = found["selection"]
     assert picks["same_picks"]
-    # Those of the start, whose own checks read some numbers, are among them.
+    # Those of the start are among them: its own checks read some numbers.
     assert 100 / 8 < picks["waits"] <= 100 / 4, picks["lines that wait"]
     assert 0 < picks["operations a pick"] <= 120
     for works in found["networks"].values():
