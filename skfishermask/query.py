@@ -12,7 +12,12 @@ import skorch
 import torch
 from torch import Tensor
 
-from skfishermask.coverage import automatic_share, covering, early_share, margin_uncertainty
+from skfishermask.coverage import (
+    automatic_share,
+    early_share,
+    margin_uncertainty,
+    select_by_coverage,
+)
 from skfishermask.data import (
     DaskObject,
     DaskSamples,
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
 _BLIND_MASKS = ("random", "output_layer", "all")
 # Coverage looks at so many candidates at most, of so many numbers together, and is automatic for
 # inputs of so many numbers.
-_MOST_COVERED, _MOST_NUMBERS, _MOST_INPUTS = 5000, 1 << 27, 2048
+_MOST_COVERED, _MOST_NUMBERS, _MOST_INPUTS = 20_000, 1 << 27, 2048
 _CALLED = {"X_labeled": "the labelled samples", "X_target": "the target samples"}
 # Rows of several sets of samples.
 Sample = list[tuple[LocalSamples | Pool, np.ndarray]]
@@ -322,7 +327,9 @@ class Query:
         with self._progress.bar(n, "Coverage", "pick") as bar:
             weights = margin_uncertainty(p).to(inputs)
             covered = inputs[:0] if labeled is None else theirs
-            picks = covering(inputs, covered, weights, n, on_pick=bar.update)
+            picks = select_by_coverage(
+                inputs, covered, weights, n, settings.rng, on_pick=bar.update
+            )
         return drawn[picks].tolist(), n / self._n_instances
 
     def _utilities(self, rows: np.ndarray, batch: Batch, problem: SelectionProblem) -> np.ndarray:

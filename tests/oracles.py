@@ -85,6 +85,35 @@ def columns(module: nn.Module, indices: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(found)
 
 
+def left_uncovered(
+    pool: Tensor, known: Tensor, weights: Tensor, noise: float = 0.1, radius: float = 1.0
+) -> float:
+    """Weighted sum of the pool's posterior variances, given samples of a Gaussian process."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(-(a[:, None].double() - b.double()).square().sum(2) / radius**2)
+
+    cross = kernel(pool, known)
+    own = kernel(known, known) + noise * torch.eye(len(known)).double()
+    explained = (cross * torch.linalg.solve(own, cross.T).T).sum(1)
+    return float(weights.double() @ (1 - explained))
+
+
+def select_by_coverage(
+    pool: Tensor, labeled: Tensor, weights: Tensor, n_instances: int
+) -> list[int]:
+    """Greedy posterior variance: each pick is the candidate after which the least is left."""
+    picks: list[int] = []
+    for _ in range(n_instances):
+        left = {
+            i: left_uncovered(pool, torch.cat([labeled, pool[[*picks, i]]]), weights)
+            for i in range(len(pool))
+            if i not in picks
+        }
+        picks.append(min(left, key=left.__getitem__))
+    return picks
+
+
 def herd(
     pool: Tensor, labeled: Tensor, weights: Tensor, n_instances: int, radius: float
 ) -> list[int]:

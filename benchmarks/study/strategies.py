@@ -16,8 +16,9 @@ from sklearn.utils import check_random_state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.study.herding import herd
 from skfishermask import FisherMaskSampler, select_batch
-from skfishermask.coverage import covering, margin_uncertainty, predicted_balance
+from skfishermask.coverage import margin_uncertainty, predicted_balance
 from skfishermask.data.batches import NetBatches
 from skfishermask.data.logits import to_logits_of
 from skfishermask.data.unwrap import unwrap
@@ -210,14 +211,14 @@ def u_herding(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
     distances = torch.pdist(labeled)
     radius = float(distances[distances > 1e-6].min())
     weights = margin_uncertainty(probabilities).to(pool)
-    return np.array(covering(pool, labeled, weights, n_instances, radius=radius))
+    return np.array(herd(pool, labeled, weights, n_instances, radius=radius))
 
 
 def u_herding_fixed(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
     """UHerding with MaxHerding's radius 1, and the net's own probabilities."""
     pool, labeled = (F.normalize(inputs(X)) for X in (X_pool, learner.X_training))
     weights = margin_uncertainty(torch.as_tensor(learner.predict_proba(X_pool))).to(pool)
-    return np.array(covering(pool, labeled, weights, n_instances))
+    return np.array(herd(pool, labeled, weights, n_instances))
 
 
 def bait_binary(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:

@@ -26,7 +26,6 @@ from benchmarks.study.strategies import (
     temperature,
 )
 from skfishermask import FisherMaskSampler, fisher_embedding
-from skfishermask.coverage import covering
 from tests import oracles
 from tests.nets import digits
 
@@ -100,7 +99,7 @@ def units(X: np.ndarray) -> torch.Tensor:
 
 def test_max_herding_is_herding_without_weights(learner: Any) -> None:
     pool = IMAGES[60:160]
-    expected = covering(units(pool), units(IMAGES[:60]), torch.ones(100).double(), 8)
+    expected = oracles.herd(units(pool), units(IMAGES[:60]), torch.ones(100).double(), 8, 1.0)
     assert STRATEGIES["MaxHerding"](learner, pool, 8).tolist() == expected
 
 
