@@ -170,9 +170,10 @@ class KernelFeatures:
 
 
 def kernel(a: Tensor, b: Tensor, radius: float) -> Tensor:
-    """Return exp(-|a - b|^2 / radius^2) for all pairs of rows of unit length."""
-    # |a - b|^2 = 2 - 2 a b at unit length.
-    return (a @ b.T).sub_(1).mul_(2 / radius**2).clamp_(max=0).exp_()
+    """Return exp(-|a - b|^2 / radius^2) for all pairs of rows."""
+    # Not all rows have unit length: one of zeros has none.
+    squares = b.square().sum(1).addmm(a, b.T, alpha=-2).add_(a.square().sum(1)[:, None])
+    return squares.mul_(-1 / radius**2).clamp_(max=0).exp_()
 
 
 @torch.no_grad()

@@ -71,9 +71,9 @@ class MethodParameters:
         Pick so many times the batch forward, then drop the samples whose removal costs least.
         BAIT uses 2.
     coverage_share : float or "auto", default="auto"
-        Share of the batch, in [0, 1], that is taken first by coverage of the inputs, weighted by
-        the margin of the predictions (UHerding, with radius 1 at unit length, on at most 5,000
-        candidates); the rest is picked greedily given these. ``"auto"``: most of it while there
+        Share of the batch, in [0, 1], that is taken first by coverage of the inputs: it reduces
+        the posterior variance of a Gaussian process on them, weighted by the margin of the
+        predictions. The rest is picked greedily given these. ``"auto"``: most of it while there
         are few labels, falling to none at 20 for each class, and none where the predicted classes
         are not balanced, with `X_target`, or where a sample's inputs are no
         real numbers, of several lengths, or more than 2,048. 0: FisherMask as published.
