@@ -320,6 +320,35 @@ def hooks_read(module: nn.Module, batch: Batch, mask: ParameterMask) -> bool:
     return torch.allclose(hooked, expected, rtol=1e-3, atol=1e-5)
 
 
+def ways(
+    given: argparse.Namespace, module: nn.Module, batch: Any, mask: ParameterMask
+) -> tuple[dict[str, harness.Work], dict[str, int]]:
+    """Return the ways to the embedding that work for a network, and the samples each reads."""
+    n, n_classes = called(module, batch).shape
+    n_parameters = sum(p.numel() for p in module.parameters())
+    # As in a query: what is found out about a kind of graph is found out once.
+    batches = [batch] * (2 if given.quick else N_BATCHES)
+    works: dict[str, harness.Work] = {
+        "embedding": lambda: fisher_embedding(module, batches, mask),
+        "diagonal": lambda: fisher_diagonal(module, batches),
+        "ordinary passes": lambda: ordinary_passes(module, batches),
+    }
+    if any(isinstance(part, nn.LSTM) for part in module.modules()):
+        # oneDNN fuses an LSTM's steps, and its gradients at single steps cannot be read.
+        works["ordinary passes, fused"] = works["ordinary passes"]
+        works["ordinary passes"] = lambda: unfused_passes(module, batches)
+    n_read = dict.fromkeys(works, n * len(batches))
+    if hooks_read(module, batch, mask):
+        n_read["hooks on layers"] = min(n, max(1, JACOBIAN_NUMBERS // n_parameters))
+        hooked = first_samples(batch, n_read["hooks on layers"])
+        works["hooks on layers"] = lambda: hooked_embedding(module, hooked, mask)
+    if vectorises(module, batch, mask):
+        n_read["vmap(jacrev)"] = min(n, max(1, JACOBIAN_NUMBERS // (n_classes * n_parameters)))
+        part = first_samples(batch, n_read["vmap(jacrev)"])
+        works["vmap(jacrev)"] = lambda: jacobian_embedding(module, part, mask)
+    return works, n_read
+
+
 def over_networks(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure ratios to C ordinary backward passes for networks, and check the targets."""
     found, targets = {}, []
@@ -331,59 +360,34 @@ def over_networks(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[
             else {key: values.to(given.device) for key, values in batch.items()}
         )
         n, n_classes = called(module, batch).shape
-        n_parameters = sum(p.numel() for p in module.parameters())
         mask = ParameterMask.from_diagonal(
             fisher_diagonal(module, [batch], n_directions=1),
             "global",
             200 if given.quick else 2000,
             output_layer=output_layer(module, first_samples(batch, 1)),
         )
-        # As in a query: what is found out about a kind of graph is found out once.
-        batches = [batch] * (2 if given.quick else N_BATCHES)
-        works: dict[str, harness.Work] = {
-            "embedding": lambda m=module, x=batches, k=mask: fisher_embedding(m, x, k),
-            "diagonal": lambda m=module, x=batches: fisher_diagonal(m, x),
-            "ordinary passes": lambda m=module, x=batches: ordinary_passes(m, x),
-        }
-        fused = any(isinstance(part, nn.LSTM) for part in module.modules())
-        if fused:
-            # oneDNN fuses an LSTM's steps, and its gradients at single steps cannot be read.
-            works["ordinary passes, fused"] = works["ordinary passes"]
-            works["ordinary passes"] = lambda m=module, x=batches: unfused_passes(m, x)
-        n_vmap = min(n, max(1, JACOBIAN_NUMBERS // (n_classes * n_parameters)))
-        n_hooks = min(n, max(1, JACOBIAN_NUMBERS // n_parameters))
-        if hooks_read(module, batch, mask):
-            hooked = first_samples(batch, n_hooks)
-            works["hooks on layers"] = lambda m=module, x=hooked, k=mask: hooked_embedding(m, x, k)
         with warnings.catch_warnings():
             # vmap says so where it loops over the samples: it is measured all the same.
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            if vectorises(module, batch, mask):
-                part = first_samples(batch, n_vmap)
-                works["vmap(jacrev)"] = lambda m=module, x=part, k=mask: jacobian_embedding(m, x, k)
+            works, n_read = ways(given, module, batch, mask)
             times = harness.alternate(works, given.repeats, given.device, name)
-        for way, values in times.items():
-            n_read = {"vmap(jacrev)": n_vmap, "hooks on layers": n_hooks}.get(way, n * len(batches))
-            times[way] = harness.scaled(values, n / n_read)
+        times = {way: harness.scaled(values, n / n_read[way]) for way, values in times.items()}
         ratios = {
             way: harness.ratio(values, times["ordinary passes"]) for way, values in times.items()
         }
         found[name] = {
             "sizes": {
-                "n_parameters": n_parameters,
+                "n_parameters": sum(p.numel() for p in module.parameters()),
                 "C": n_classes,
                 "batch": n,
-                "batches": len(batches),
+                "batches": n_read["embedding"] // n,
                 "k": len(mask),
             },
             "seconds a batch": {way: harness.spread(values) for way, values in times.items()},
             "ratio to C ordinary passes": ratios,
         }
-        targets.append(
-            harness.at_most(
-                f"{name}: embedding over C ordinary backward passes", ratios["embedding"], limit
-            )
-        )
+        what = f"{name}: embedding over C ordinary backward passes"
+        targets.append(harness.at_most(what, ratios["embedding"], limit))
         if "ResNet" in name:
             beside, of, most = ratios["diagonal"], "C ordinary backward passes", 1.5
         else:

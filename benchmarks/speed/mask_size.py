@@ -26,7 +26,7 @@ from benchmarks.common.networks import make_net
 from benchmarks.study.run import load as load_data
 from benchmarks.study.run import make_split
 from benchmarks.study.strategies import fisher
-from skfishermask import FisherMaskSampler, ParameterMask, active_learning_curve, fisher_embedding
+from skfishermask import FisherMaskSampler, active_learning_curve, fisher_embedding
 
 SIZES = [1000, 2000, 4000, 6000, 10_000]
 N_POOL, N_LABELED, K = 1200, 100, 50
@@ -87,12 +87,8 @@ def reduction(V: Tensor, V_labeled: Tensor, positions: Sequence[int]) -> float:
     return covered(torch.cat([labeled, batch])) - covered(labeled)
 
 
-def one_network(
-    given: argparse.Namespace, name: str, X: np.ndarray, y: np.ndarray, sizes: Sequence[int]
-) -> dict[str, Any]:
-    """Measure queries of one network, with masks of all sizes."""
-    torch.manual_seed(0)
-    net = NeuralNetClassifier(
+def untrained(given: argparse.Namespace, name: str) -> NeuralNetClassifier:
+    return NeuralNetClassifier(
         NETWORKS[name],
         module__n_classes=10,
         criterion=nn.CrossEntropyLoss,
@@ -104,11 +100,18 @@ def one_network(
         device=given.device,
         verbose=0,
     )
+
+
+def one_network(
+    given: argparse.Namespace, name: str, X: np.ndarray, y: np.ndarray, sizes: Sequence[int]
+) -> dict[str, Any]:
+    """Measure queries of one network, with masks of all sizes."""
+    torch.manual_seed(0)
+    net = untrained(given, name)
     n_labeled, n_batch = (20, 3) if given.quick else (N_LABELED, K)
     labeled, pool = X[:n_labeled], X[n_labeled:]
     net.fit(labeled, y[:n_labeled])
     found: dict[int, dict[str, Any]] = {}
-    masks: dict[int, ParameterMask] = {}
     batches: dict[int, list[int]] = {}
     for size in tqdm(sizes, desc=name):
         sampler = FisherMaskSampler(
@@ -121,19 +124,19 @@ def one_network(
         before = private()
         with watching_memory() as seen:
             indices, _ = sampler(net, pool, n_batch, X_labeled=labeled)
-        masks[size], batches[size] = sampler.mask_, indices.tolist()
+        batches[size] = indices.tolist()
         found[size] = {
             "seconds": sampler.query_info_["seconds"],
             "dimensions": sampler.query_info_["dimensions"],
             "bytes": seen["peak_private_bytes"] - before,
         }
-    # All are judged by the largest mask, which holds the others.
+    # All are judged by the last and largest mask, which holds the others.
     module = net.module_.eval()
     V, V_labeled = (
         fisher_embedding(
             module,
             torch.as_tensor(part, device=given.device).split(harness.BATCH_SIZE),
-            masks[sizes[-1]],
+            sampler.mask_,
         ).cpu()
         for part in (pool, labeled)
     )
