@@ -1,4 +1,4 @@
-"""The workers behind a Dask client: tasks that are waited for, and a cluster that may be gone."""
+"""The workers of a Dask client: tasks, waiting for them, and the error if the cluster is gone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from skfishermask.data import DaskObject
 # distributed.Future, which has no types.
 Future: TypeAlias = DaskObject
 
-# Seconds between looks at whether the cluster is still there.
-_LOOK = 2.0
+# Seconds between checks of whether the cluster is still there.
+_CHECK_INTERVAL = 2.0
 
 
 def _grace() -> float:
-    """Give the seconds without a worker until a cluster is gone: a connection's."""
+    """Return the seconds without a worker until a cluster is gone: the timeout of a connection."""
     from dask.config import get
     from dask.utils import parse_timedelta
 
@@ -30,9 +30,9 @@ def _grace() -> float:
 
 
 class Cluster:
-    """The workers behind a Dask client, and whatever one query has there.
+    """The workers of a Dask client, and the tasks of one query there.
 
-    Leaving the context takes back all tasks.
+    Leaving the context releases all tasks.
 
     Parameters
     ----------
@@ -65,23 +65,23 @@ class Cluster:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Tasks that nobody wants are stopped, or forgotten once they are through.
+        # Running tasks are stopped, results are forgotten.
         self.release(list(self._held))
 
     def count(self, phase: str, n_bytes: int) -> None:
-        """Note that so many bytes went from here to the workers or back."""
+        """Add to the bytes that went from here to the workers or back in a phase."""
         self.n_bytes[phase] = self.n_bytes.get(phase, 0) + n_bytes
 
     def compute(self, delayed: Sequence[DaskObject]) -> list[Future]:
         """Start the tasks of Dask collections."""
-        with self._reaching(), _quiet():
+        with self._reaching(), _ignoring_size_warnings():
             futures: list[Future] = self._client.compute(list(delayed))
         self._held.update(futures)
         return futures
 
     def submit(self, function: Callable[..., object], *args: object, **options: object) -> Future:
         """Start a task."""
-        with self._reaching(), _quiet():
+        with self._reaching(), _ignoring_size_warnings():
             future = self._client.submit(function, *args, pure=False, **options)
         self._held.add(future)
         return future
@@ -98,13 +98,13 @@ class Cluster:
         """Wait for tasks, without their results; raise what one of them raised."""
         from distributed import wait
 
-        waiting, look = set(futures), min(_LOOK, _grace() / 2)
+        waiting, interval = set(futures), min(_CHECK_INTERVAL, _grace() / 2)
         with self._reaching():
             while waiting:
                 try:
-                    done, waiting = wait(waiting, look, return_when="FIRST_COMPLETED")
+                    done, waiting = wait(waiting, interval, return_when="FIRST_COMPLETED")
                 except TimeoutError:
-                    self._look()
+                    self._check_alive()
                     continue
                 for future in done:
                     if future.status == "error":
@@ -115,29 +115,29 @@ class Cluster:
     def results(
         self, futures: Sequence[Future], on_done: Callable[[int], object] | None = None
     ) -> list[DaskObject]:
-        """Wait for tasks, and give their results."""
+        """Wait for tasks, and return their results."""
         self.wait(futures, on_done)
         with self._reaching():
-            found: list[DaskObject] = self._client.gather(list(futures))
+            results: list[DaskObject] = self._client.gather(list(futures))
         self.release(futures)
-        return found
+        return results
 
-    def homes(self, futures: Sequence[Future]) -> dict[str, list[Future]]:
-        """Say which worker has which results."""
+    def futures_by_worker(self, futures: Sequence[Future]) -> dict[str, list[Future]]:
+        """Return the tasks by the address of a worker that has their results."""
         while True:
             self.wait(futures)
             with self._reaching():
                 who_has = self._client.who_has(list(futures))
-            found: dict[str, list[Future]] = {}
+            by_worker: dict[str, list[Future]] = {}
             for future in futures:
                 for address in sorted(who_has[future.key])[:1]:
-                    found.setdefault(address, []).append(future)
-            # Those of a worker that has just died are on their way.
-            if sum(map(len, found.values())) == len(futures):
-                return found
+                    by_worker.setdefault(address, []).append(future)
+            # Results of a worker that has just died are computed again.
+            if sum(map(len, by_worker.values())) == len(futures):
+                return by_worker
 
     def _size(self) -> tuple[int, float]:
-        """Give the number of workers, and how much memory they may take together."""
+        """Return the number of workers, and the bytes that they may take together."""
         with self._reaching():
             try:
                 self._client.wait_for_workers(1, timeout=_grace())
@@ -146,7 +146,7 @@ class Cluster:
             limits = self._client.run(worker.memory_limit)
         return len(limits), sum(limit or math.inf for limit in limits.values())
 
-    def _look(self) -> None:
+    def _check_alive(self) -> None:
         try:
             n_threads = self._client.nthreads()
         except OSError as error:
@@ -182,8 +182,8 @@ class Cluster:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Let tasks be large: what a worker must be told has a size that cannot be helped."""
+def _ignoring_size_warnings() -> Iterator[None]:
+    """Ignore the warning about large tasks: the size of what a worker needs is what it is."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sending large graph")
         yield

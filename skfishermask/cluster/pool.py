@@ -1,9 +1,9 @@
-"""A pool on the workers of a Dask cluster: its chunks are read where they are.
+"""A pool on the workers of a Dask cluster: each chunk is read on the worker that has it.
 
-The network travels to the workers, embeddings are made and stay where the chunks are, diagonals and
-Fisher matrices are summed up in a tree, and the greedy loop runs here and asks the workers as
-`skfishermask.cluster.remote` describes. Whatever a worker holds is the result of a Dask task, so
-Dask makes it again where a worker dies. `skfishermask.cluster.worker` has what the tasks do.
+The network is sent to the workers, embeddings are computed and stay where the chunks are, diagonals
+and Fisher matrices are summed in a tree, and the greedy loop runs here and sends requests to the
+workers, as `skfishermask.cluster.remote` describes. Everything on a worker is the result of a Dask
+task (`skfishermask.cluster.worker`), so Dask computes it again where a worker dies.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from skfishermask.progress import Progress
 from skfishermask.selection import Batch, Needs, SelectionProblem, gigabytes, select_and_prune
 
 T = TypeVar("T")
-# Picks to attempt for each question to the workers, and the share of their memory that the states
-# of these may take.
-_PICKS_A_ROUND, _STATES_SHARE = 16, 0.2
-# Sums of so many parts are made at a time.
+# Picks to attempt with each request to the workers.
+_PICKS_PER_ROUND = 16
+# Share of the workers' memory that the states after these may take.
+_STATES_SHARE = 0.2
+# Sums that are added in one task.
 _FAN_IN = 8
 
 
@@ -50,7 +51,7 @@ class ClusterPool:
     settings : Settings
         How it is embedded and chosen from.
     progress : Progress
-        Is told how far it is.
+        Shows the progress.
     cluster : Cluster
         The workers.
     """
@@ -87,13 +88,13 @@ class ClusterPool:
 
     @cached_property
     def _packed(self) -> Future:
-        """The network on its way to the workers, sent where it is first asked for."""
+        """The network on the workers, sent when it is first needed."""
         import cloudpickle
 
-        how = self._net.module.criteria, self._settings.to_logits, self._samples.transform
-        packed = cloudpickle.dumps((*net_state(self._net.net), *how))
+        reading = self._net.module.criteria, self._settings.to_logits, self._samples.transform
+        packed = cloudpickle.dumps((*net_state(self._net.net), *reading))
         self._cluster.count("network", len(packed) * self._cluster.n_workers)
-        # A task's argument, not its result alone: so it outlives the worker that has it.
+        # The argument of a task as well as its result, so it outlives the worker that has it.
         return self._cluster.submit(worker.identity, packed)
 
     def info(self) -> dict[str, object]:  # noqa: D102, see Pool
@@ -124,26 +125,26 @@ class ClusterPool:
         rows: np.ndarray,
         arguments: Callable[[int], Sequence[object]] = lambda position: (),
     ) -> list[DaskObject]:
-        """Make a task for each chunk that holds some of these rows of the pool.
+        """Return a task for each chunk that holds some of these rows of the pool.
 
         Parameters
         ----------
         function : callable
-            Of the network, the chunk, what to read of it, and more.
+            Takes the network, the chunk, its rows to read, and more.
         rows : ndarray of int
             Ascending.
         arguments : callable, optional
-            Gives what more, for a chunk whose first row is at this position of `rows`.
+            Returns what more, given the position in `rows` of the chunk's first row.
         """
         from dask.delayed import delayed
 
         task, samples = delayed(function, pure=False), self._samples
-        chunks, found = samples.chunks(), []
+        chunks, tasks = samples.chunks(), []
         for number, part in samples.parts(rows):
             first = int(samples.starts[number])
-            which = worker.Chunk(rows[part], first, self._settings.batch_size)
-            found.append(task(self._packed, chunks[number], which, *arguments(part.start)))
-        return found
+            chunk_rows = worker.ChunkRows(rows[part], first, self._settings.batch_size)
+            tasks.append(task(self._packed, chunks[number], chunk_rows, *arguments(part.start)))
+        return tasks
 
     def diagonal(  # noqa: D102, see Pool
         self, rows: np.ndarray, n_directions: int
@@ -209,12 +210,12 @@ class ClusterPool:
             raise RuntimeError("The pool was not embedded before it was to be chosen from.")
         needs, n_parts, device = self._needs, len(self._parts), self._net.device
         n_states = int(min(_STATES_SHARE * self._cluster.memory // (needs.states / 2), 1e9))
-        width = max(1, min(_PICKS_A_ROUND, n_states - 1, problem.n_instances))
+        width = max(1, min(_PICKS_PER_ROUND, n_states - 1, problem.n_instances))
         with self._progress.bar(2, "Preparing", "step") as bar:
             inverse, target = problem.start()
             bar.update(1)
             shards = self._shards(
-                worker.Start(
+                worker.InitialState(
                     inverse.cpu() if isinstance(inverse, Tensor) else inverse,
                     target.cpu(),
                     width,
@@ -223,23 +224,23 @@ class ClusterPool:
             bar.update(1)
         with picks_bar(self._progress, needs.n, problem) as picked:
             batch = select_and_prune(
-                RemoteCandidatePool(shards.ask, n_parts, width, device),
+                RemoteCandidatePool(shards.send, n_parts, width, device),
                 inverse,
                 problem,
                 (needs.n, needs.r, needs.k),
-                picks_a_round=width,
-                forced=preselected,
+                picks_per_round=width,
+                preselected=preselected,
                 on_pick=picked.update,
             )
         self._round_trips = shards.round_trips
         return batch
 
-    def _shards(self, start: worker.Start) -> Shards:
-        """Put the embeddings on each worker together."""
+    def _shards(self, start: worker.InitialState) -> Shards:
+        """Join the embeddings on each worker."""
         cluster = self._cluster
         shards = [
             cluster.submit(worker.Shard, some, workers=[home], allow_other_workers=True)
-            for home, some in cluster.homes(self._parts).items()
+            for home, some in cluster.futures_by_worker(self._parts).items()
         ]
         cluster.wait(shards)
         cluster.release(self._parts)
@@ -251,10 +252,10 @@ class ClusterPool:
 
 
 def _tree(parts: Sequence[DaskObject]) -> DaskObject:
-    """Add up what tasks give, a few at a time."""
+    """Add the results of tasks in a tree."""
     from dask.delayed import delayed
 
-    add = delayed(worker.added, pure=False)
+    add = delayed(worker.add_sums, pure=False)
     while len(parts) > 1:
         parts = [add(parts[some]) for some in gen_batches(len(parts), _FAN_IN)]
     return parts[0]

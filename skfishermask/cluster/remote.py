@@ -1,8 +1,8 @@
-"""A pool out of reach: likely picks are kept at hand, and the rest is asked as rarely as possible.
+"""A candidate pool in blocks elsewhere: likely picks are cached here, the others rarely asked.
 
-Where it costs time to reach the blocks of a pool, one question carries all that they are to hear,
-and its answer brings the candidates that have become likely picks. As long as the picks of a round
-are right there is one question for all of them.
+Where a block of the pool is expensive to reach, one request carries all updates of a round, and its
+reply brings the candidates that have become likely picks. As long as the picks of a round are
+verified there is one request a round.
 """
 
 from __future__ import annotations
@@ -16,49 +16,50 @@ from torch import Tensor
 
 from skfishermask.selection import GainState, LocalCandidatePool, Pick
 
-# The shortlist grows to so many times its size before the least likely leave it.
-_SLACK = 3
-# Candidates that come with an answer to attempted steps, about.
-_MOST = 48
-# Blocks may send so many times their share of what one block alone would: of a whole shortlist, and
-# of those that come later, which are few.
-_WIDE, _SPREAD = 1.25, 2
-# Others are likely picks if they would be among so many best on the shortlist.
-_RANK = 16
+# The cache grows to this multiple of a shortlist before the least likely candidates leave it.
+_MAX_CACHE_GROWTH = 3
+# Candidates that come with the reply to attempted picks, about.
+_MAX_SENT = 48
+# Blocks may send this multiple of their share of a whole shortlist,
+_SHORTLIST_SPREAD = 1.25
+# and of the candidates that come later, which are few.
+_REPLY_SPREAD = 2
+# Others are likely picks if they would be at this rank or better in the cache.
+_LIKELY_RANK = 16
 
 
 @dataclass(frozen=True)
 class Request:
-    """What all blocks of a pool are told and asked at a time.
+    """What all blocks of a pool are to do at a time.
 
     Attributes
     ----------
     number : int
-        How many questions there were before this one.
-    keep : int
-        How many steps of the last question's attempt were right.
+        Number of requests before this one.
+    n_committed : int
+        Attempted picks of the last request to keep.
     updates : sequence of Pick
-        To apply for good, after these.
-    steps : sequence of Pick
-        To attempt, after these.
-    known : sequence of int
-        Positions that the asker looks after: never to send and never to count.
+        To apply after these.
+    picks : sequence of Pick
+        To attempt after these.
+    cached : sequence of int
+        Positions that the sender has cached: never to send and never to count.
     wanted : sequence of int
-        Positions to send and nothing else, if they are the block's; those taken too.
-    limits : Tensor of shape (len(steps) + 1,), float64
-        Candidates to send: those whose gains may reach a limit, up to the first step that they
+        Positions to send and nothing else, if they are the block's; picked ones included.
+    limits : Tensor of shape (len(picks) + 1,), float64
+        Candidates to send: those with a bound that reaches a limit, up to the first pick that they
         show to be wrong.
     count : int
-        How many to send at most, of each block.
+        Candidates that each block may send.
     n_picks : int
-        Picks to come before the next question.
+        Picks before the next request.
     """
 
     number: int
-    keep: int
+    n_committed: int
     updates: Sequence[Pick]
-    steps: Sequence[Pick]
-    known: Sequence[int]
+    picks: Sequence[Pick]
+    cached: Sequence[int]
     wanted: Sequence[int]
     limits: Tensor
     count: int
@@ -66,33 +67,33 @@ class Request:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the tensors."""
-        steps = sum(step.factors.nbytes for step in (*self.updates, *self.steps))
-        return steps + 8 * (len(self.known) + len(self.wanted))
+        """Size of the tensors and positions."""
+        factors = sum(pick.factors.nbytes for pick in (*self.updates, *self.picks))
+        return factors + 8 * (len(self.cached) + len(self.wanted))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Request:
-        """Give the question on another device, with its steps in another precision."""
+        """Return the request on another device, with its picks in another precision."""
         return replace(
             self,
-            updates=[step.to(device, dtype) for step in self.updates],
-            steps=[step.to(device, dtype) for step in self.steps],
+            updates=[pick.to(device, dtype) for pick in self.updates],
+            picks=[pick.to(device, dtype) for pick in self.picks],
             limits=self.limits.to(device),
         )
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a block, or several, say to a question.
+    """The reply of a block, or of several, to a request.
 
     Attributes
     ----------
-    largest : Tensor of shape (len(steps) + 1,), float64
-        Largest gains that candidates may have that are not known, before the first step and after
-        each; minus infinity where there are none.
-    others : Tensor of shape (len(steps) + 1,), float64
-        What those that are not sent either do not exceed.
+    largest : Tensor of shape (len(picks) + 1,), float64
+        Largest upper bound of the gain of a candidate that is not cached, before the first pick
+        and after each; minus infinity where there is none.
+    others : Tensor of shape (len(picks) + 1,), float64
+        The same of the candidates that are not sent either.
     sent : GainState or None
-        Those that are sent, as they were before the first step.
+        The candidates sent, in their state before the first pick.
     n_read : int
         Candidates whose embeddings were read for it.
     """
@@ -108,84 +109,84 @@ class Reply:
         return 2 * self.largest.nbytes + (0 if self.sent is None else self.sent.n_bytes)
 
     def to(self, device: torch.device | str) -> Reply:
-        """Give the answer on another device."""
+        """Return the reply on another device."""
         sent = None if self.sent is None else self.sent.to(device)
         return Reply(self.largest.to(device), self.others.to(device), sent, self.n_read)
 
 
 class Block:
-    """A share of the pool, which answers questions.
+    """A part of the pool that replies to requests.
 
     Parameters
     ----------
     pool : LocalCandidatePool
-        Its candidates, in the state that the first question expects.
+        Its candidates, in the state that the first request expects.
     """
 
     def __init__(self, pool: LocalCandidatePool) -> None:
         self._pool = pool
         self._attempted: Sequence[Pick] = ()
 
-    def answer(self, question: Request) -> Reply:
-        """Answer a question."""
-        pool, everyone = self._pool, self._pool.candidates
+    def reply(self, request: Request) -> Reply:
+        """Do what a request asks for."""
+        pool, candidates = self._pool, self._pool.candidates
         n_before = pool.n_read
-        pool.confirm(self._attempted[: question.keep])
-        self._attempted = question.steps
-        if question.updates:
-            pool.advance(question.updates)
-        if question.wanted:
-            where = pool.where(question.wanted)
-            none = question.limits.new_full((1,), -math.inf)
-            sent = everyone.subset(where, 1) if len(where) else None
+        pool.commit_attempted(self._attempted[: request.n_committed])
+        self._attempted = request.picks
+        if request.updates:
+            pool.apply(request.updates)
+        if request.wanted:
+            index = pool.index_of(request.wanted)
+            none = request.limits.new_full((1,), -math.inf)
+            sent = candidates.subset(index, 1) if len(index) else None
             return Reply(none, none, sent, pool.n_read - n_before)
-        known = pool.where(question.known)
-        everyone.attempt(question.steps)
-        if question.steps:
-            pool.n_read += len(everyone)
-        out = everyone.out(question.n_picks).index_fill(0, known, True)
-        bounds = everyone.bounds(out, len(question.steps) + 1)
+        cached = pool.index_of(request.cached)
+        candidates.attempt(request.picks)
+        if request.picks:
+            pool.n_read += len(candidates)
+        excluded = candidates.excluded(request.n_picks).index_fill(0, cached, True)
+        bounds = candidates.bounds(excluded, len(request.picks) + 1)
         largest = bounds.amax(1)
-        # What comes after a wrong step will not be kept.
-        gains = [step.gain for step in question.steps]
+        # Picks after a wrong one will not be kept.
+        gains = [pick.gain for pick in request.picks]
         wrong = [i for i, gain in enumerate(gains) if largest[i] >= gain]
         last = wrong[0] if wrong else len(gains)
-        limits = question.limits[:, None]
-        # Also where there is no limit, those that cannot be picked any more stay here.
+        limits = request.limits[:, None]
+        # Excluded candidates stay here also where there is no limit.
         reached = ((bounds >= limits) & (bounds > -math.inf))[: last + 1].any(0)
         index = torch.nonzero(reached).squeeze(1)
-        if len(index) > question.count:
-            index = index[torch.topk(bounds[last, index], question.count).indices].sort().values
+        if len(index) > request.count:
+            index = index[torch.topk(bounds[last, index], request.count).indices].sort().values
         others = bounds.index_fill_(1, index, -math.inf).amax(1)
-        sent = everyone.subset(index, 1) if len(index) else None
+        sent = candidates.subset(index, 1) if len(index) else None
         return Reply(largest, others, sent, pool.n_read - n_before)
 
 
-def merged(answers: Iterable[Reply]) -> Reply:
-    """Make one answer of those of several blocks."""
-    answers = list(answers)
-    sent = [answer.sent for answer in answers if answer.sent is not None]
+def merge_replies(replies: Iterable[Reply]) -> Reply:
+    """Return the reply of several blocks together."""
+    replies = list(replies)
+    sent = [reply.sent for reply in replies if reply.sent is not None]
     largest, others = (
-        torch.stack([getattr(answer, name) for answer in answers]).amax(0)
+        torch.stack([getattr(reply, name) for reply in replies]).amax(0)
         for name in ("largest", "others")
     )
-    n_read = sum(answer.n_read for answer in answers)
-    return Reply(largest, others, GainState.joined(sent, 1) if sent else None, n_read)
+    n_read = sum(reply.n_read for reply in replies)
+    return Reply(largest, others, GainState.concatenate(sent, 1) if sent else None, n_read)
 
 
 class RemoteCandidatePool:
-    """A pool of blocks that are a question away; the likely candidates are at hand.
+    """A pool of blocks that requests are sent to, and a cache of the likely picks.
 
     For the methods see :class:`skfishermask.selection.greedy.CandidatePool`.
 
     Parameters
     ----------
-    ask : callable
-        Puts a question to all blocks of the pool and gives their answer.
+    send : callable
+        Sends a request to all blocks of the pool and returns their merged reply.
     n_blocks : int
-        How many there are; likely picks are spread over them, as a rule.
-    picks_a_round : int
-        Steps that are attempted at a time, at most.
+        Number of blocks; likely picks are spread over them, as a rule.
+    picks_per_round : int
+        Picks that are attempted together, at most.
     device : torch.device
         Where the picks are made.
 
@@ -197,120 +198,129 @@ class RemoteCandidatePool:
 
     def __init__(
         self,
-        ask: Callable[[Request], Reply],
+        send: Callable[[Request], Reply],
         n_blocks: int,
-        picks_a_round: int,
+        picks_per_round: int,
         device: torch.device,
     ) -> None:
-        self._ask, self._n_blocks = ask, n_blocks
-        self._n_states = picks_a_round + 1
-        self._near: GainState | None = None
+        self._send, self._n_blocks = send, n_blocks
+        self._n_states = picks_per_round + 1
+        self._cache: GainState | None = None
         self._taken: Tensor | None = None
-        # What the candidates that are not at hand do not exceed.
-        self._rest = torch.tensor(math.inf, dtype=torch.float64, device=device)
+        # Upper bound of the gains of the candidates that are not cached.
+        self._others_bound = torch.tensor(math.inf, dtype=torch.float64, device=device)
         self._size = 0
         self.n_read = 0
         self._number = 0
-        self._keep = 0
+        self._n_committed = 0
         self._updates: list[Pick] = []
-        self._answer: Reply | None = None
+        self._reply: Reply | None = None
 
     def shortlist(  # noqa: D102, see CandidatePool
         self, count: int, n_picks: int
     ) -> tuple[GainState, Tensor]:
-        wider = self._near is None or count > self._size
+        is_larger = self._cache is None or count > self._size
         self._size = count
-        if wider:
-            limits = self._rest.new_full((1,), -math.inf)
-            answer = self._put(limits=limits, count=count, spread=_WIDE, n_picks=n_picks)
-            self._rest = answer.others[0]
-            self._take_in(answer.sent, count)
-        if self._near is None:
+        if is_larger:
+            limits = self._others_bound.new_full((1,), -math.inf)
+            reply = self._request(
+                limits=limits, count=count, spread=_SHORTLIST_SPREAD, n_picks=n_picks
+            )
+            self._others_bound = reply.others[0]
+            self._add_to_cache(reply.sent, count)
+        if self._cache is None:
             raise ValueError("There is no candidate left to choose from.")
-        self._taken = self._near.taken.clone()
-        return self._near, self._rest
+        self._taken = self._cache.taken.clone()
+        return self._cache, self._others_bound
 
     def attempt(  # noqa: D102, see CandidatePool
-        self, steps: Sequence[Pick], short: GainState, rest: Tensor
+        self, picks: Sequence[Pick], shortlist: GainState, others_bound: Tensor
     ) -> Tensor:
-        if not steps:
-            return rest.expand(len(steps) + 1)
-        limits = self._limits(len(steps) + 1)
-        self._answer = self._put(
-            steps=steps, limits=limits, count=_MOST, spread=_SPREAD, n_picks=len(steps) + 1
+        if not picks:
+            return others_bound[None]
+        limits = self._limits(len(picks) + 1)
+        self._reply = self._request(
+            picks=picks,
+            limits=limits,
+            count=_MAX_SENT,
+            spread=_REPLY_SPREAD,
+            n_picks=len(picks) + 1,
         )
-        return self._answer.largest
+        return self._reply.largest
 
-    def keep(self, taken: Sequence[Pick], short: GainState) -> None:  # noqa: D102, see CandidatePool
-        short.keep(len(taken))
+    def commit(  # noqa: D102, see CandidatePool
+        self, picks: Sequence[Pick], shortlist: GainState
+    ) -> None:
+        shortlist.commit(len(picks))
         if self._taken is not None:
-            short.taken = self._taken
-        if taken:
-            positions = torch.stack([step.position for step in taken])
-            short.taken = short.taken | torch.isin(short.positions, positions)
-        answer, self._answer = self._answer, None
-        if answer is None:
+            shortlist.taken = self._taken
+        if picks:
+            positions = torch.stack([pick.position for pick in picks])
+            shortlist.taken = shortlist.taken | torch.isin(shortlist.positions, positions)
+        reply, self._reply = self._reply, None
+        if reply is None:
             return
-        if answer.sent is not None:
-            answer.sent.catch_up(taken)
-        self._keep = len(taken)
-        self._rest = answer.others[min(len(taken), len(answer.others) - 1)]
-        self._take_in(answer.sent, self._size)
+        if reply.sent is not None:
+            reply.sent.apply(picks)
+        self._n_committed = len(picks)
+        self._others_bound = reply.others[min(len(picks), len(reply.others) - 1)]
+        self._add_to_cache(reply.sent, self._size)
 
-    def advance(self, steps: Sequence[Pick]) -> None:  # noqa: D102, see CandidatePool
-        self._updates += steps
+    def apply(self, picks: Sequence[Pick]) -> None:  # noqa: D102, see CandidatePool
+        self._updates += picks
 
     def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see CandidatePool
-        sent = self._put(wanted=positions).sent
+        sent = self._request(wanted=positions).sent
         if sent is None:
             raise KeyError(f"No block has the positions {positions}.")
-        where = {position: i for i, position in enumerate(sent.positions.tolist())}
-        index = torch.tensor([where[position] for position in positions])
+        index_of = {position: i for i, position in enumerate(sent.positions.tolist())}
+        index = torch.tensor([index_of[position] for position in positions])
         return sent.rows(index.to(sent.positions.device))
 
     def _limits(self, n_states: int) -> Tensor:
-        """Give the least bound that makes a likely pick, in each state."""
-        near = self._near
-        if near is None:
-            return self._rest.new_full((n_states,), -math.inf)
-        bounds = near.bounds(near.taken, n_states)
-        return torch.topk(bounds, min(_RANK, bounds.shape[1])).values[:, -1]
+        """Return the least bound of a likely pick in each state."""
+        cache = self._cache
+        if cache is None:
+            return self._others_bound.new_full((n_states,), -math.inf)
+        bounds = cache.bounds(cache.taken, n_states)
+        return torch.topk(bounds, min(_LIKELY_RANK, bounds.shape[1])).values[:, -1]
 
-    def _take_in(self, sent: GainState | None, size: int) -> None:
-        blocks = [block for block in (self._near, sent) if block is not None]
-        if not blocks:
+    def _add_to_cache(self, sent: GainState | None, size: int) -> None:
+        several = [one for one in (self._cache, sent) if one is not None]
+        if not several:
             return
-        near = GainState.joined(blocks, self._n_states)
-        if len(near) > _SLACK * size:
-            bounds = near.bounds(near.taken)
+        cache = GainState.concatenate(several, self._n_states)
+        if len(cache) > _MAX_CACHE_GROWTH * size:
+            bounds = cache.bounds(cache.taken)
             index = torch.topk(bounds, size).indices.sort().values
             left = bounds.index_fill(0, index, -math.inf).amax()
-            self._rest = torch.maximum(self._rest, left)
-            near = near.subset(index, self._n_states)
-        self._near = near
+            self._others_bound = torch.maximum(self._others_bound, left)
+            cache = cache.subset(index, self._n_states)
+        self._cache = cache
 
-    def _put(
+    def _request(
         self,
         *,
-        steps: Sequence[Pick] = (),
+        picks: Sequence[Pick] = (),
         wanted: Sequence[int] = (),
         limits: Tensor | None = None,
         count: int = 0,
         spread: float = 1.0,
         n_picks: int = 1,
     ) -> Reply:
-        question = Request(
+        no_limit = self._others_bound.new_full((1,), math.inf)
+        request = Request(
             number=self._number,
-            keep=self._keep,
+            n_committed=self._n_committed,
             updates=self._updates,
-            steps=steps,
-            known=[] if self._near is None else self._near.positions.tolist(),
+            picks=picks,
+            cached=[] if self._cache is None else self._cache.positions.tolist(),
             wanted=wanted,
-            limits=self._rest.new_full((1,), math.inf) if limits is None else limits,
+            limits=no_limit if limits is None else limits,
             count=min(count, math.ceil(spread * count / self._n_blocks)),
             n_picks=n_picks,
         )
-        self._number, self._keep, self._updates = self._number + 1, 0, []
-        answer = self._ask(question)
-        self.n_read += answer.n_read
-        return answer
+        self._number, self._n_committed, self._updates = self._number + 1, 0, []
+        reply = self._send(request)
+        self.n_read += reply.n_read
+        return reply

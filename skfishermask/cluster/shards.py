@@ -1,4 +1,4 @@
-"""The shards of a selection, as the greedy loop asks them."""
+"""Requests of the greedy loop to the shards of a selection on the workers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 from skfishermask.cluster import worker
 from skfishermask.cluster.client import Cluster, Future
-from skfishermask.cluster.remote import Reply, Request, merged
+from skfishermask.cluster.remote import Reply, Request, merge_replies
 from skfishermask.selection import N_FLOAT64_PICKS, Pick
 
 
 class Shards:
-    """The embeddings on all workers, as the greedy loop asks them.
+    """The embeddings on all workers, as the greedy loop sends requests to them.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class Shards:
     shards : sequence of Future
         One `worker.Shard` for each worker that has embeddings.
     start : Future
-        A `worker.Start`.
+        A `worker.InitialState`.
     dtype : torch.dtype
         Of the embeddings.
     device : torch.device
@@ -32,7 +32,7 @@ class Shards:
     Attributes
     ----------
     round_trips : int
-        How often the workers were asked.
+        Number of times that the workers were reached.
     """
 
     def __init__(
@@ -45,40 +45,40 @@ class Shards:
     ) -> None:
         self._cluster, self._shards, self._start = cluster, shards, start
         self._dtype, self._device = dtype, device
-        # What the shards were told: all updates for good, and the last attempt.
+        # What the shards have applied, and the last attempt.
         self._history: list[Pick] = []
-        self._attempt: Sequence[Pick] = ()
+        self._attempted: Sequence[Pick] = ()
         self.round_trips = 0
 
-    def ask(self, question: Request) -> Reply:
-        """Put a question to all shards; tell those that have lost their state all over again."""
-        cluster, first = self._cluster, question.number == 0
-        # Shards compute the first steps in float64, together with those that wait for them.
-        careful = len(self._history) < N_FLOAT64_PICKS or self._dtype == torch.float64
-        question = question.to("cpu", torch.float64 if careful else torch.float32)
-        self._history += [*self._attempt[: question.keep], *question.updates]
-        self._attempt = question.steps
-        # To a shard that is told everything, what went before is history.
-        anew = replace(question, keep=0, updates=())
-        found: list[Reply] = []
-        waiting = [(shard, first) for shard in self._shards]
+    def send(self, request: Request) -> Reply:
+        """Send a request to all shards, with the whole history to those that lost their state."""
+        cluster, is_first = self._cluster, request.number == 0
+        # Shards apply the first picks in float64, together with those that are applied with them.
+        in_float64 = len(self._history) < N_FLOAT64_PICKS or self._dtype == torch.float64
+        request = request.to("cpu", torch.float64 if in_float64 else torch.float32)
+        self._history += [*self._attempted[: request.n_committed], *request.updates]
+        self._attempted = request.picks
+        # For a shard that starts anew these are part of the history.
+        anew = replace(request, n_committed=0, updates=())
+        replies: list[Reply] = []
+        waiting = [(shard, is_first) for shard in self._shards]
         while waiting:
-            told = [
+            tasks = [
                 cluster.submit(worker.ask, shard, anew, self._start, self._history)
-                if lost
-                else cluster.submit(worker.ask, shard, question)
-                for shard, lost in waiting
+                if is_lost
+                else cluster.submit(worker.ask, shard, request)
+                for shard, is_lost in waiting
             ]
             self.round_trips += 1
-            answers: list[Reply | None] = cluster.results(told)
-            for (_, lost), given in zip(waiting, answers, strict=True):
-                size = (anew if lost else question).n_bytes
-                size += sum(step.factors.nbytes for step in self._history) if lost else 0
-                cluster.count("selection", size + (given.n_bytes if given is not None else 0))
+            results: list[Reply | None] = cluster.results(tasks)
+            for (_, is_lost), reply in zip(waiting, results, strict=True):
+                size = (anew if is_lost else request).n_bytes
+                size += sum(pick.factors.nbytes for pick in self._history) if is_lost else 0
+                cluster.count("selection", size + (reply.n_bytes if reply is not None else 0))
             waiting = [
                 (shard, True)
-                for (shard, _), given in zip(waiting, answers, strict=True)
-                if given is None
+                for (shard, _), reply in zip(waiting, results, strict=True)
+                if reply is None
             ]
-            found += [given for given in answers if given is not None]
-        return merged([given.to(self._device) for given in found])
+            replies += [reply for reply in results if reply is not None]
+        return merge_replies([reply.to(self._device) for reply in replies])

@@ -1,4 +1,4 @@
-"""What runs on the workers of a Dask cluster: its tasks, and the shards of a selection."""
+"""Tasks on the workers of a Dask cluster, and the shards of a selection there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skfishermask.cluster.remote import Block, Reply, Request, merged
+from skfishermask.cluster.remote import Block, Reply, Request, merge_replies
 from skfishermask.compat import memory_limit_of
 from skfishermask.data import (
     Batches,
@@ -38,13 +38,13 @@ from skfishermask.selection import LocalCandidatePool, Pick, stored
 
 S = TypeVar("S")
 T = TypeVar("T")
-# What tasks give to be summed up: the number of samples, and sums over them.
+# Results of tasks that are added up: the number of samples, and sums over them.
 Sums = tuple[int, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Samples of one chunk that a task shall read, and how.
+class ChunkRows:
+    """Samples of one chunk that a task reads.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Chunk:
     start : int
         The row of the chunk's first sample in the pool.
     batch_size : int or None
-        Samples in a pass; None: the net's own.
+        Samples in a batch; None: the net's own.
     """
 
     rows: np.ndarray
@@ -62,7 +62,7 @@ class Chunk:
 
     @contextmanager
     def read(self, packed: bytes, chunk: Data) -> Iterator[tuple[ReadableNet, Batches]]:
-        """Give the network and the batches of its inputs."""
+        """Return the network and the batches of its inputs."""
         import cloudpickle
 
         # Anew in each task, because the tasks of a worker share its memory.
@@ -74,25 +74,25 @@ class Chunk:
             yield readable, batches
 
 
-def diagonal_of(packed: bytes, chunk: Data, which: Chunk, r: int) -> Sums:
-    """Sum up the diagonal Fisher information of a chunk's samples."""
-    with which.read(packed, chunk) as (net, batches):
+def diagonal_of(packed: bytes, chunk: Data, samples: ChunkRows, r: int) -> Sums:
+    """Return the sum of the diagonal Fisher information of a chunk's samples."""
+    with samples.read(packed, chunk) as (net, batches):
         means = fisher_diagonal(net.module, batches, n_directions=r, to_logits=net.to_logits)
-    n = len(which.rows)
+    n = len(samples.rows)
     return n, {name: n * mean.cpu() for name, mean in means.items()}
 
 
-def probabilities_of(packed: bytes, chunk: Data, which: Chunk) -> Tensor:
-    """Predict the class probabilities of a chunk's samples."""
-    with which.read(packed, chunk) as (net, batches):
+def probabilities_of(packed: bytes, chunk: Data, samples: ChunkRows) -> Tensor:
+    """Return the class probabilities of a chunk's samples."""
+    with samples.read(packed, chunk) as (net, batches):
         return predicted_probabilities(net.module, batches, to_logits=net.to_logits).cpu()
 
 
 def predictions_and_inputs_of(
-    packed: bytes, chunk: Data, which: Chunk
+    packed: bytes, chunk: Data, samples: ChunkRows
 ) -> tuple[Tensor, Tensor | None]:
-    """Give the probabilities, and the inputs flat and of unit length; None: no one length."""
-    with which.read(packed, chunk) as (net, batches):
+    """Return the probabilities, and the inputs flat and of unit length; None: no one length."""
+    with samples.read(packed, chunk) as (net, batches):
         read = UnitInputs(batches)
         p = predicted_probabilities(net.module, read, to_logits=net.to_logits).cpu()
         inputs = read.together()
@@ -100,7 +100,7 @@ def predictions_and_inputs_of(
 
 
 class ChunkEmbedding:
-    """Fisher embeddings of one chunk's candidates, whose first has this position."""
+    """Fisher embeddings of one chunk's candidates, and the position of the first."""
 
     def __init__(self, position: int, values: Tensor) -> None:
         self.position = position
@@ -113,15 +113,15 @@ class ChunkEmbedding:
 def embedding_of(
     packed: bytes,
     chunk: Data,
-    which: Chunk,
+    samples: ChunkRows,
     position: int,
     mask: ParameterMask,
     dtype: torch.dtype,
     r: int,
 ) -> ChunkEmbedding:
-    """Embed a chunk's candidates."""
-    with which.read(packed, chunk) as (net, batches):
-        values = torch.empty((len(which.rows), r, len(mask)), dtype=dtype, device=net.device)
+    """Return the Fisher embeddings of a chunk's candidates."""
+    with samples.read(packed, chunk) as (net, batches):
+        values = torch.empty((len(samples.rows), r, len(mask)), dtype=dtype, device=net.device)
         start = 0
         for block in embedding_blocks(
             net.module,
@@ -136,107 +136,113 @@ def embedding_of(
 
 
 @torch.no_grad()
-def fisher_of(part: ChunkEmbedding) -> Sums:
-    """Sum up the Fisher matrices of a chunk's candidates."""
-    n = len(part.values)
-    return n, {"": n * fisher_matrix(part.values).cpu()}
+def fisher_of(embedding: ChunkEmbedding) -> Sums:
+    """Return the sum of the Fisher matrices of a chunk's candidates."""
+    n = len(embedding.values)
+    return n, {"": n * fisher_matrix(embedding.values).cpu()}
 
 
-def added(parts: Sequence[Sums]) -> Sums:
-    """Add up, into new tensors: results of tasks are not to be changed."""
+def add_sums(parts: Sequence[Sums]) -> Sums:
+    """Return the sums of sums, in new tensors: results of tasks are not to be changed."""
     names = parts[0][1]
     sums = {name: torch.stack([sums[name] for _, sums in parts]).sum(0) for name in names}
     return sum(n for n, _ in parts), sums
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a shard starts from: M_0^-1 and M_0^-1 F M_0^-1, and how it goes on."""
+class InitialState:
+    """M_0^-1 and M_0^-1 F M_0^-1, with which a shard starts, and the picks of a round."""
 
     inverse: Tensor | float
     target: Tensor
-    picks_a_round: int
+    picks_per_round: int
 
 
 class Shard:
     """All embeddings on one worker, and the state of the selection there.
 
-    The embeddings are what the task gives. The state follows from them and the steps so far; it
-    does not travel, and a shard that has lost it says so.
+    The embeddings are the result of the task. The state follows from them and the picks so far; it
+    is not pickled, and a shard that has lost it returns None in place of a reply.
+
+    Parameters
+    ----------
+    embeddings : sequence of ChunkEmbedding
+        Of the worker's chunks.
     """
 
-    def __init__(self, parts: Sequence[ChunkEmbedding]) -> None:
-        self._parts = list(parts)
+    def __init__(self, embeddings: Sequence[ChunkEmbedding]) -> None:
+        self._embeddings = list(embeddings)
         self._blocks: list[Block] = []
         self._number = -1
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Shard], tuple[list[ChunkEmbedding]]]:
-        return Shard, (self._parts,)
+        return Shard, (self._embeddings,)
 
     def __sizeof__(self) -> int:
-        return object.__sizeof__(self) + sum(map(ChunkEmbedding.__sizeof__, self._parts))
+        return object.__sizeof__(self) + sum(map(ChunkEmbedding.__sizeof__, self._embeddings))
 
     @torch.no_grad()
-    def begin(self, start: Start, history: Sequence[Pick], number: int) -> None:
-        """Bring the blocks into the state that question `number` expects."""
-        device = self._parts[0].values.device
+    def initialize(self, start: InitialState, history: Sequence[Pick], number: int) -> None:
+        """Compute the state that request `number` expects."""
+        device = self._embeddings[0].values.device
         inverse, target = start.inverse, start.target.to(device)
         inverse = inverse.to(device) if isinstance(inverse, Tensor) else inverse
-        steps = [step.to(device) for step in history]
+        picks = [pick.to(device) for pick in history]
 
-        def build(part: ChunkEmbedding) -> Block:
+        def build(embedding: ChunkEmbedding) -> Block:
             with torch.no_grad():
-                pool = LocalCandidatePool(stored(part.values), start.picks_a_round, part.position)
-                pool.candidates.start(inverse, target)
-                pool.advance(steps)
+                values, position = stored(embedding.values), embedding.position
+                pool = LocalCandidatePool(values, start.picks_per_round, position)
+                pool.candidates.initialize(inverse, target)
+                pool.apply(picks)
             return Block(pool)
 
         with self._lock:
-            self._blocks = self._each(build, self._parts)
+            self._blocks = self._map(build, self._embeddings)
             self._number = number
 
-    def ask(self, question: Request) -> Reply | None:
-        """Answer a question; None: the state is not the one that it expects."""
+    def reply(self, request: Request) -> Reply | None:
+        """Return the reply to a request; None where the state is not the one it expects."""
         with self._lock:
-            if question.number != self._number:
+            if request.number != self._number:
                 return None
-            here = question.to(self._parts[0].values.device)
+            local = request.to(self._embeddings[0].values.device)
 
-            def ask(block: Block) -> Reply:
+            def reply(block: Block) -> Reply:
                 with torch.no_grad():
-                    return block.answer(here)
+                    return block.reply(local)
 
-            found = merged(self._each(ask, self._blocks)).to("cpu")
+            merged = merge_replies(self._map(reply, self._blocks)).to("cpu")
             self._number += 1
-            return found
+            return merged
 
     @staticmethod
-    def _each(act: Callable[[S], T], items: Sequence[S]) -> list[T]:
-        """Act on all items, with as many threads as the worker may use."""
+    def _map(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """Apply a function to all items, in as many threads as the worker may use."""
         from distributed import get_worker
 
         with ThreadPoolExecutor(get_worker().state.nthreads) as threads:
-            return list(threads.map(act, items))
+            return list(threads.map(function, items))
 
 
 def ask(
     shard: Shard,
-    question: Request,
-    start: Start | None = None,
+    request: Request,
+    start: InitialState | None = None,
     history: Sequence[Pick] = (),
 ) -> Reply | None:
-    """Put a question to a shard, which a start and what went before bring up to date first."""
+    """Return a shard's reply to a request; with `start`, after `history` from a new state."""
     if start is not None:
-        shard.begin(start, history, question.number)
-    return shard.ask(question)
+        shard.initialize(start, history, request.number)
+    return shard.reply(request)
 
 
 def identity(value: T) -> T:
-    """Give what was sent."""
+    """Return the value, which so becomes the result of a task."""
     return value
 
 
 def memory_limit(dask_worker: DaskObject) -> int | None:
-    """Tell how much memory a worker may take."""
+    """Return the bytes of memory that a worker may take."""
     return memory_limit_of(dask_worker)

@@ -1,4 +1,4 @@
-"""Choice of a batch that makes tr(M^-1 F) small: the start, forward and backward."""
+"""Selection of a batch that makes tr(M^-1 F) small: checks, forward selection, pruning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skfishermask.selection.greedy import (
     SHORTLIST_PER_PICK,
     CandidatePool,
     InverseFisher,
-    best_of,
+    best_candidate,
     force_picks,
     greedy_select,
 )
@@ -27,11 +27,14 @@ from skfishermask.selection.validation import (
     check_preselected,
 )
 
-# Picks that share one read of the embeddings: where that waits for a file or a device, where they
-# are in memory but for the most part not in a processor's cache, and where they are small.
-_FAR, _LARGE, _SMALL = 8, 2, 1
+# Picks that share one read of the embeddings where that waits for a file or a device,
+_PICKS_PER_FETCH = 8
+# where they are in memory and mostly not in a processor's cache,
+_PICKS_PER_UNCACHED_READ = 2
+# and where they are smaller than this.
+_PICKS_PER_CACHED_READ = 1
 _CACHE_BYTES = 2**26
-# Share of the free memory that the states of attempted steps may take.
+# Share of the free memory that the states after attempted picks may take.
 _STATES_SHARE = 0.25
 
 Progress = Callable[[int], object]
@@ -39,20 +42,20 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Batch:
-    """What was chosen.
+    """A selected batch.
 
     Attributes
     ----------
     positions : Tensor of shape (n_instances,), int64
-        In the order they were taken.
+        In the order of the picks.
     gains : Tensor of shape (n_instances,), float64
-        Decrease of the objective by each at the time it was taken.
+        Decrease of the objective by each pick.
     objective : tuple of float
         tr(M^-1 F) before the batch and after it.
     dimensions : int
-        In which all of it was computed.
+        Number of columns of the embeddings.
     n_read : int
-        Candidates whose embeddings were read, beside the start; -1 where nobody counted.
+        Candidates whose embeddings were read for updates.
     """
 
     positions: Tensor
@@ -63,8 +66,8 @@ class Batch:
 
 
 def n_forward(n: int, n_instances: int, oversample: float) -> int:
-    """Give the number of samples to take before the pruning: never more than there are."""
-    # Less a trifle, because 1.1 * 10 is a little more than 11.
+    """Return the number of samples to pick before the pruning, at most n."""
+    # Without the small number 1.1 * 10 would be rounded up to 12.
     return min(n, math.ceil(oversample * n_instances - 1e-9))
 
 
@@ -81,7 +84,7 @@ def select_batch(
     preselected: Sequence[int] | None = None,
     on_pick: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Choose a batch that makes :math:`\mathrm{tr}(M^{-1} F)` small.
+    r"""Select a batch that makes :math:`\mathrm{tr}(M^{-1} F)` small.
 
     Greedy, starting from
     :math:`M_0 = \lambda I + \frac{n_L}{n_L + K} F_L`: the sample with the largest
@@ -91,10 +94,10 @@ def select_batch(
         \mathrm{gain} = \mathrm{tr}\big(
             V M^{-1} F M^{-1} V^\top (I + V M^{-1} V^\top)^{-1} \big)
 
-    is taken, :math:`M \leftarrow M + V^\top V`, and again, where V is the sample's embedding
+    is picked, :math:`M \leftarrow M + V^\top V`, and again, where V is the sample's embedding
     times :math:`\sqrt{K / (n_L + K)}`. With `oversample` above 1 more samples than needed
-    are taken, and those whose removal costs least are dropped again one by one. Exact to
-    rounding: candidates whose gains float32 cannot tell apart are compared in float64.
+    are picked, and then the samples with the least costly removals are dropped one by one. Exact
+    to rounding: gains that float32 cannot tell apart are compared in float64.
 
     Parameters
     ----------
@@ -102,7 +105,7 @@ def select_batch(
         Fisher embeddings of the n candidates: V^T V is a candidate's Fisher information. A
         ``skfishermask.selection.StoredEmbedding`` may lie elsewhere than in memory.
     n_instances : int
-        Number of samples to choose, K, from 1 to n.
+        Number of samples to select, K, from 1 to n.
     fisher : Tensor of shape (k, k), floating point
         F, the Fisher information to cover, symmetric and positive semi-definite.
     fisher_labeled : Tensor of shape (k, k), floating point, optional
@@ -112,39 +115,39 @@ def select_batch(
     regularization : float, default=1.0
         :math:`\lambda`, above 0.
     oversample : float, default=1.0
-        Samples taken before the pruning, as a multiple of K; rounded up, at most n.
+        Samples picked before the pruning, as a multiple of K; rounded up, at most n.
     preselected : sequence of int, optional
-        Positions that are in the batch whatever their gain: taken first, in this order, and
-        never dropped.
+        Positions that are in the batch independent of their gains: picked first, in this order,
+        and never dropped.
     on_pick : callable, optional
-        Called now and then with the number of samples taken since the last call, for progress.
+        Called with the number of picks since the last call, for progress.
 
     Returns
     -------
     positions : Tensor of shape (n_instances,), int64
-        The chosen samples in the order they were taken; among equals the lower position.
+        The selected samples in the order of the picks; among equals the lower position.
     gains : Tensor of shape (n_instances,), float64
-        The decrease of the objective by each of them at the time it was taken.
+        The decrease of the objective by each pick.
 
     Raises
     ------
     TypeError
-        If a tensor is not one, or not of a floating point dtype.
+        If an argument that is to be a tensor is none, or has no floating point dtype.
     ValueError
         If a shape, a number or a position is out of range, the embedding holds NaN or
         infinity, or a Fisher matrix is not finite, symmetric and positive semi-definite.
 
     Notes
     -----
-    A step costs one product of the embeddings with a (k, 2 r) matrix; the formulas are in
-    :doc:`/user_guide/selection`. Beside the embedding there are two (r, r) float64 matrices for
-    each candidate, some times over, and a few (k, k) ones. Where n r is below k, all of it
-    happens in n r dimensions instead of k.
+    A pick costs one product of the embeddings with a (k, 2 r) matrix; the formulas are in
+    :doc:`/user_guide/selection`. Beside the embedding memory holds two (r, r) float64 matrices
+    for each candidate, in two or more states, and a few (k, k) ones. Where n r is below k, all is
+    computed in n r dimensions instead of k.
 
     References
     ----------
     .. [1] S. Gul, M. Elmahallawy, S. Madria, A. Tripathy, "FisherMask: Enhancing Neural
-       Network Labeling Efficiency in Image Classification Using Fisher InverseFisher", 2024,
+       Network Labeling Efficiency in Image Classification Using Fisher Information", 2024,
        arXiv 2411.05752.
     .. [2] J. T. Ash, S. Goel, A. Krishnamurthy, S. Kakade, "Gone Fishing: Neural Active
        Learning with Fisher Embeddings", NeurIPS 2021.
@@ -169,14 +172,14 @@ def select_batch(
         raise ValueError(f"regularization must be above 0 and finite, got {regularization!r}.")
     if not 1 <= oversample < math.inf:
         raise ValueError(f"oversample must be at least 1 and finite, got {oversample!r}.")
-    forced = check_preselected(preselected, n_instances, n)
+    preselected = check_preselected(preselected, n_instances, n)
     fisher = check_fisher("fisher", fisher, k, embedding.device)
     if fisher_labeled is not None:
         fisher_labeled = check_fisher("fisher_labeled", fisher_labeled, k, embedding.device)
     problem = SelectionProblem(
         n_instances, fisher, fisher_labeled, n_labeled, regularization, oversample
     )
-    batch = select(embedding, problem, preselected=forced, on_pick=on_pick)
+    batch = select(embedding, problem, preselected=preselected, on_pick=on_pick)
     return batch.positions, batch.gains
 
 
@@ -189,32 +192,32 @@ def select(
     on_pick: Progress | None = None,
     on_prepared: Progress | None = None,
 ) -> Batch:
-    """Do what `select_batch` does, unchecked, and say more about it.
+    """Select a batch like `select_batch`, without checks, and return more about it.
 
     Parameters
     ----------
     embedding : StoredEmbedding of shape (n, r, k)
         Fisher embeddings.
     problem : SelectionProblem
-        Its matrices in float64 and symmetric.
+        With symmetric float64 matrices.
     preselected, on_pick
         As for `select_batch`.
     on_prepared : callable, optional
-        Called with numbers of candidates whose first gains are known.
+        Called with the number of candidates in each chunk with its first gains computed.
     """
     embedding, problem, outside = in_row_space(embedding, problem)
     inverse, target = problem.start()
-    width = picks_a_round(embedding)
-    pool = LocalCandidatePool(embedding, width)
-    pool.candidates.start(inverse, target, on_prepared or (lambda count: None))
+    picks_per_round = choose_picks_per_round(embedding)
+    pool = LocalCandidatePool(embedding, picks_per_round)
+    pool.candidates.initialize(inverse, target, on_prepared or (lambda count: None))
     del target
     return select_and_prune(
         pool,
         inverse,
         problem,
         embedding.shape,
-        picks_a_round=width,
-        forced=preselected,
+        picks_per_round=picks_per_round,
+        preselected=preselected,
         on_pick=on_pick,
         outside=outside,
     )
@@ -226,12 +229,12 @@ def select_and_prune(
     problem: SelectionProblem,
     shape: Sequence[int],
     *,
-    picks_a_round: int,
-    forced: Sequence[int] = (),
+    picks_per_round: int,
+    preselected: Sequence[int] = (),
     on_pick: Progress | None = None,
     outside: float = 0.0,
 ) -> Batch:
-    """Take samples greedily, then drop those that cost least.
+    """Pick samples greedily, then drop those with the least costly removals.
 
     Parameters
     ----------
@@ -240,37 +243,37 @@ def select_and_prune(
     inverse : Tensor of shape (k, k), or float
         M_0^-1.
     problem : SelectionProblem
-        What to choose by.
+        M_0, F and the size of the batch.
     shape : sequence of int
         (n, r, k).
-    picks_a_round : int
+    picks_per_round : int
         Picks that share one read of the pool.
-    forced : sequence of int, default=()
-        Positions to take first and never to drop.
+    preselected : sequence of int, default=()
+        Positions to pick first and never to drop.
     on_pick : callable, optional
-        Called with the number of picks that are new since the last call; drops are not counted.
+        Called with the number of picks since the last call; drops are not counted.
     outside : float, default=0.0
         tr(M^-1 F), outside of the dimensions that are worked in.
     """
     n, r, k = shape
     fisher, n_instances = problem.fisher, problem.n_instances
-    information = InverseFisher(inverse, fisher)
+    inverse_fisher = InverseFisher(inverse, fisher)
     forward = n_forward(n, n_instances, problem.oversample)
     positions, gains = greedy_select(
         pool,
-        information,
+        inverse_fisher,
         forward,
         r,
-        picks_a_round=picks_a_round,
-        forced=forced,
+        picks_per_round=picks_per_round,
+        preselected=preselected,
         on_pick=on_pick or (lambda count: None),
     )
     trace = (inverse * fisher).sum() if isinstance(inverse, Tensor) else inverse * fisher.trace()
     before = float(trace) + outside
     after = before - float(gains.sum())
     if forward > n_instances:
-        dropped, costs = _dropped(
-            pool, information, positions[len(forced) :], forward - n_instances
+        dropped, costs = _prune(
+            pool, inverse_fisher, positions[len(preselected) :], forward - n_instances
         )
         after += costs
         kept = [i for i, position in enumerate(positions) if position not in dropped]
@@ -285,27 +288,27 @@ def select_and_prune(
     )
 
 
-def _dropped(
-    pool: CandidatePool, information: InverseFisher, positions: Sequence[int], n_drops: int
+def _prune(
+    pool: CandidatePool, inverse_fisher: InverseFisher, positions: Sequence[int], n_drops: int
 ) -> tuple[set[int], float]:
-    """Find the samples whose removal costs least, one by one, and what they cost together."""
+    """Return the positions with the least costly removals, one by one, and the sum of the costs."""
     # From the highest position down, so that of two equal samples the lower one stays.
-    free = sorted(positions, reverse=True)
-    negative = -information.dense()
-    backward = InverseFisher(negative, information.fisher, sign=-1)
+    descending = sorted(positions, reverse=True)
+    negative = -inverse_fisher.to_dense()
+    backward = InverseFisher(negative, inverse_fisher.fisher, sign=-1)
     # In float64 throughout, because I - A may come close to singular.
-    rows = pool.rows(free)
-    left = LocalCandidatePool(stored(rows), 1)
-    left.candidates.fill(rows, backward.fresh(rows))
-    found, gains = greedy_select(left, backward, n_drops, rows.shape[1])
-    return {free[i] for i in found}, -float(gains.sum())
+    rows = pool.rows(descending)
+    picked = LocalCandidatePool(stored(rows), 1)
+    picked.candidates.initialize_exact(rows, backward.exact_gains(rows))
+    dropped, gains = greedy_select(picked, backward, n_drops, rows.shape[1])
+    return {descending[i] for i in dropped}, -float(gains.sum())
 
 
 @torch.no_grad()
 def gains_before_picks(
     embedding: Tensor | StoredEmbedding, positions: Sequence[int], problem: SelectionProblem
 ) -> Tensor:
-    """Give all candidates' gains before each of some picks.
+    """Compute the gains of all candidates before each of some picks, (picks, n).
 
     Parameters
     ----------
@@ -314,29 +317,31 @@ def gains_before_picks(
     positions : sequence of int
         The picks.
     problem : SelectionProblem
-        What they were chosen by.
+        With symmetric float64 matrices.
     """
     embedding, problem, _ = in_row_space(stored(embedding), problem)
     inverse, target = problem.start()
-    information = InverseFisher(inverse, problem.fisher)
+    inverse_fisher = InverseFisher(inverse, problem.fisher)
     pool = LocalCandidatePool(embedding, 1)
-    pool.candidates.start(inverse, target)
-    found = []
+    pool.candidates.initialize(inverse, target)
+    gains = []
     for position in positions:
-        short, _ = pool.shortlist(SHORTLIST_PER_PICK, 1)
-        best_of(short, information, wait=True)
-        pool.keep([], short)
+        shortlist, _ = pool.shortlist(SHORTLIST_PER_PICK, 1)
+        # Its exact gains are kept by the commit.
+        best_candidate(shortlist, inverse_fisher, may_wait=True)
+        pool.commit([], shortlist)
         taken = pool.candidates.taken
-        found.append(pool.candidates.gains.masked_fill(taken, math.nan))
-        pool.advance(force_picks(pool, information, [position]))
-    return torch.stack(found) / problem.scale
+        gains.append(pool.candidates.gains.masked_fill(taken, math.nan))
+        pool.apply(force_picks(pool, inverse_fisher, [position]))
+    return torch.stack(gains) / problem.scale
 
 
-def picks_a_round(embedding: StoredEmbedding) -> int:
-    """Say how many picks share one read of the embeddings; it changes no pick."""
-    wanted = _FAR
+def choose_picks_per_round(embedding: StoredEmbedding) -> int:
+    """Return the number of picks that share one read of the embeddings; it changes no pick."""
+    wanted = _PICKS_PER_FETCH
     if embedding.device.type == "cpu" and not embedding.is_fetched:
-        wanted = _LARGE if embedding.n_bytes > _CACHE_BYTES else _SMALL
+        is_cached = embedding.n_bytes <= _CACHE_BYTES
+        wanted = _PICKS_PER_CACHED_READ if is_cached else _PICKS_PER_UNCACHED_READ
     n, r, _ = embedding.shape
     states = int(_STATES_SHARE * free_bytes(embedding.device)) // state_bytes(n, r)
     return max(1, min(wanted, states - 1))

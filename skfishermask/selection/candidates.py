@@ -1,4 +1,4 @@
-"""Candidates and what is known of their gains: A and B, and how far each may be off.
+"""Candidates and the state of their gains: A, B and bounds of the errors of both.
 
 :mod:`skfishermask.selection.greedy` has the formulas.
 """
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from skfishermask.selection import rounding
-from skfishermask.selection.linalg import QuadraticForm, fingerprints, repeated, trace_gains
+from skfishermask.selection.linalg import QuadraticForm, fingerprints, is_duplicate, trace_gains
 from skfishermask.selection.storage import StoredEmbedding, stored
 from skfishermask.selection.updates import (
     N_FLOAT64_PICKS,
     ExactGains,
     Pick,
-    side_by_side,
-    steps_together,
+    concatenate_factors,
+    split_picks,
 )
 
-# Products of embeddings and updates are kept for so many candidates at once.
+# Of the products of embeddings and picks' factors that are held at a time.
 _PRODUCT_BYTES = 2**23
 
 
@@ -34,16 +34,16 @@ def check_finite(norms: Tensor, positions: Tensor) -> None:
         raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
 
 
-def _either(pairs: Tensor) -> Tensor:
-    """Say who is in a marked pair of neighbours, of one more than there are pairs."""
+def _in_marked_pair(pairs: Tensor) -> Tensor:
+    """Return which elements of a sequence are in a marked pair of neighbours, (n,)."""
     no = pairs.new_zeros(1)
     return torch.cat([pairs, no]) | torch.cat([no, pairs])
 
 
 class GainState:
-    """Candidates, their embeddings and what is known of their gains, in several states.
+    """Candidates, their embeddings, and A, B and gains of each, before and after attempted picks.
 
-    Products with the embedding run in float32, but in float64 for the first steps and where the
+    Products with the embedding run in float32, but in float64 for the first picks and where the
     embedding is float64. A and B are float64.
 
     Parameters
@@ -53,68 +53,68 @@ class GainState:
     positions : Tensor of shape (n,), int64
         Positions in the pool, ascending.
     n_states : int
-        States that there is room for: one more than the steps that are attempted at a time.
+        Number of states held: one more than the picks that are attempted together.
 
     Attributes
     ----------
     index : Tensor of shape (n,), int64
-        Where they are among those that they were taken from.
+        Indices among the candidates that these are a subset of.
     taken : Tensor of shape (n,), bool
-        Which are not candidates any more.
-    prints : Tensor of shape (n,), int64
-        What equal candidates share.
+        Which have been picked.
+    fingerprints : Tensor of shape (n,), int64
+        Equal for candidates with equal embeddings.
     has_equals : bool
-        Whether any two are.
-    at : int
-        The present state.
-    n_steps : int
-        Steps that were applied for good.
+        Whether any two are equal.
+    current : int
+        Number of the current state.
+    n_applied : int
+        Number of picks applied and committed.
     """
 
     def __init__(self, embedding: StoredEmbedding, positions: Tensor, n_states: int) -> None:
         n, r, _ = embedding.shape
         self.embedding, self.positions, self.index = embedding, positions, positions
         self.taken = torch.zeros(n, dtype=torch.bool, device=embedding.device)
-        self.prints, self.has_equals = torch.zeros_like(positions), False
+        self.fingerprints, self.has_equals = torch.zeros_like(positions), False
         self.norms = torch.zeros(n, dtype=torch.float64, device=embedding.device)
         # Rows of A and of half of B in turn; of B only the symmetric part counts and is right.
         self._blocks = self.norms.new_zeros((n_states, n, 2 * r, r))
-        # How far A and B may be off, the gain, and how far that may be.
-        self._known = self.norms.new_zeros((n_states, n, 4))
-        self._off, self._gains, self._bars = (
-            self._known[..., :2],
-            self._known[..., 2],
-            self._known[..., 3],
-        )
-        self.at = 0
-        self.n_steps = 0
+        self._scalars = self.norms.new_zeros((n_states, n, 4))
+        self._update_error = self._scalars[..., :2]
+        self._gains = self._scalars[..., 2]
+        self._gain_error = self._scalars[..., 3]
+        self.current = 0
+        self.n_applied = 0
 
     def __len__(self) -> int:
         return len(self.positions)
 
     @property
     def gains(self) -> Tensor:
-        """Gains as far as they are known, (n,); those taken have one too."""
-        return self._gains[self.at]
+        """Gains in the current state, (n,); those picked have one too."""
+        return self._gains[self.current]
 
     @property
-    def bars(self) -> Tensor:
-        """How far each gain may be off, (n,)."""
-        return self._bars[self.at]
+    def gain_error(self) -> Tensor:
+        """Bounds of the errors of `gains`, (n,)."""
+        return self._gain_error[self.current]
 
-    def bounds(self, out: Tensor, n_states: int | None = None) -> Tensor:
-        """Give the largest gains there may be, (n,); minus infinity for those that are `out`.
+    def bounds(self, excluded: Tensor, n_states: int | None = None) -> Tensor:
+        """Return upper bounds of the gains, (n,); minus infinity for those `excluded`.
 
-        With `n_states`, in so many states from the first on: (n_states, n).
+        With `n_states`, in each of the first n_states states: (n_states, n).
         """
-        which = self.at if n_states is None else slice(n_states)
-        return (self._gains[which] + self._bars[which]).masked_fill_(out, -math.inf)
+        which = self.current if n_states is None else slice(n_states)
+        return (self._gains[which] + self._gain_error[which]).masked_fill_(excluded, -math.inf)
 
-    def out(self, n_picks: int) -> Tensor:
-        """Say who cannot be among the next picks: those taken, and equals of lower ones left."""
+    def excluded(self, n_picks: int) -> Tensor:
+        """Return which candidates cannot be among the next picks, (n,).
+
+        Those picked cannot, nor those with n_picks equal ones left at lower positions.
+        """
         if not self.has_equals:
             return self.taken
-        ordered, order = torch.sort(self.prints, stable=True)
+        ordered, order = torch.sort(self.fingerprints, stable=True)
         left = (~self.taken)[order].cumsum(0)
         # Left before the first one of each kind: the largest such sum so far, as sums only grow.
         first = torch.ones_like(self.taken)
@@ -124,11 +124,11 @@ class GainState:
         rank[order] = left - before
         return self.taken | (rank > n_picks)
 
-    def start(
+    def initialize(
         self,
         inverse: Tensor | float,
         target: Tensor,
-        on_part: Callable[[int], object] = lambda count: None,
+        on_chunk: Callable[[int], object] = lambda count: None,
     ) -> None:
         """Compute the first A and B.
 
@@ -138,8 +138,8 @@ class GainState:
             M_0^-1; a float stands for that multiple of the identity.
         target : Tensor of shape (k, k), float64
             M_0^-1 F M_0^-1.
-        on_part : callable, optional
-            Called with numbers of candidates that are done.
+        on_chunk : callable, optional
+            Called with the number of candidates in each chunk that is done.
 
         Raises
         ------
@@ -147,164 +147,167 @@ class GainState:
             If the embedding holds NaN or infinity.
         """
         k = len(target)
-        first, second = QuadraticForm(inverse), QuadraticForm(target)
+        forms = QuadraticForm(inverse), QuadraticForm(target)
         dtype = torch.float64
         for part, v in self.embedding.chunks(dtype):
             self.norms[part] = norms = torch.linalg.vector_norm(v.flatten(1), dim=1)
-            a, size_a = first(v)
-            b, size_b = second(v)
+            (a, size_a), (b, size_b) = (form(v) for form in forms)
             self._blocks[0, part, ::2], self._blocks[0, part, 1::2] = a, b / 2
-            for i, (size, form) in enumerate(((size_a, first), (size_b, second))):
-                off = rounding.of_product(form.size * norms, size, k, dtype)
-                self._off[0, part, i] = norms * off
-            self._evaluate(slice(0, 1), part, dtype)
-            on_part(part.stop - part.start)
+            for i, (size, form) in enumerate(zip((size_a, size_b), forms, strict=True)):
+                error = rounding.product_error(form.size * norms, size, k, dtype)
+                self._update_error[0, part, i] = norms * error
+            self._update_gains(slice(0, 1), part, dtype)
+            on_chunk(part.stop - part.start)
         check_finite(self.norms, self.positions)
         self._find_equals()
 
     def _find_equals(self) -> None:
-        """Look for equal candidates, among those whose norms differ by rounding at most."""
-        self.prints = -1 - self.positions
+        """Compute fingerprints where norms agree up to rounding; others get distinct numbers."""
+        self.fingerprints = -1 - self.positions
         ordered, order = torch.sort(self.norms)
         near = ordered[1:] - ordered[:-1] <= 1e-12 * ordered[1:]
-        suspects = order[torch.nonzero(_either(near)).squeeze(1)]
-        for some in suspects.split(self.embedding.chunk_rows) if len(suspects) else ():
-            self.prints[some] = fingerprints(self.embedding.take(some))
-        self.has_equals = bool(repeated(self.prints).any())
+        similar = order[torch.nonzero(_in_marked_pair(near)).squeeze(1)]
+        for some in similar.split(self.embedding.chunk_rows) if len(similar) else ():
+            self.fingerprints[some] = fingerprints(self.embedding.take(some))
+        self.has_equals = bool(is_duplicate(self.fingerprints).any())
 
-    def fill(self, rows: Tensor, fresh: ExactGains) -> None:
-        """Start from what was computed afresh for all of them, from their rows (n, r, k)."""
+    def initialize_exact(self, rows: Tensor, exact: ExactGains) -> None:
+        """Set the first state of all candidates, given their rows (n, r, k), to exact gains."""
         torch.linalg.vector_norm(rows.flatten(1), dim=1, out=self.norms)
-        self.correct(torch.arange(len(self), device=rows.device), fresh)
+        self.set_exact(torch.arange(len(self), device=rows.device), exact)
 
-    def correct(self, index: Tensor, fresh: ExactGains) -> None:
-        """Put in what was computed afresh for some, (m,)."""
-        half = torch.stack([fresh.a, fresh.b / 2], 2).flatten(1, 2)
-        known = torch.cat([fresh.off, fresh.gains[:, None], fresh.bars[:, None]], 1)
-        self._blocks[self.at].index_copy_(0, index, half)
-        self._known[self.at].index_copy_(0, index, known)
+    def set_exact(self, index: Tensor, exact: ExactGains) -> None:
+        """Replace the current state of the candidates at `index`, (m,), by exact gains."""
+        blocks = torch.stack([exact.a, exact.b / 2], 2).flatten(1, 2)
+        scalars = [exact.update_error, exact.gains[:, None], exact.gain_error[:, None]]
+        self._blocks[self.current].index_copy_(0, index, blocks)
+        self._scalars[self.current].index_copy_(0, index, torch.cat(scalars, 1))
 
     def rows(self, index: Tensor) -> Tensor:
-        """Give the embeddings of some, (m, r, k), in float64."""
+        """Return the embeddings of the candidates at `index`, (m, r, k), in float64."""
         return self.embedding.take(index).double()
 
     def subset(self, index: Tensor, n_states: int, dtype: torch.dtype | None = None) -> GainState:
-        """Give some of them as they stand, in memory.
+        """Return some candidates in their current state, in memory.
 
         Parameters
         ----------
         index : Tensor of shape (m,), int64
-            Which; ascending.
+            Their indices, ascending.
         n_states : int
             As for the class.
         dtype : torch.dtype, optional
-            In which they go on. None: as these do.
+            Of their embeddings. None: `work_dtype` of the embedding.
         """
         rows = self.embedding.take(index).to(dtype or self.embedding.work_dtype)
-        part = self._made_of([self], rows, lambda x: x.index_select(0, index), n_states)
+        part = self._derive([self], rows, lambda x: x.index_select(0, index), n_states)
         part.index = index
         return part
 
     @staticmethod
-    def joined(several: Sequence[GainState], n_states: int) -> GainState:
-        """Put candidates in memory together, as they stand, ordered by position."""
+    def concatenate(several: Sequence[GainState], n_states: int) -> GainState:
+        """Return candidates in memory together, in their current states, ordered by position."""
         order = torch.cat([one.positions for one in several]).argsort()
         rows = torch.cat([one.embedding.take(range(len(one))) for one in several])[order]
-        return GainState._made_of(several, rows, lambda x: x[order], n_states)
+        return GainState._derive(several, rows, lambda x: x[order], n_states)
 
     def to(self, device: torch.device | str) -> GainState:
-        """Give candidates in memory, as they stand, on another device."""
+        """Return candidates in memory, in their current state, on another device."""
         rows = self.embedding.take(range(len(self))).to(device)
-        return self._made_of([self], rows, lambda x: x.to(device), 1)
+        return self._derive([self], rows, lambda x: x.to(device), 1)
 
     @staticmethod
-    def _made_of(
+    def _derive(
         several: Sequence[GainState],
         rows: Tensor,
         change: Callable[[Tensor], Tensor],
         n_states: int,
     ) -> GainState:
-        """Make candidates with these rows of others as they stand; change each tensor of theirs."""
+        """Return candidates with these rows and the changed tensors of others."""
 
         def changed(parts: list[Tensor]) -> Tensor:
             return change(parts[0] if len(parts) == 1 else torch.cat(parts))
 
-        made = GainState(stored(rows), changed([one.positions for one in several]), n_states)
-        made.n_steps = several[0].n_steps
-        made.has_equals = any(one.has_equals for one in several)
-        for name in ("taken", "norms", "prints"):
-            setattr(made, name, changed([getattr(one, name) for one in several]))
-        for number, state in enumerate(made._states()):
-            state[0] = changed([one._states()[number][one.at] for one in several])
-        return made
+        new = GainState(stored(rows), changed([one.positions for one in several]), n_states)
+        new.n_applied = several[0].n_applied
+        new.has_equals = any(one.has_equals for one in several)
+        for name in ("taken", "norms", "fingerprints"):
+            setattr(new, name, changed([getattr(one, name) for one in several]))
+        for number, states in enumerate(new._states()):
+            states[0] = changed([one._states()[number][one.current] for one in several])
+        return new
 
-    def put(self, part: GainState, number: int) -> None:
-        """Take over what is known of some of them in that one's state of this number."""
-        for mine, theirs in zip(self._states(), part._states(), strict=True):
-            mine[self.at].index_copy_(0, part.index, theirs[number])
+    def copy_state(self, subset: GainState, number: int) -> None:
+        """Set the current state of a subset's candidates to its state of this number."""
+        for own, other in zip(self._states(), subset._states(), strict=True):
+            own[self.current].index_copy_(0, subset.index, other[number])
 
-    def attempt(self, steps: Sequence[Pick], out: Tensor | None = None) -> Tensor:
-        """Find the states after the present one, as the steps make them.
+    def attempt(self, picks: Sequence[Pick], excluded: Tensor | None = None) -> Tensor:
+        """Compute the states after the current one, as each of some picks makes it.
 
         Parameters
         ----------
-        steps : sequence of Pick
+        picks : sequence of Pick
             In their order.
-        out : Tensor of shape (n,), bool, optional
-            Who does not count for the result. None: nobody does.
+        excluded : Tensor of shape (n,), bool, optional
+            Candidates that do not count for the result. None: the result is not needed.
+
+        Returns
+        -------
+        Tensor of shape (len(picks),), float64
+            The largest upper bound of a gain after each pick.
         """
         largest = (
-            self.norms.new_empty(len(steps))
-            if out is None
-            else self.norms.new_full((len(steps),), -math.inf)
+            self.norms.new_empty(len(picks))
+            if excluded is None
+            else self.norms.new_full((len(picks),), -math.inf)
         )
-        if not steps:
+        if not picks:
             return largest
-        careful = self.n_steps + self.at < N_FLOAT64_PICKS
-        dtype = torch.float64 if careful else self.embedding.work_dtype
-        factors, norms = side_by_side(steps, dtype)
-        states = slice(self.at + 1, self.at + 1 + len(steps))
+        in_float64 = self.n_applied + self.current < N_FLOAT64_PICKS
+        dtype = torch.float64 if in_float64 else self.embedding.work_dtype
+        factors, norms = concatenate_factors(picks, dtype)
+        states = slice(self.current + 1, self.current + 1 + len(picks))
         for group, products in self._products(factors):
-            pair = products.permute(2, 0, 1, 3, 4).reshape(len(steps), len(products), -1, self.r)
+            pair = products.permute(2, 0, 1, 3, 4).reshape(len(picks), len(products), -1, self.r)
             change = pair @ pair[:, :, ::2].mT
-            grown = self._grown(group, products, norms)
-            for number, step in enumerate(range(states.start, states.stop)):
-                before = self._blocks[step - 1, group]
-                torch.sub(before, change[number], out=self._blocks[step, group])
-                torch.add(self._off[step - 1, group], grown[:, number], out=self._off[step, group])
-            self._evaluate(states, group, dtype)
-            if out is not None:
-                bounds = self._gains[states, group] + self._bars[states, group]
-                bounds.masked_fill_(out[group], -math.inf)
+            added = self._added_error(group, products, norms)
+            for number, state in enumerate(range(states.start, states.stop)):
+                before = self._blocks[state - 1, group]
+                torch.sub(before, change[number], out=self._blocks[state, group])
+                torch.add(
+                    self._update_error[state - 1, group],
+                    added[:, number],
+                    out=self._update_error[state, group],
+                )
+            self._update_gains(states, group, dtype)
+            if excluded is not None:
+                bounds = self._gains[states, group] + self._gain_error[states, group]
+                bounds.masked_fill_(excluded[group], -math.inf)
                 torch.maximum(largest, bounds.amax(1), out=largest)
         return largest
 
-    def catch_up(self, steps: Sequence[Pick]) -> None:
-        """Apply the next steps for good, many at a time.
-
-        Parameters
-        ----------
-        steps : sequence of Pick
-            In their order.
-        """
-        for start, some in steps_together(steps, self.n_steps):
+    def apply(self, picks: Sequence[Pick]) -> None:
+        """Update the current state by some picks in their order, many at a time."""
+        for start, some in split_picks(picks, self.n_applied):
             dtype = torch.float64 if start < N_FLOAT64_PICKS else self.embedding.work_dtype
-            factors, norms = side_by_side(some, dtype)
+            factors, norms = concatenate_factors(some, dtype)
             for group, products in self._products(factors):
-                # Rows of q and of t in turn, those of all steps side by side.
+                # Rows of q and of t in turn, those of all picks side by side.
                 pair = products.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
-                self._blocks[self.at, group] -= pair @ pair[:, ::2].mT
-                self._off[self.at, group] += self._grown(group, products, norms).sum(1)
-                self._evaluate(slice(self.at, self.at + 1), group, dtype)
-        self.n_steps += len(steps)
+                self._blocks[self.current, group] -= pair @ pair[:, ::2].mT
+                added = self._added_error(group, products, norms).sum(1)
+                self._update_error[self.current, group] += added
+                self._update_gains(slice(self.current, self.current + 1), group, dtype)
+        self.n_applied += len(picks)
 
-    def keep(self, count: int) -> None:
-        """Make the state after the first `count` attempted steps the present one, for good."""
+    def commit(self, count: int) -> None:
+        """Make the state after the first `count` attempted picks the current one."""
         if count:
-            for state in self._states():
-                state[0].copy_(state[count])
-        self.at = 0
-        self.n_steps += count
+            for states in self._states():
+                states[0].copy_(states[count])
+        self.current = 0
+        self.n_applied += count
 
     @property
     def r(self) -> int:
@@ -314,16 +317,22 @@ class GainState:
     @property
     def n_bytes(self) -> int:
         """Size of the embedding and of one state, in bytes."""
-        return self.embedding.n_bytes + sum(state[0].nbytes for state in self._states())
+        return self.embedding.n_bytes + sum(states[0].nbytes for states in self._states())
 
     def _states(self) -> tuple[Tensor, Tensor]:
-        return self._blocks, self._known
+        return self._blocks, self._scalars
 
     def _products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Multiply all embeddings with steps' factors, and give the results for parts of them.
+        """Multiply all embeddings with the factors of picks, a group of candidates at a time.
 
-        Candidate by candidate the steps are small, so many chunks go through them at once: group,
-        and products of shape (m, r, steps, 2, r).
+        What follows are small operations, so a group is many chunks of the embedding.
+
+        Yields
+        ------
+        group : slice
+            The candidates.
+        products : Tensor of shape (m, r, picks, 2, r)
+            Valid until the next ones.
         """
         (n, r, k), width, dtype = self.embedding.shape, factors.shape[1], factors.dtype
         size = self.embedding.chunk_rows
@@ -339,22 +348,22 @@ class GainState:
                 )
                 start = part.stop
 
-    def _grown(self, group: slice, products: Tensor, norms: Tensor) -> Tensor:
-        """Bound what each step adds to the errors of A and B, (m, steps, 2)."""
+    def _added_error(self, group: slice, products: Tensor, norms: Tensor) -> Tensor:
+        """Bound what each pick adds to the errors of A and B, (m, picks, 2)."""
         sizes = torch.linalg.vector_norm(products, dim=(1, 4)).double()
         factors = self.norms[group, None, None] * norms
         k = self.embedding.shape[2]
-        return rounding.of_step(factors, sizes, k, self.r, products.dtype)
+        return rounding.update_error(factors, sizes, k, self.r, products.dtype)
 
-    def _evaluate(self, states: slice, part: slice, dtype: torch.dtype) -> None:
-        """Bring gains and their bars up to date with A and B, computing in `dtype`."""
+    def _update_gains(self, states: slice, part: slice, dtype: torch.dtype) -> None:
+        """Compute gains and bounds of their errors from A and B, in `dtype`."""
         blocks = self._blocks[states, part].flatten(0, 1)
         a = blocks[:, ::2]
         half, inverse_size = trace_gains(a, blocks[:, 1::2], dtype)
         gains = half.mul_(2)
         trace = a.diagonal(dim1=1, dim2=2).sum(1)
-        off = self._off[states, part].flatten(0, 1)
-        bars = rounding.of_gain(gains, off, inverse_size, trace, dtype)
+        update_error = self._update_error[states, part].flatten(0, 1)
+        gain_error = rounding.gain_error(gains, update_error, inverse_size, trace, dtype)
         shape = self._gains[states, part].shape
         self._gains[states, part] = gains.view(shape)
-        self._bars[states, part] = bars.view(shape)
+        self._gain_error[states, part] = gain_error.view(shape)

@@ -1,20 +1,21 @@
-"""The greedy loop, round after round; method and formulas in :doc:`/user_guide/selection`.
+"""The greedy loop over picks; derivations are in :doc:`/user_guide/selection`.
 
-M is the Fisher information of the labelled samples and the batch, F the one that the pool calls
-for. For a candidate with Fisher embedding V (r, k), two small matrices say all that a step needs:
-A = V M^-1 V^T and B = V M^-1 F M^-1 V^T, both (r, r), and
+In go the candidates' Fisher embeddings V (r, k), M^-1 (M is the Fisher information of the labelled
+samples and the batch so far) and F, the Fisher information to cover. Of each candidate two (r, r)
+matrices are kept, A = V M^-1 V^T and B = V M^-1 F M^-1 V^T, with its gain and error bounds:
 
     gain = tr(M^-1 F) - tr((M + V^T V)^-1 F) = tr((I + A)^-1 B)         (Woodbury).
 
-When a sample V* is taken, I + A* = L L^T, U = M^-1 V*^T L^-T, G = U^T F U, then
+A pick V*, with I + A* = L L^T, U = M^-1 V*^T L^-T, G = U^T F U and T = M^-1 F U - U G / 2, changes
 
-    M^-1 <- M^-1 - U U^T,
-    A    <- A - q q^T                with q = V U,
-    B    <- B - q t^T - t q^T        with t = V T,  T = M^-1 F U - U G / 2,
+    M^-1 by -U U^T,  A by -q q^T,  B by -(q t^T + t q^T)    with q = V U, t = V T,    exactly.
 
-exactly, so that a step costs one product of the stacked embeddings with a (k, 2 r) matrix
-instead of one with M^-1. Dropping a sample is the same with M^-1 negative: for N = -M^-1 the
-matrices A and B, I + A and the update keep their form, and the gain is minus the cost.
+A round reads all embeddings once: (1) the shortlist has the candidates with the largest upper
+bounds of their gains; (2) picks are made from it, near-ties in float64; (3) all others are updated
+by these picks; (4) the picks before the first at which another bound is as large are verified and
+kept, the rest undone. Out come positions and gains, those of one exact pick at a time.
+The objective tr(M^-1 F), its update and its error bounds are one fabric: a change of one is a
+change of all three. To drop samples, -M^-1 takes the place of M^-1, and gains are minus costs.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from torch import Tensor
 
 from skfishermask.selection import rounding
 from skfishermask.selection.candidates import GainState
-from skfishermask.selection.linalg import mean_size, trace_gains
+from skfishermask.selection.linalg import rms_eigenvalue, trace_gains
 from skfishermask.selection.updates import ExactGains, Pick
 
-# Candidates on the shortlist for each pick hoped for.
+# Candidates on the shortlist for each pick of a round.
 SHORTLIST_PER_PICK = 24
-# Near-ties that are computed afresh in float64 together, and picks that are given.
-_GROUP = 8
-# Float64 gains that differ by less than this, relatively, are taken for equal.
-_TIE = 1e-12
+# Candidates whose exact gains are computed together, at first, and picks that are forced together.
+_N_EXACT = 8
+# Exact gains that differ by less than this, relatively, are equal.
+_TIE_TOLERANCE = 1e-12
 
 
 class CandidatePool(Protocol):
-    """The candidates, wherever their embeddings lie: all that the loop asks for.
+    """The candidates of a selection, in memory, in a file or on the workers of a cluster.
 
-    Picks change it by `keep` and `advance` alone.
+    Picks change it by `commit` and `apply` alone.
 
     Attributes
     ----------
@@ -54,61 +55,61 @@ class CandidatePool(Protocol):
     n_read: int
 
     def shortlist(self, count: int, n_picks: int) -> tuple[GainState, Tensor]:
-        """Give the likely candidates, up to date, and the largest gain that another may have.
+        """Return the candidates with the largest bounds, and a bound of the others' gains.
 
         Parameters
         ----------
         count : int
-            How many, about; never none if there is a candidate left.
+            Length of the shortlist, about; never 0 if there is a candidate left.
         n_picks : int
-            Picks to come before the next time.
+            Picks to be made from it.
 
         Returns
         -------
-        short : GainState
+        shortlist : GainState
             In memory.
-        rest : Tensor of shape ()
-            What the others' gains do not exceed; minus infinity where there are none.
+        others_bound : Tensor of shape ()
+            Largest upper bound of another's gain; minus infinity where there is no other.
         """
 
-    def attempt(self, steps: Sequence[Pick], short: GainState, rest: Tensor) -> Tensor:
-        """Bring the others up to date, until `keep` says how many of the steps were right.
+    def attempt(self, picks: Sequence[Pick], shortlist: GainState, others_bound: Tensor) -> Tensor:
+        """Update the others by some picks, until `commit` tells how many are kept.
 
         Parameters
         ----------
-        steps : sequence of Pick
+        picks : sequence of Pick
             In their order.
-        short, rest
-            What `shortlist` gave.
+        shortlist, others_bound
+            As returned by `shortlist`.
 
         Returns
         -------
-        Tensor of shape (len(steps) + 1,), float64
-            The largest gain that one of the others may have before the first step, and after each.
+        Tensor of shape (len(picks) + 1,), float64
+            Largest upper bound of another's gain before the first pick, and after each.
         """
 
-    def keep(self, taken: Sequence[Pick], short: GainState) -> None:
-        """Take the samples of the steps that were right; what was attempted beyond is undone.
+    def commit(self, picks: Sequence[Pick], shortlist: GainState) -> None:
+        """Keep these picks of those attempted, and undo the others.
 
         Parameters
         ----------
-        taken : sequence of Pick
-            The steps; the last one need not have been attempted if it is the last of all.
-        short : GainState
-            What `shortlist` gave, with all steps applied.
+        picks : sequence of Pick
+            The first of those attempted; and the last one of all, which need not be attempted.
+        shortlist : GainState
+            As returned by `shortlist`, with all picks applied.
         """
 
-    def advance(self, steps: Sequence[Pick]) -> None:
-        """Apply steps for good; their samples are out from then on.
+    def apply(self, picks: Sequence[Pick]) -> None:
+        """Update all candidates by some picks.
 
         Parameters
         ----------
-        steps : sequence of Pick
+        picks : sequence of Pick
             In their order.
         """
 
     def rows(self, positions: Sequence[int]) -> Tensor:
-        """Give the embeddings of some samples, those taken among them.
+        """Return the embeddings of some samples, picked ones included.
 
         Parameters
         ----------
@@ -123,275 +124,295 @@ class CandidatePool(Protocol):
 
 @dataclass(frozen=True)
 class BestCandidate:
-    """The best candidate on a shortlist.
+    """The candidate with the largest gain on a shortlist.
 
     Attributes
     ----------
     index, position : Tensor of shape (1,), int64
-        Where it is on the shortlist, and in the pool.
-    fresh : ExactGains
-        Those computed afresh.
-    slot : Tensor of shape (1,), int64
-        Where it is among these.
-    sure : Tensor of shape ()
-        Whether no other on the shortlist could beat it.
+        Its index on the shortlist, and its position in the pool.
+    exact : ExactGains
+        Exact gains of some candidates.
+    row : Tensor of shape (1,), int64
+        Its index among these.
+    is_verified : Tensor of shape ()
+        Whether no other on the shortlist may have a larger gain.
     """
 
     index: Tensor
     position: Tensor
-    fresh: ExactGains
-    slot: Tensor
-    sure: Tensor
+    exact: ExactGains
+    row: Tensor
+    is_verified: Tensor
 
 
 class InverseFisher:
-    """M^-1 as it stands, and F: the first M^-1, less the products U U^T of the steps since.
+    """M^-1, as an initial matrix less the products U U^T of picks, together with F.
 
     Parameters
     ----------
-    first : Tensor of shape (k, k), float64, or float
+    initial : Tensor of shape (k, k), float64, or float
         M_0^-1; a float stands for that multiple of the identity.
     fisher : Tensor of shape (k, k), float64
         F, symmetric.
     sign : {1, -1}, default=1
-        -1 where samples are dropped: `first` is then -M^-1, and a gain minus a cost.
+        -1 to drop samples: `initial` is then -M^-1, and a gain minus a cost.
     """
 
-    def __init__(self, first: Tensor | float, fisher: Tensor, sign: int = 1) -> None:
+    def __init__(self, initial: Tensor | float, fisher: Tensor, sign: int = 1) -> None:
         self.fisher = fisher
-        self._first = first
+        self._initial = initial
         self._sign = sign
-        self._used = 0
+        self._n_factors = 0
         self._factors = fisher.new_empty(0, len(fisher))
         roundoff = rounding.unit_roundoff(torch.float64)
-        self._error, self._error_fisher = (roundoff * mean_size(x) for x in (first, fisher))
+        self._error = roundoff * rms_eigenvalue(initial)
+        self._error_fisher = roundoff * rms_eigenvalue(fisher)
 
-    def times(self, x: Tensor) -> Tensor:
-        """Multiply rows, (..., k), by M^-1."""
+    def multiply(self, x: Tensor) -> Tensor:
+        """Return x M^-1 for rows x, (..., k)."""
         # Along the rows, as they lie in memory: twice as fast as columns, and M is symmetric.
-        y = x @ self._first if isinstance(self._first, Tensor) else self._first * x
-        if self._used:
-            factors = self._factors[: self._used]
-            rest = x.reshape(-1, x.shape[-1]) @ factors.T
-            y.view(-1, y.shape[-1]).addmm_(rest, factors, alpha=-1)
+        y = x @ self._initial if isinstance(self._initial, Tensor) else self._initial * x
+        if self._n_factors:
+            factors = self._factors[: self._n_factors]
+            projected = x.reshape(-1, x.shape[-1]) @ factors.T
+            y.view(-1, y.shape[-1]).addmm_(projected, factors, alpha=-1)
         return y
 
-    def reserve(self, n_steps: int, r: int) -> int:
-        """Make sure that so many steps can be undone; give how many can."""
+    def reserve(self, n_picks: int, r: int) -> int:
+        """Make room for picks that can be undone; return their number, at most n_picks."""
         k = len(self.fisher)
-        n_steps = max(1, min(n_steps, k // r))
-        columns = n_steps * r
-        if self._used + columns > k:
-            # More columns than k: the dense matrix is now smaller and quicker to apply.
-            self._first, self._used = self.dense(), 0
-        if self._used + columns > len(self._factors):
-            larger = self._factors.new_empty(max(self._used + columns, min(2 * self._used, k)), k)
-            larger[: self._used] = self._factors[: self._used]
+        n_picks = max(1, min(n_picks, k // r))
+        needed = n_picks * r
+        if self._n_factors + needed > k:
+            # More factors than k: the dense matrix is now smaller and quicker to apply.
+            self._initial, self._n_factors = self.to_dense(), 0
+        if self._n_factors + needed > len(self._factors):
+            size = max(self._n_factors + needed, min(2 * self._n_factors, k))
+            larger = self._factors.new_empty(size, k)
+            larger[: self._n_factors] = self._factors[: self._n_factors]
             self._factors = larger
-        return n_steps
+        return n_picks
 
-    def undo(self, n_steps: int, r: int) -> None:
-        """Take the latest steps back."""
-        self._used -= n_steps * r
+    def undo(self, n_picks: int, r: int) -> None:
+        """Undo the latest picks."""
+        self._n_factors -= n_picks * r
 
-    def dense(self) -> Tensor:
-        """Give M^-1 as a matrix."""
-        first = self._first
-        if not isinstance(first, Tensor):
-            first = torch.diag(self.fisher.new_full((len(self.fisher),), first))
-        factors = self._factors[: self._used]
-        return torch.addmm(first, factors.T, factors, alpha=-1)
+    def to_dense(self) -> Tensor:
+        """Return M^-1 as a matrix."""
+        initial = self._initial
+        if not isinstance(initial, Tensor):
+            initial = torch.diag(self.fisher.new_full((len(self.fisher),), initial))
+        factors = self._factors[: self._n_factors]
+        return torch.addmm(initial, factors.T, factors, alpha=-1)
 
-    def fresh(self, v: Tensor) -> ExactGains:
-        """Compute candidates' A, B and gains from their embeddings, (n, r, k), in float64."""
-        x = self.times(v)
+    def exact_gains(self, v: Tensor) -> ExactGains:
+        """Compute A, B and gains of candidates from their embeddings, (n, r, k), float64."""
+        x = self.multiply(v)
         fx = x @ self.fisher
         # Symmetric but for rounding, which counts nowhere.
         a, b = v @ x.mT, x @ (fx if self._sign > 0 else -fx).mT
         gains, inverse_size = trace_gains(a, b)
-        both = torch.cat([x, fx], 2)
+        products = torch.cat([x, fx], 2)
         size_v = torch.linalg.vector_norm(v, dim=(1, 2))
-        size_x, size_fx = torch.linalg.vector_norm(both.unflatten(2, (2, -1)), dim=(1, 3)).T
-        off = torch.stack([size_v, 2 * size_fx], 1) * (self._error * size_v)[:, None]
-        off[:, 1].addcmul_(size_x, size_x, value=self._error_fisher)
+        size_x, size_fx = torch.linalg.vector_norm(products.unflatten(2, (2, -1)), dim=(1, 3)).T
+        error = torch.stack([size_v, 2 * size_fx], 1) * (self._error * size_v)[:, None]
+        error[:, 1].addcmul_(size_x, size_x, value=self._error_fisher)
         trace = a.diagonal(dim1=1, dim2=2).sum(1)
-        bars = rounding.of_gain(gains, off, inverse_size, trace, torch.float64)
-        return ExactGains(both, a, b, off, gains, bars)
+        gain_error = rounding.gain_error(gains, error, inverse_size, trace, torch.float64)
+        return ExactGains(products, a, b, error, gains, gain_error)
 
-    def take(self, best: BestCandidate) -> Pick:
-        """Move a sample into M (or out of it); give what that changes for the others."""
-        fresh = best.fresh
-        both, a, gain = (y.index_select(0, best.slot) for y in (fresh.both, fresh.a, fresh.gains))
+    def update(self, best: BestCandidate) -> Pick:
+        """Add a sample to M, or drop it, and return the pick."""
+        exact = best.exact
+        products, a, gain = (
+            x.index_select(0, best.row) for x in (exact.products, exact.a, exact.gains)
+        )
         a[0].diagonal().add_(1)
-        # Never singular, so there is nothing to look at, which would wait for the device.
+        # Never singular, so the second result need not be read, which would wait for the device.
         factor, _ = torch.linalg.cholesky_ex(a[0])
         # U^T, U^T F and T^T.
-        u, fu = torch.linalg.solve_triangular(factor, both[0], upper=False).chunk(2, 1)
-        t = torch.addmm(self.times(fu), fu @ u.T, u, alpha=-0.5)
-        self._factors[self._used : self._used + len(u)] = u
-        self._used += len(u)
+        u, fu = torch.linalg.solve_triangular(factor, products[0], upper=False).chunk(2, 1)
+        t = torch.addmm(self.multiply(fu), fu @ u.T, u, alpha=-0.5)
+        self._factors[self._n_factors : self._n_factors + len(u)] = u
+        self._n_factors += len(u)
         factors = torch.cat([u, t if self._sign > 0 else -t]).T
-        return Pick(best.position[0], gain[0], best.sure, factors)
+        return Pick(best.position[0], gain[0], best.is_verified, factors)
 
 
 def greedy_select(
     pool: CandidatePool,
-    information: InverseFisher,
+    inverse_fisher: InverseFisher,
     n_picks: int,
     r: int,
     *,
-    picks_a_round: int = 1,
-    forced: Sequence[int] = (),
+    picks_per_round: int = 1,
+    preselected: Sequence[int] = (),
     on_pick: Callable[[int], object] = lambda count: None,
 ) -> tuple[list[int], Tensor]:
-    """Take samples one by one, each the one with the largest gain given those before it.
-
-    Gives their positions, in order, and the decrease of tr(M^-1 F) by each, float64 on the host.
+    """Pick samples one by one, each with the largest gain given those before it.
 
     Parameters
     ----------
     pool : CandidatePool
-        The candidates, in the state that `information` describes; at least `n_picks`.
-    information : InverseFisher
-        M^-1 and F; brought up to date with every pick.
+        At least `n_picks` candidates, in the state that `inverse_fisher` describes.
+    inverse_fisher : InverseFisher
+        M^-1 and F; updated by every pick.
     n_picks : int
-        How many samples to take.
+        Number of samples to pick.
     r : int
         Rows of a sample's embedding.
-    picks_a_round : int, default=1
-        Picks that share one read of the pool. They are the same for every number.
-    forced : sequence of int, default=()
-        Positions to take before any choice is made, in this order.
+    picks_per_round : int, default=1
+        Picks that share one read of the pool. The picks are the same for every number.
+    preselected : sequence of int, default=()
+        Positions to pick first, in this order.
     on_pick : callable, optional
-        Called with the number of picks that are new since the last call.
+        Called with the number of picks since the last call.
+
+    Returns
+    -------
+    positions : list of int
+        In the order of the picks.
+    gains : Tensor of shape (n_picks,), float64
+        Decrease of tr(M^-1 F) by each, on the host.
     """
     positions: list[Tensor] = []
     gains: list[Tensor] = []
-    widened, hoped = 1, picks_a_round
-    on_host = information.fisher.device.type == "cpu"
+    shortlist_factor, round_size = 1, picks_per_round
+    on_host = inverse_fisher.fisher.device.type == "cpu"
 
-    def note(taken: Sequence[Pick]) -> None:
-        positions.extend(step.position for step in taken)
-        gains.extend(step.gain for step in taken)
-        on_pick(len(taken))
+    def record(picks: Sequence[Pick]) -> None:
+        positions.extend(pick.position for pick in picks)
+        gains.extend(pick.gain for pick in picks)
+        on_pick(len(picks))
 
-    for start in range(0, len(forced), _GROUP):
-        given = force_picks(pool, information, forced[start : start + _GROUP])
-        note(given)
+    for start in range(0, len(preselected), _N_EXACT):
+        forced = force_picks(pool, inverse_fisher, preselected[start : start + _N_EXACT])
+        record(forced)
         if len(gains) < n_picks:
-            pool.advance(given)
+            pool.apply(forced)
     while (left := n_picks - len(gains)) > 0:
-        count = information.reserve(min(hoped, left), r)
-        # 1. The shortlist: candidates with the largest possible gains, their rows at hand.
-        short, rest = pool.shortlist(SHORTLIST_PER_PICK * picks_a_round * widened, count)
+        count = inverse_fisher.reserve(min(round_size, left), r)
+        # 1. Candidates with the largest upper bounds, their rows in memory.
+        size = SHORTLIST_PER_PICK * picks_per_round * shortlist_factor
+        shortlist, others_bound = pool.shortlist(size, count)
         # 2. Picks from the shortlist alone. A device is not waited for, unless that has failed.
-        wait = on_host or widened > 1
-        steps = _picked(short, information, count, rest if wait else None)
-        # 3. The others catch up with all of these; after the last pick of all nobody has to.
-        rivals = pool.attempt(steps[: len(steps) - (len(steps) == left)], short, rest)
-        # 4. One number is read: the picks before the first step at which another may have won.
-        n_right = _n_right(steps, rivals)
-        information.undo(len(steps) - n_right, r)
-        pool.keep(steps[:n_right], short)
-        note(steps[:n_right])
-        # Where none was right, those that may have won join the shortlist. Products for picks that
-        # are undone are lost, so do not hope for many more the next time.
-        widened = 1 if n_right else 2 * widened
-        hoped = min(picks_a_round, max(2, 3 * n_right // 2))
+        may_wait = on_host or shortlist_factor > 1
+        picks = _pick_from(shortlist, inverse_fisher, count, others_bound if may_wait else None)
+        # 3. The others are updated by all of these, but for the last pick of all.
+        attempted = picks[: len(picks) - (len(picks) == left)]
+        others_bounds = pool.attempt(attempted, shortlist, others_bound)
+        # 4. One number is read: of the picks before another may have had a larger gain.
+        n_verified = _n_verified(picks, others_bounds)
+        inverse_fisher.undo(len(picks) - n_verified, r)
+        pool.commit(picks[:n_verified], shortlist)
+        record(picks[:n_verified])
+        # Where none was verified, the shortlist grows until it has the best candidate. Updates by
+        # picks that are undone are lost, so the next round attempts few more than were verified.
+        shortlist_factor = 1 if n_verified else 2 * shortlist_factor
+        round_size = min(picks_per_round, max(2, 3 * n_verified // 2))
     return torch.stack(positions).tolist(), torch.stack(gains).cpu()
 
 
 def force_picks(
-    pool: CandidatePool, information: InverseFisher, positions: Sequence[int]
+    pool: CandidatePool, inverse_fisher: InverseFisher, positions: Sequence[int]
 ) -> list[Pick]:
-    """Take some samples whatever their gains."""
-    steps, rows = [], pool.rows(positions)
+    """Pick the samples at some positions, independent of their gains."""
+    picks, rows = [], pool.rows(positions)
     first = torch.zeros(1, dtype=torch.int64, device=rows.device)
     for position, v in zip(positions, rows, strict=True):
-        information.reserve(1, len(v))
-        fresh = information.fresh(v[None])
-        where = torch.full_like(first, position)
-        steps.append(information.take(BestCandidate(first, where, fresh, first, first[0] == 0)))
-    return steps
+        inverse_fisher.reserve(1, len(v))
+        exact = inverse_fisher.exact_gains(v[None])
+        at = torch.full_like(first, position)
+        picks.append(inverse_fisher.update(BestCandidate(first, at, exact, first, first[0] == 0)))
+    return picks
 
 
-def _picked(
-    short: GainState, information: InverseFisher, count: int, rest: Tensor | None
+def _pick_from(
+    shortlist: GainState, inverse_fisher: InverseFisher, count: int, others_bound: Tensor | None
 ) -> list[Pick]:
-    """Pick from a shortlist; with `rest`, only if no other is known to gain as much at first."""
-    steps: list[Pick] = []
-    while len(steps) < count:
-        best = best_of(short, information, wait=rest is not None)
-        if rest is not None and not steps:
-            gain = best.fresh.gains[best.slot]
-            if not bool(rest < _tie(gain)):
+    """Pick from a shortlist; with `others_bound`, only if no other may gain as much at first."""
+    picks: list[Pick] = []
+    while len(picks) < count:
+        best = best_candidate(shortlist, inverse_fisher, may_wait=others_bound is not None)
+        if others_bound is not None and not picks:
+            gain = best.exact.gains[best.row]
+            if not bool(others_bound < _tie_limit(gain)):
                 break
-        steps.append(information.take(best))
-        short.taken.index_fill_(0, best.index, True)
-        short.attempt(steps[-1:])
-        short.at += 1
-    return steps
+        picks.append(inverse_fisher.update(best))
+        shortlist.taken.index_fill_(0, best.index, True)
+        shortlist.attempt(picks[-1:])
+        shortlist.current += 1
+    return picks
 
 
-def _n_right(steps: Sequence[Pick], rivals: Tensor) -> int:
-    if not steps:
+def _n_verified(picks: Sequence[Pick], others_bounds: Tensor) -> int:
+    """Return the number of picks before another candidate may have had as large a gain."""
+    if not picks:
         return 0
-    gains, sure = (torch.stack([getattr(s, name) for s in steps]) for name in ("gain", "sure"))
-    right = sure & (rivals[: len(steps)] < _tie(gains))
-    return int(right.cumprod(0).sum())
+    gains = torch.stack([pick.gain for pick in picks])
+    verified = torch.stack([pick.is_verified for pick in picks])
+    verified &= others_bounds[: len(picks)] < _tie_limit(gains)
+    return int(verified.cumprod(0).sum())
 
 
-def best_of(short: GainState, information: InverseFisher, wait: bool) -> BestCandidate:
-    """Find the best candidate on a shortlist, the lowest position among equals.
+def best_candidate(
+    shortlist: GainState, inverse_fisher: InverseFisher, may_wait: bool
+) -> BestCandidate:
+    """Find the candidate with the largest gain on a shortlist, the lowest position among equals.
 
-    Those that may have the largest gain are computed afresh in float64, until none is left that
-    could beat the best so far: mostly that is the first one. What was computed goes back to the
-    shortlist, so a near-tie is paid for once. Without `wait` that happens to a fixed few instead.
+    Exact gains are computed of those with the largest upper bounds, until no other bound exceeds
+    the largest exact gain: mostly that is one candidate. They become the shortlist's, so a near-tie
+    is computed once. If the device must not be waited for, that happens to a fixed few instead.
     """
-    out = short.out(1)
-    if not wait:
-        ranked = torch.topk(short.bounds(out), min(_GROUP + 1, len(short)))
-        few, others = ranked.indices[:_GROUP], ranked.values[_GROUP:]
-        fresh = information.fresh(short.rows(few))
-        short.correct(few, fresh)
-        gains = fresh.gains.masked_fill(ranked.values[:_GROUP] == -math.inf, -math.inf)
-        limit = _tie(gains.amax())
-        sure = others[0] < limit if len(others) else limit == limit
-        return _lowest(short, few, fresh, gains, limit, sure)
+    excluded = shortlist.excluded(1)
+    if not may_wait:
+        ranked = torch.topk(shortlist.bounds(excluded), min(_N_EXACT + 1, len(shortlist)))
+        few, others = ranked.indices[:_N_EXACT], ranked.values[_N_EXACT:]
+        exact = inverse_fisher.exact_gains(shortlist.rows(few))
+        shortlist.set_exact(few, exact)
+        gains = exact.gains.masked_fill(ranked.values[:_N_EXACT] == -math.inf, -math.inf)
+        limit = _tie_limit(gains.amax())
+        is_verified = others[0] < limit if len(others) else limit == limit
+        return _lowest_position(shortlist, few, exact, gains, limit, is_verified)
     # Gains are off by much less than their bounds say: that finds most rivals in one go.
-    limit = short.gains.masked_fill(out, -math.inf).amax()
-    found: list[ExactGains] = []
-    where: list[Tensor] = []
-    group = _GROUP
+    limit = shortlist.gains.masked_fill(excluded, -math.inf).amax()
+    computed: list[ExactGains] = []
+    indices: list[Tensor] = []
+    size = _N_EXACT
     while True:
-        bounds = short.bounds(out)
+        bounds = shortlist.bounds(excluded)
         rivals = torch.nonzero(bounds >= limit).squeeze(1)
         if not len(rivals):
             break
-        if len(rivals) > group:
-            rivals = rivals[torch.topk(bounds[rivals], group).indices]
-            group *= 2
-        found.append(information.fresh(short.rows(rivals)))
-        where.append(rivals)
-        short.correct(rivals, found[-1])
-        out = out.index_fill(0, rivals, True)
-        limit = _tie(torch.stack([fresh.gains.amax() for fresh in found]).amax())
-    fresh, index = ExactGains.joined(found), torch.cat(where)
-    return _lowest(short, index, fresh, fresh.gains, limit, limit == limit)
+        if len(rivals) > size:
+            rivals = rivals[torch.topk(bounds[rivals], size).indices]
+            size *= 2
+        computed.append(inverse_fisher.exact_gains(shortlist.rows(rivals)))
+        indices.append(rivals)
+        shortlist.set_exact(rivals, computed[-1])
+        excluded = excluded.index_fill(0, rivals, True)
+        limit = _tie_limit(torch.stack([exact.gains.amax() for exact in computed]).amax())
+    exact, index = ExactGains.concatenate(computed), torch.cat(indices)
+    return _lowest_position(shortlist, index, exact, exact.gains, limit, limit == limit)
 
 
-def _lowest(
-    short: GainState, index: Tensor, fresh: ExactGains, gains: Tensor, limit: Tensor, sure: Tensor
+def _lowest_position(
+    shortlist: GainState,
+    index: Tensor,
+    exact: ExactGains,
+    gains: Tensor,
+    limit: Tensor,
+    is_verified: Tensor,
 ) -> BestCandidate:
-    """Give the lowest position of those whose gain reaches a limit."""
-    positions = short.positions.index_select(0, index)
+    """Return the candidate at the lowest position of those with gains of at least a limit."""
+    positions = shortlist.positions.index_select(0, index)
     last = torch.iinfo(torch.int64).max
-    slot = positions.masked_fill(gains < limit, last).argmin().view(1)
+    row = positions.masked_fill(gains < limit, last).argmin().view(1)
     return BestCandidate(
-        index.index_select(0, slot), positions.index_select(0, slot), fresh, slot, sure
+        index.index_select(0, row), positions.index_select(0, row), exact, row, is_verified
     )
 
 
-def _tie(gain: Tensor) -> Tensor:
-    """Give the least gain that counts as equal to this one."""
-    return torch.sub(gain, gain.abs(), alpha=_TIE)
+def _tie_limit(gain: Tensor) -> Tensor:
+    """Return the least gain that counts as equal to this one."""
+    return torch.sub(gain, gain.abs(), alpha=_TIE_TOLERANCE)

@@ -8,55 +8,64 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-# At least so many matrices of at most this size are inverted faster all at once than one at a
-# time, on a CPU; on other devices each call of the other way does it for all of them anyway.
-_MANY, _SMALL = 64, 16
-# Column blocks of a triangular matrix; above the diagonal ones nothing is multiplied.
+# Matrices are inverted together on a CPU if there are at least this many
+_MIN_TOGETHER = 64
+# of at most this size. On other devices each call of the other way treats all of them anyway.
+_MAX_TOGETHER_SIZE = 16
+# Column blocks of a triangular matrix; those above the diagonal are not multiplied.
 _N_BLOCKS = 8
 
 
 def symmetric(matrix: Tensor) -> Tensor:
-    """Give the symmetric part."""
+    """Return the symmetric part."""
     return (matrix + matrix.mT) / 2
 
 
-def mean_size(matrix: Tensor | float) -> float:
-    """Give the root mean square of a symmetric matrix's eigenvalues; waits for the device."""
+def rms_eigenvalue(matrix: Tensor | float) -> float:
+    """Return the root mean square of a symmetric matrix's eigenvalues; waits for the device."""
     if not isinstance(matrix, Tensor):
         return matrix
     return float(torch.linalg.matrix_norm(matrix)) / math.sqrt(len(matrix))
 
 
 def shifted(matrix: Tensor, shift: float) -> Tensor:
-    """Give `matrix` + `shift` I."""
+    """Return `matrix` + `shift` I."""
     matrix = matrix.clone()
     matrix.diagonal().add_(shift)
     return matrix
 
 
 def trace_gains(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Give tr((I + A)^-1 B) and the size of (I + A)^-1 for float64 blocks of shape (n, r, r).
+    """Compute tr((I + A)^-1 B) and the size of (I + A)^-1.
 
-    The inverse is computed in `dtype`. Of B only the symmetric part counts; the rest may be much
-    larger.
+    Parameters
+    ----------
+    a, b : Tensor of shape (n, r, r), float64
+        A and B. Of B only the symmetric part counts; the other part may be much larger.
+    dtype : torch.dtype, default=torch.float64
+        In which the inverse is computed.
 
-    Where rounding has left I + A indefinite the gain is 0 and the size infinite, so that the
-    candidate is computed afresh before anything is decided on it.
+    Returns
+    -------
+    gains : Tensor of shape (n,), float64
+        The traces; 0 where rounding has left I + A indefinite.
+    size : Tensor of shape (n,), float64
+        The largest diagonal entry of the inverse; infinite where I + A is indefinite, so that
+        exact gains are computed before the candidate is decided on.
     """
     n, r, _ = a.shape
-    together = a.device.type == "cpu" and n >= _MANY and r <= _SMALL
+    together = a.device.type == "cpu" and n >= _MIN_TOGETHER and r <= _MAX_TOGETHER_SIZE
     gains, size, invalid = (_invert_together if together else _invert_each)(a, b, dtype)
-    # What is not a number is not equal to itself.
-    invalid = invalid | (gains != gains)
+    invalid = invalid | gains.isnan()
     return gains.double().masked_fill_(invalid, 0), size.double().masked_fill_(invalid, math.inf)
 
 
 def _invert_together(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Symmetric Gauss-Jordan for all candidates at once; it ends in minus the inverse."""
+    """Run symmetric Gauss-Jordan for all candidates at once; it ends in minus the inverse."""
     n, r, _ = a.shape
     s = torch.empty((r, r, n), dtype=dtype, device=a.device).copy_(a.permute(1, 2, 0))
     s.diagonal().add_(1)
-    # There are few numbers to a call, so every call counts, those for a view too.
+    # Calls are small, so their number counts, also of those for views.
     pivots, row, scaled = torch.empty_like(s[0]), torch.empty_like(s[0]), torch.empty_like(s[0])
     entries, column = row.unbind(), row[:, None]
     for pivot, entry, along, down in zip(
@@ -69,13 +78,13 @@ def _invert_together(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, 
         s.addcmul_(column, scaled, value=-1)
         along.copy_(scaled)
         down.copy_(scaled)
-    # Rounding has left it not quite symmetric, and B may be far from that.
+    # Rounding leaves it not quite symmetric, and B may be far from symmetric.
     gains = -(b.permute(1, 2, 0) * (s + s.transpose(0, 1))).sum((0, 1)) / 2
     return gains, -s.diagonal().amin(1), ~(pivots.amin(0) > 0)
 
 
 def _invert_each(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Do the same one candidate at a time."""
+    """Invert by a Cholesky factor for each candidate."""
     s = a.to(dtype, copy=True)
     s.diagonal(dim1=1, dim2=2).add_(1)
     factor, failed = torch.linalg.cholesky_ex(s)
@@ -84,21 +93,26 @@ def _invert_each(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
 
 
 class QuadraticForm:
-    """V Q V^T for many V and one symmetric Q, which may be a multiple of the identity.
+    """V Q V^T for many V and one symmetric Q.
 
-    Q is the sum of a lower triangle and its transpose, so half of the multiplications with it
-    give all there is to know.
+    Q is the sum of a lower triangle and its transpose, so multiplications with one half of it
+    suffice.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (k, k), or float
+        Q; a float stands for that multiple of the identity.
     """
 
     def __init__(self, matrix: Tensor | float) -> None:
-        self.size = mean_size(matrix)
+        self.size = rms_eigenvalue(matrix)
         self._half = matrix
         if isinstance(matrix, Tensor):
             self._half = matrix.tril()
             self._half.diagonal().div_(2)
 
     def __call__(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Give V Q V^T, and a bound for the norm of V Q, for V of shape (n, r, k), float64."""
+        """Return V Q V^T, and a bound of the norm of V Q, for V of shape (n, r, k), float64."""
         half = self._half
         if not isinstance(half, Tensor):
             return half * v @ v.mT, half * torch.linalg.vector_norm(v.flatten(1), dim=1)
@@ -114,25 +128,25 @@ class QuadraticForm:
 
 
 def fingerprints(v: Tensor) -> Tensor:
-    """Give every sample of v (n, r, k) a number that those with the same rows share, int64.
+    """Return a number for each sample of v (n, r, k), equal for equal samples, (n,), int64.
 
-    The sum of their bits, in integers, times fixed random ones: no order of summation and no
-    rounding can tell equal samples apart, and two others agree with a chance of about 2^-60.
+    It is a sum in integers of the bits times fixed random numbers, independent of the order of
+    summation and free of rounding. For samples that differ it agrees with a chance of about 2^-60.
     """
     generator = torch.Generator().manual_seed(0)
     n_entries = v[0].numel()
     factors = torch.randint(-(2**62), 2**62, (n_entries,), generator=generator).to(v.device)
-    # A zero has two signs. The low bits of what was float32 are zeros, so the high ones go there.
+    # A zero has two signs. The low bits of former float32 are zeros, so the high ones are added.
     bits = (v.double().flatten(1) + 0.0).view(torch.int64)
     return ((bits ^ (bits >> 32)) * (2 * factors + 1)).sum(1)
 
 
-def repeated(prints: Tensor) -> Tensor:
-    """Say which samples are the same as an earlier one, given their fingerprints."""
-    ordered, order = torch.sort(prints, stable=True)
-    again = torch.zeros_like(prints, dtype=torch.bool)
-    again[order[1:]] = ordered[1:] == ordered[:-1]
-    return again
+def is_duplicate(fingerprints: Tensor) -> Tensor:
+    """Return which samples equal an earlier one, given their fingerprints, (n,), bool."""
+    ordered, order = torch.sort(fingerprints, stable=True)
+    duplicate = torch.zeros_like(fingerprints, dtype=torch.bool)
+    duplicate[order[1:]] = ordered[1:] == ordered[:-1]
+    return duplicate
 
 
 def row_coordinates(rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The candidates of this process."""
+"""The candidates of this process, or of one chunk on a worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skfishermask.selection.updates import Pick
 
 
 class LocalCandidatePool:
-    """Candidates whose embeddings this process can read.
+    """Candidates with embeddings that this process can read.
 
     For the methods see :class:`skfishermask.selection.greedy.CandidatePool`.
 
@@ -22,10 +22,10 @@ class LocalCandidatePool:
     ----------
     embedding : StoredEmbedding
         Fisher embeddings, read in chunks and never changed.
-    picks_a_round : int
-        Steps that are attempted at a time, at most.
+    picks_per_round : int
+        Picks that are attempted together, at most.
     start : int, optional
-        Position of the first, where there are others beside these. None: there are none.
+        Position of the first, where these are a part of the pool. None: they are all of it.
 
     Attributes
     ----------
@@ -36,85 +36,69 @@ class LocalCandidatePool:
     """
 
     def __init__(
-        self, embedding: StoredEmbedding, picks_a_round: int, start: int | None = None
+        self, embedding: StoredEmbedding, picks_per_round: int, start: int | None = None
     ) -> None:
-        self._shared, self._start = start is not None, start or 0
+        self._is_part, self._start = start is not None, start or 0
         positions = torch.arange(len(embedding), device=embedding.device) + self._start
-        self.candidates = GainState(embedding, positions, picks_a_round + 1)
+        self.candidates = GainState(embedding, positions, picks_per_round + 1)
         self.n_read = 0
-        self.out = self.candidates.taken
+        self._excluded = self.candidates.taken
         self._n_attempted = 0
 
     def shortlist(  # noqa: D102, see CandidatePool
         self, count: int, n_picks: int
     ) -> tuple[GainState, Tensor]:
-        index, rest = self.likely(count, n_picks)
-        # In float64: there are few, and near-ties are settled in it.
-        return self.candidates.subset(index, n_picks + 1, torch.float64), rest
-
-    def likely(
-        self, count: int, n_picks: int, known: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Find those with the largest gains they may have.
-
-        Parameters
-        ----------
-        count : int
-            How many.
-        n_picks : int
-            Picks to come before the next time.
-        known : Tensor of shape (m,), int64, optional
-            Where those are that do not count.
-        """
-        everyone = self.candidates
-        self.out = everyone.out(n_picks)
-        if known is not None:
-            self.out = self.out.index_fill(0, known, True)
-        bounds = everyone.bounds(self.out)
+        candidates = self.candidates
+        self._excluded = candidates.excluded(n_picks)
+        bounds = candidates.bounds(self._excluded)
         index = torch.topk(bounds, min(count, len(bounds)), sorted=False).indices.sort().values
-        return index, bounds.index_fill_(0, index, -math.inf).amax()
+        others_bound = bounds.index_fill_(0, index, -math.inf).amax()
+        # In float64: there are few, and near-ties are settled in it.
+        return candidates.subset(index, n_picks + 1, torch.float64), others_bound
 
     def attempt(  # noqa: D102, see CandidatePool
-        self, steps: Sequence[Pick], short: GainState, rest: Tensor
+        self, picks: Sequence[Pick], shortlist: GainState, others_bound: Tensor
     ) -> Tensor:
-        self._n_attempted = len(steps)
-        if not steps:
-            return rest[None]
-        out = self.out.index_fill(0, short.index, True)
+        self._n_attempted = len(picks)
+        if not picks:
+            return others_bound[None]
+        excluded = self._excluded.index_fill(0, shortlist.index, True)
         self.n_read += len(self.candidates)
-        return torch.cat([rest[None], self.candidates.attempt(steps, out)])
+        return torch.cat([others_bound[None], self.candidates.attempt(picks, excluded)])
 
-    def keep(self, taken: Sequence[Pick], short: GainState) -> None:  # noqa: D102, see CandidatePool
-        self.candidates.keep(min(len(taken), self._n_attempted))
-        if len(taken) <= self._n_attempted:
-            # The shortlist knows better what was settled in float64.
-            self.candidates.put(short, len(taken))
-        self._take_out(taken)
+    def commit(  # noqa: D102, see CandidatePool
+        self, picks: Sequence[Pick], shortlist: GainState
+    ) -> None:
+        self.candidates.commit(min(len(picks), self._n_attempted))
+        if len(picks) <= self._n_attempted:
+            # The shortlist has exact gains.
+            self.candidates.copy_state(shortlist, len(picks))
+        self._mark_taken(picks)
 
-    def advance(self, steps: Sequence[Pick]) -> None:  # noqa: D102, see CandidatePool
-        self.candidates.catch_up(steps)
+    def apply(self, picks: Sequence[Pick]) -> None:  # noqa: D102, see CandidatePool
+        self.candidates.apply(picks)
         self.n_read += len(self.candidates)
-        self._take_out(steps)
+        self._mark_taken(picks)
 
-    def confirm(self, steps: Sequence[Pick]) -> None:
-        """Take the samples of the first steps that `candidates` attempted."""
-        self.candidates.keep(len(steps))
-        self._take_out(steps)
+    def commit_attempted(self, picks: Sequence[Pick]) -> None:
+        """Keep the first picks of those that `candidates` attempted."""
+        self.candidates.commit(len(picks))
+        self._mark_taken(picks)
 
-    def _take_out(self, steps: Sequence[Pick]) -> None:
-        if not steps:
+    def _mark_taken(self, picks: Sequence[Pick]) -> None:
+        if not picks:
             return
-        where = torch.stack([step.position for step in steps])
-        if self._shared:
-            where -= self._start
-            where = where[(where >= 0) & (where < len(self.candidates))]
-        self.candidates.taken.index_fill_(0, where, True)
+        index = torch.stack([pick.position for pick in picks])
+        if self._is_part:
+            index -= self._start
+            index = index[(index >= 0) & (index < len(self.candidates))]
+        self.candidates.taken.index_fill_(0, index, True)
 
     def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see CandidatePool
-        return self.candidates.rows(self.where(positions))
+        return self.candidates.rows(self.index_of(positions))
 
-    def where(self, positions: Sequence[int]) -> Tensor:
-        """Give the places of those positions that are the pool's own, int64."""
+    def index_of(self, positions: Sequence[int]) -> Tensor:
+        """Return the indices of those positions that are in this pool, int64."""
         start, stop = self._start, self._start + len(self.candidates)
-        own = [position - start for position in positions if start <= position < stop]
-        return torch.tensor(own, dtype=torch.int64, device=self.candidates.taken.device)
+        index = [position - start for position in positions if start <= position < stop]
+        return torch.tensor(index, dtype=torch.int64, device=self.candidates.taken.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from skfishermask.selection.candidates import check_finite
 from skfishermask.selection.linalg import (
     fingerprints,
-    repeated,
+    is_duplicate,
     row_coordinates,
     shifted,
     symmetric,
@@ -151,7 +151,7 @@ def coordinates(embedding: StoredEmbedding, labeled: Tensor | None) -> tuple[Ten
 def equal_stay_equal(coordinates: Tensor, v: Tensor) -> Tensor:
     """Give candidates with equal embeddings v the same coordinates, to the last bit."""
     prints = fingerprints(v)
-    if not repeated(prints).any():
+    if not is_duplicate(prints).any():
         return coordinates.contiguous()
     _, kinds = torch.unique(prints, return_inverse=True)
     first = torch.full_like(kinds, len(v)).scatter_reduce(

@@ -1,9 +1,9 @@
-"""How far floating point may be off: all that the choice needs to be the exact one.
+"""Bounds of rounding errors, which decide when a candidate's gain is computed from its embedding.
 
-A candidate's gain is tr((I + A)^-1 B). A and B are brought up to date by differences, so errors
-keep their size while gains fall; each candidate therefore carries bounds for the errors of its A
-and B in the Frobenius norm, which become one for its gain. They are of first order, and sums are
-taken to be off by the root of the number of their terms.
+A candidate's gain is tr((I + A)^-1 B). A and B are updated by differences, so errors keep their
+size while gains fall; each candidate therefore carries bounds of the errors of its A and B in the
+Frobenius norm, which become one of the error of its gain. The bounds are of first order, and a sum
+is taken to be off by the root of the number of its terms.
 """
 
 from __future__ import annotations
@@ -13,45 +13,62 @@ import math
 import torch
 from torch import Tensor
 
-# Of a product of two numbers and a few sums, as every step has them.
-_FLOAT64 = 2.0**-50
-# Rounding by the name of the mode in which matrices of float32 are multiplied.
-_FLOAT32 = {"ieee": 2.0**-23, "highest": 2.0**-23, "tf32": 2.0**-10, "high": 2.0**-10}
-_COARSEST = 2.0**-7
+# Of a product of two numbers and a few sums, as in every update.
+_FLOAT64_ROUNDOFF = 2.0**-50
+# By the name of the mode in which float32 matrices are multiplied.
+_FLOAT32_ROUNDOFF = {"ieee": 2.0**-23, "highest": 2.0**-23, "tf32": 2.0**-10, "high": 2.0**-10}
+# In a mode of another name.
+_COARSEST_ROUNDOFF = 2.0**-7
 # Terms that a matrix product adds up before it starts another partial sum, about.
 _SUMMED_TERMS = 512
-# tr((I + A)^-1 B) is off by less than this times the rounding, 1 + tr A, the size of the inverse
+# tr((I + A)^-1 B) is off by less than this times the roundoff, 1 + tr A, the size of the inverse
 # and itself: 2.1 at most in 384,000 random A of sizes 1 to 40, from round to flat.
 INVERSE_ERROR_FACTOR = 3
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
-    """Give the relative error of a product in `dtype`, reduced-precision modes included."""
+    """Return the relative error of a product in `dtype`, reduced-precision modes included."""
     if dtype == torch.float64:
-        return _FLOAT64
+        return _FLOAT64_ROUNDOFF
     try:
-        return _FLOAT32.get(torch.get_float32_matmul_precision(), _COARSEST)
+        return _FLOAT32_ROUNDOFF.get(torch.get_float32_matmul_precision(), _COARSEST_ROUNDOFF)
     except RuntimeError:
-        # It was set for single backends, and PyTorch refuses to sum that up.
+        # It was set for single backends, and PyTorch refuses to summarize these.
         backends = (torch.backends.cuda, getattr(torch.backends, "mkldnn", None))
         modes = [getattr(backend, "matmul", None) for backend in backends]
-        found = [getattr(mode, "fp32_precision", "none") for mode in modes]
-        return max(_FLOAT32.get(mode, _COARSEST) for mode in found if mode != "none")
+        names = [getattr(mode, "fp32_precision", "none") for mode in modes]
+        return max(
+            _FLOAT32_ROUNDOFF.get(name, _COARSEST_ROUNDOFF) for name in names if name != "none"
+        )
 
 
-def of_product(factors: Tensor, product: Tensor, k: int, dtype: torch.dtype, r: int = 0) -> Tensor:
-    """Bound the error of V U, over k terms, given its size and that of its factors multiplied.
+def product_error(
+    factors: Tensor, product: Tensor, k: int, dtype: torch.dtype, r: int = 0
+) -> Tensor:
+    """Bound the error of V U.
 
     Where terms of either sign cancel it is relative to the factors; where they add up, to the
-    product, and grows as the root of the number of terms summed in one go. With `r` above 0 there
-    is room for the rounding of a product of the result with itself, over r terms.
+    product, and grows as the root of the number of terms in a partial sum.
+
+    Parameters
+    ----------
+    factors : Tensor
+        |V| |U|.
+    product : Tensor of the same shape
+        |V U|.
+    k : int
+        Number of terms.
+    dtype : torch.dtype
+        Of the product.
+    r : int, default=0
+        Number of terms in a product of V U with itself, where its rounding is to be included.
     """
     terms = math.sqrt(min(k, _SUMMED_TERMS)) + (1 + math.sqrt(r) if r else 0)
     return torch.add(factors, product, alpha=terms / 2).mul_(unit_roundoff(dtype))
 
 
-def of_step(factors: Tensor, sizes: Tensor, k: int, r: int, dtype: torch.dtype) -> Tensor:
-    """Bound what a step adds to the errors of A and of B.
+def update_error(factors: Tensor, sizes: Tensor, k: int, r: int, dtype: torch.dtype) -> Tensor:
+    """Bound what a pick adds to the errors of A and of B.
 
     Parameters
     ----------
@@ -69,16 +86,38 @@ def of_step(factors: Tensor, sizes: Tensor, k: int, r: int, dtype: torch.dtype) 
     -------
     Tensor of the same shape, float64
     """
-    off = of_product(factors, sizes, k, dtype, r).mul_(2)
-    crossed = sizes[..., :1] * off
-    crossed[..., 1].addcmul_(sizes[..., 1], off[..., 0])
+    error = product_error(factors, sizes, k, dtype, r).mul_(2)
+    crossed = sizes[..., :1] * error
+    crossed[..., 1].addcmul_(sizes[..., 1], error[..., 0])
     return crossed
 
 
-def of_gain(
-    gains: Tensor, off: Tensor, inverse_size: Tensor, trace_a: Tensor, dtype: torch.dtype
+def gain_error(
+    gains: Tensor,
+    update_error: Tensor,
+    inverse_size: Tensor,
+    trace_a: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Bound the error of gains, given those of A and B, (..., 2), and (I + A)^-1 in `dtype`."""
+    """Bound the errors of gains.
+
+    Parameters
+    ----------
+    gains : Tensor of shape (...)
+        tr((I + A)^-1 B).
+    update_error : Tensor of shape (..., 2)
+        Bounds of the errors of A and B.
+    inverse_size : Tensor of shape (...)
+        Size of (I + A)^-1.
+    trace_a : Tensor of shape (...)
+        tr A.
+    dtype : torch.dtype
+        In which the inverse is computed.
+
+    Returns
+    -------
+    Tensor of shape (...)
+    """
     once = INVERSE_ERROR_FACTOR * unit_roundoff(dtype)
-    off_a = torch.add(off[..., 0] + once, trace_a, alpha=once)
-    return torch.addcmul(off[..., 1], off_a, gains.abs()).mul_(inverse_size)
+    error_a = torch.add(update_error[..., 0] + once, trace_a, alpha=once)
+    return torch.addcmul(update_error[..., 1], error_a, gains.abs()).mul_(inverse_size)

@@ -1,4 +1,4 @@
-"""Picks and what they change for the other candidates."""
+"""Picks, what they change for the other candidates, and how many are applied together."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-# So many steps run in float64, and so does the start. As a rule gains fall by orders of magnitude
-# in the first steps, whose float32 errors would be large beside the gains that follow.
+# First picks that are applied in float64, as is the start. As a rule gains fall by orders of
+# magnitude in these, and errors of float32 would be large beside the gains that follow.
 N_FLOAT64_PICKS = 6
-# Steps that many candidates catch up with at a time.
-_TOGETHER = 32
+# Picks that are applied together, at most.
+_PICKS_PER_UPDATE = 32
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A pick, and what it changes for the others; the list of them is the whole history.
+    """A chosen sample and the update of M^-1 by it; the list of picks is the whole history.
 
     Attributes
     ----------
@@ -26,49 +26,49 @@ class Pick:
         Position in the pool.
     gain : Tensor of shape (), float64
         Decrease of tr(M^-1 F).
-    sure : Tensor of shape (), bool
-        Whether it is known to be the best on its shortlist.
+    is_verified : Tensor of shape (), bool
+        Whether it is known to have the largest gain on its shortlist.
     factors : Tensor of shape (k, 2 r)
-        U and T side by side; float64, or float32 for what computes in that.
+        U and T side by side; float64, or float32 where candidates are updated in that.
     """
 
     position: Tensor
     gain: Tensor
-    sure: Tensor
+    is_verified: Tensor
     factors: Tensor
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Pick:
-        """Give the step on another device, its factors in another precision."""
+        """Return the pick on another device, its factors in another precision."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
         return replace(self, **moved | {"factors": self.factors.to(device, dtype)})
 
 
 @dataclass(frozen=True)
 class ExactGains:
-    """A few candidates computed afresh in float64, and what taking one of them needs too.
+    """Gains of a few candidates computed from their embeddings in float64.
 
     Attributes
     ----------
-    both : Tensor of shape (n, r, 2 k)
-        V M^-1 and V M^-1 F side by side.
+    products : Tensor of shape (n, r, 2 k)
+        V M^-1 and V M^-1 F side by side, from which a pick is made.
     a, b : Tensor of shape (n, r, r)
         A and B.
-    off : Tensor of shape (n, 2)
-        How far A and B may be off, in the Frobenius norm.
-    gains, bars : Tensor of shape (n,)
-        Gains, and how far they may be off.
+    update_error : Tensor of shape (n, 2)
+        Bounds of the errors of A and B in the Frobenius norm.
+    gains, gain_error : Tensor of shape (n,)
+        Gains, and bounds of their errors.
     """
 
-    both: Tensor
+    products: Tensor
     a: Tensor
     b: Tensor
-    off: Tensor
+    update_error: Tensor
     gains: Tensor
-    bars: Tensor
+    gain_error: Tensor
 
     @staticmethod
-    def joined(several: Sequence[ExactGains]) -> ExactGains:
-        """Put several together."""
+    def concatenate(several: Sequence[ExactGains]) -> ExactGains:
+        """Return the candidates of several together."""
         if len(several) == 1:
             return several[0]
         return ExactGains(
@@ -76,28 +76,43 @@ class ExactGains:
         )
 
 
-def steps_together(steps: Sequence[Pick], n_before: int) -> Iterator[tuple[int, Sequence[Pick]]]:
-    """Divide steps into runs that are applied at a time, each with the number of its first step.
+def split_picks(picks: Sequence[Pick], n_before: int) -> Iterator[tuple[int, Sequence[Pick]]]:
+    """Divide picks into runs that are applied together, each with the number of its first pick.
 
     Parameters
     ----------
-    steps : sequence of Pick
+    picks : sequence of Pick
         In their order.
     n_before : int
-        Steps before these.
+        Number of picks before these.
     """
-    stop = n_before + len(steps)
-    inner = (N_FLOAT64_PICKS, *range(0, stop, _TOGETHER))
+    stop = n_before + len(picks)
+    inner = (N_FLOAT64_PICKS, *range(0, stop, _PICKS_PER_UPDATE))
     edges = sorted({n_before, stop, *(edge for edge in inner if n_before < edge < stop)})
     for first, last in pairwise(edges):
-        yield first, steps[first - n_before : last - n_before]
+        yield first, picks[first - n_before : last - n_before]
 
 
-def side_by_side(steps: Sequence[Pick], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Join steps' factors, (k, steps 2 r), in a precision; give the norms of both halves, too."""
-    factors = steps[0].factors
+def concatenate_factors(picks: Sequence[Pick], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the factors of picks side by side, and the norms of U and T of each.
+
+    Parameters
+    ----------
+    picks : sequence of Pick
+        In their order.
+    dtype : torch.dtype
+        Of the factors returned.
+
+    Returns
+    -------
+    factors : Tensor of shape (k, picks 2 r)
+        U and T of the first pick, then those of the second, and on.
+    norms : Tensor of shape (picks, 2), float64
+        Frobenius norms of U and T.
+    """
+    factors = picks[0].factors
     k, width = factors.shape
-    if len(steps) > 1:
-        factors = torch.cat([step.factors for step in steps], 1)
+    if len(picks) > 1:
+        factors = torch.cat([pick.factors for pick in picks], 1)
     norms = torch.linalg.vector_norm(factors.view(k, -1, 2, width // 2), dim=(0, 3))
     return factors.to(dtype), norms.double()

@@ -1,4 +1,4 @@
-"""What `select_batch` asks of its arguments, said before any work."""
+"""Checks of the arguments of `select_batch`, before any work."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from skfishermask.selection.linalg import symmetric
 from skfishermask.selection.storage import StoredEmbedding
 
-# A Fisher matrix may be off symmetry by this, relatively: it may be a float32 product.
-_SYMMETRY = 1e-4
+# A Fisher matrix may be a float32 product, and off symmetry by this, relatively.
+_SYMMETRY_TOLERANCE = 1e-4
 
 
 def check_embedding(embedding: Tensor | StoredEmbedding) -> None:
@@ -36,7 +36,7 @@ def _check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_count(name: str, value: int, low: int, high: int | None) -> int:
-    """Give an int that lies between two limits."""
+    """Return a number as an int; raise ValueError unless it lies between two limits."""
     expected = f"an int from {low} to {high}" if high is not None else f"an int from {low} up"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"{name} must be {expected}, got {value!r}.")
@@ -46,7 +46,7 @@ def check_count(name: str, value: int, low: int, high: int | None) -> int:
 
 
 def check_preselected(preselected: Sequence[int] | None, n_instances: int, n: int) -> list[int]:
-    """Give distinct positions, at most so many."""
+    """Return the positions as ints; raise ValueError unless distinct, in range, at most K."""
     positions = [] if preselected is None else list(preselected)
     if len(positions) > n_instances:
         raise ValueError(
@@ -60,7 +60,7 @@ def check_preselected(preselected: Sequence[int] | None, n_instances: int, n: in
 
 
 def check_fisher(name: str, fisher: Tensor, k: int, device: torch.device) -> Tensor:
-    """Check a Fisher matrix; give it in float64, exactly symmetric, on the right device."""
+    """Check a Fisher matrix; return it in float64, exactly symmetric, on the device."""
     _check_floating(name, fisher)
     if fisher.shape != (k, k):
         raise ValueError(
@@ -72,7 +72,7 @@ def check_fisher(name: str, fisher: Tensor, k: int, device: torch.device) -> Ten
     largest, asymmetry = sizes.tolist()
     if not math.isfinite(largest):
         raise ValueError(f"{name} must be finite, it holds NaN or infinity.")
-    if asymmetry > _SYMMETRY * largest:
+    if asymmetry > _SYMMETRY_TOLERANCE * largest:
         raise ValueError(
             f"{name} must be symmetric, but differs from its transpose by up to "
             f"{asymmetry:.3g} with entries up to {largest:.3g}."

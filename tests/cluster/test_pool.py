@@ -125,8 +125,8 @@ def cluster(n_workers: int, **more: Any) -> Any:
     return Both(made)
 
 
-def at_question(number: int, act: Callable[[], object]) -> Callable[[str], None]:
-    """Act once, before the first worker is asked so many questions of the selection."""
+def at_request(number: int, act: Callable[[], object]) -> Callable[[str], None]:
+    """Act once, before the first worker is asked so many requests of the selection."""
     asked = 0
 
     def on_start(name: str) -> None:
@@ -320,7 +320,7 @@ def test_what_is_told(
     assert info["embedding_storage"] == "cluster"
     assert (info["n_workers"], info["n_chunks"]) == (2, 5)
     assert info["round_trips"] < 60 / 4
-    # All of them for every question with steps, and there are few of these.
+    # All of them for every request with steps, and there are few of these.
     assert info["candidates_read"] in range(len(pool), 60 // 4 * len(pool), len(pool))
     k, moved = info["mask_size"], info["bytes_moved"]
     assert moved["fisher"] == 8 * k * k
@@ -402,7 +402,7 @@ def test_a_killed_worker_changes_nothing(
             killed.append(phase)
             kill_one(processes)
 
-    third = at_question(3, kill)
+    third = at_request(3, kill)
     on_start = third if phase == "selection" else at_start("embedding_of", kill)
     monkeypatch.setattr(processes, "on_start", on_start)
     found = chosen_by(sampler(), net, da.from_array(pool, UNEVEN), labeled)
@@ -419,15 +419,15 @@ def at_start(function: str, act: Callable[[], object]) -> Callable[[str], None]:
 
 def test_a_shard_that_travels_says_that_it_has_lost_its_state(threads: Any) -> None:
     embedding, target = problem(30, 2, 10)
-    start = worker.Start(1.0, target, picks_a_round=1)
+    start = worker.InitialState(1.0, target, picks_per_round=1)
     all_of_them = torch.tensor([-math.inf], dtype=torch.float64)
 
     def ask() -> list[Any]:
         shard = worker.Shard([worker.ChunkEmbedding(0, embedding)])
-        shard.begin(start, [], 0)
-        question = Request(0, 0, [], [], [], [], all_of_them, count=3, n_picks=1)
+        shard.initialize(start, [], 0)
+        request = Request(0, 0, [], [], [], [], all_of_them, count=3, n_picks=1)
         again = pickle.loads(pickle.dumps(shard))
-        return [shard.ask(question), shard.ask(question), again.ask(question)]
+        return [shard.reply(request), shard.reply(request), again.reply(request)]
 
     answered, asked_twice, travelled = threads.submit(ask).result()
     assert len(answered.sent) == 3
@@ -475,7 +475,7 @@ SOON = {"distributed.comm.timeouts.connect": "500ms"}
 
 def test_a_cluster_without_workers_is_gone(net: Any, pool: np.ndarray) -> None:
     with cluster(1, processes=False) as client, dask.config.set(SOON):
-        client.on_start = at_question(3, lambda: client.cluster.scale(0))
+        client.on_start = at_request(3, lambda: client.cluster.scale(0))
         with pytest.raises(ConnectionError, match=r"cluster at .* is gone: it has had no worker"):
             sampler()(net, da.from_array(pool, UNEVEN), 10)
 
@@ -510,7 +510,7 @@ def test_a_scheduler_that_is_killed_is_gone(net: Any, pool: np.ndarray) -> None:
             dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
             WatchedClient(receiver.recv()) as client,
         ):
-            client.on_start = at_question(3, kill)
+            client.on_start = at_request(3, kill)
             with pytest.raises(ConnectionError, match=r"Dask cluster at tcp://.* is gone"):
                 sampler()(net, da.from_array(pool, UNEVEN), 10)
     finally:
@@ -519,7 +519,7 @@ def test_a_scheduler_that_is_killed_is_gone(net: Any, pool: np.ndarray) -> None:
 
 def test_a_cluster_that_is_closed_is_gone(net: Any, pool: np.ndarray) -> None:
     with cluster(1, processes=False) as client:
-        client.on_start = at_question(3, client.cluster.close)
+        client.on_start = at_request(3, client.cluster.close)
         with pytest.raises(ConnectionError, match=r"Dask cluster at .* is gone"):
             sampler()(net, da.from_array(pool, UNEVEN), 10)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skfishermask.cluster.remote import Block, RemoteCandidatePool, Request, merged
+from skfishermask.cluster.remote import Block, RemoteCandidatePool, Request, merge_replies
 from skfishermask.selection import (
     Batch,
     LocalCandidatePool,
@@ -81,18 +81,18 @@ def asked(
     blocks = []
     for part in cut(len(V), n_blocks):
         pool = LocalCandidatePool(stored(V[part]), width, part.start)
-        pool.candidates.start(inverse, target)
+        pool.candidates.initialize(inverse, target)
         blocks.append(Block(pool))
-    questions: list[Request] = []
+    requests: list[Request] = []
 
-    def ask(question: Request) -> Any:
-        assert question.number == len(questions)
-        questions.append(question)
-        return merged([block.answer(question) for block in blocks])
+    def ask(request: Request) -> Any:
+        assert request.number == len(requests)
+        requests.append(request)
+        return merge_replies([block.reply(request) for block in blocks])
 
     pool = RemoteCandidatePool(ask, len(blocks), width, V.device)
-    options = {"picks_a_round": width, "forced": preselected}
-    return select_and_prune(pool, inverse, problem, V.shape, **options), questions
+    options = {"picks_per_round": width, "preselected": preselected}
+    return select_and_prune(pool, inverse, problem, V.shape, **options), requests
 
 
 def on_workers(client: Any) -> Chooser:
@@ -101,7 +101,7 @@ def on_workers(client: Any) -> Chooser:
 
     def choose(V: Tensor, problem: SelectionProblem, width: int, *, preselected: Any = ()) -> Batch:
         inverse, target = problem.start()
-        start = worker.Start(inverse, target, width)
+        start = worker.InitialState(inverse, target, width)
         parts = [worker.ChunkEmbedding(part.start, V[part].clone()) for part in cut(len(V), 4)]
         addresses = client.scheduler_info()["workers"]
         shards = {
@@ -110,16 +110,16 @@ def on_workers(client: Any) -> Chooser:
             if parts[i::2]
         }
 
-        def ask(question: Request) -> Any:
-            more = [] if question.number else [start]
+        def ask(request: Request) -> Any:
+            more = [] if request.number else [start]
             told = [
-                client.submit(worker.ask, shard, question, *more, workers=address, pure=False)
+                client.submit(worker.ask, shard, request, *more, workers=address, pure=False)
                 for address, shard in shards.items()
             ]
-            return merged(client.gather(told))
+            return merge_replies(client.gather(told))
 
         pool = RemoteCandidatePool(ask, len(parts), width, V.device)
-        options = {"picks_a_round": width, "forced": preselected}
+        options = {"picks_per_round": width, "preselected": preselected}
         return select_and_prune(pool, inverse, problem, V.shape, **options)
 
     return choose
@@ -150,7 +150,7 @@ def workers() -> Iterator[Any]:
 @contextmanager
 def picks_a_round(width: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "picks_a_round", lambda embedding: width)
+        patch.setattr(batch, "choose_picks_per_round", lambda embedding: width)
         yield
 
 
@@ -241,10 +241,10 @@ def test_larger_pools_in_float32(choose: Chooser, width: int) -> None:
 @pytest.mark.parametrize("width", [8, 16])
 def test_few_questions_and_few_rows(width: int) -> None:
     V, target = problem(2000, 3, 60)
-    found, questions = asked(V, problem_of(target, 100), width)
+    found, requests = asked(V, problem_of(target, 100), width)
     assert torch.equal(found.positions, in_memory(V, problem_of(target, 100), 2).positions)
-    assert len(questions) < 2 + 200 / width
-    assert sum(question.n_bytes for question in questions) < V.nbytes / 2
+    assert len(requests) < 2 + 200 / width
+    assert sum(request.n_bytes for request in requests) < V.nbytes / 2
 
 
 @pytest.mark.parametrize("kinds", [0, 1, 5])
@@ -257,9 +257,9 @@ def test_equal_candidates_cost_no_more_than_others(kinds: int, dtype: torch.dtyp
     with pytest.MonkeyPatch.context() as patch:
         from skfishermask.selection.greedy import InverseFisher
 
-        compute = InverseFisher.fresh
+        compute = InverseFisher.exact_gains
         patch.setattr(
-            InverseFisher, "fresh", lambda self, v: fresh.append(len(v)) or compute(self, v)
+            InverseFisher, "exact_gains", lambda self, v: fresh.append(len(v)) or compute(self, v)
         )
         found = in_memory(V.to(dtype), problem_of(target, 20), 2)
     assert found.positions.tolist() == oracles.select_batch_oracle(V.to(dtype), 20, target)[0]

@@ -7,7 +7,7 @@ from skfishermask.selection.greedy import BestCandidate, InverseFisher
 from skfishermask.selection.linalg import (
     QuadraticForm,
     fingerprints,
-    repeated,
+    is_duplicate,
     row_coordinates,
     trace_gains,
 )
@@ -59,35 +59,40 @@ def test_float32_gains_are_off_as_if_a_were_by_a_few_roundings(
     assert not torch.equal(gains, exact)
 
 
+def update(inverse_fisher: InverseFisher, v: torch.Tensor) -> None:
+    """Pick a sample by its embedding, (1, r, k)."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    exact = inverse_fisher.exact_gains(v)
+    inverse_fisher.update(BestCandidate(zero, zero, exact, zero, zero[0] == 0))
+
+
 @pytest.mark.parametrize("first", [0.5, "matrix"])
-def test_information(first: float | str) -> None:
+def test_inverse_fisher(first: float | str) -> None:
     k, r = 10, 3
     start = first * torch.eye(k).double() if first == 0.5 else torch.linalg.inv(problem(9, 3, k)[1])
-    information = InverseFisher(0.5 if first == 0.5 else start, problem(9, 3, k)[1])
+    inverse_fisher = InverseFisher(0.5 if first == 0.5 else start, problem(9, 3, k)[1])
     expected, x = start, torch.randn(2, 4, k, dtype=torch.float64)
-    zero = torch.zeros(1, dtype=torch.int64)
     for _ in range(12):
         v = torch.randn(1, r, k, dtype=torch.float64)
-        assert information.reserve(1, r) == 1
-        information.take(BestCandidate(zero, zero, information.fresh(v), zero, zero[0] == 0))
+        assert inverse_fisher.reserve(1, r) == 1
+        update(inverse_fisher, v)
         expected = torch.linalg.inv(torch.linalg.inv(expected) + v[0].T @ v[0])
-        torch.testing.assert_close(information.times(x), x @ expected)
-        torch.testing.assert_close(information.dense(), expected)
+        torch.testing.assert_close(inverse_fisher.multiply(x), x @ expected)
+        torch.testing.assert_close(inverse_fisher.to_dense(), expected)
 
 
-def test_undone_steps_leave_no_trace() -> None:
+def test_undone_picks_leave_no_trace() -> None:
     k, r = 20, 3
-    information = InverseFisher(1.0, problem(9, 3, k)[1])
-    zero = torch.zeros(1, dtype=torch.int64)
+    inverse_fisher = InverseFisher(1.0, problem(9, 3, k)[1])
     for _ in range(5):
-        assert information.reserve(4, r) == 4
-        before = information.dense()
+        assert inverse_fisher.reserve(4, r) == 4
+        before = inverse_fisher.to_dense()
         for _ in range(4):
             v = torch.randn(1, r, k, dtype=torch.float64)
-            information.take(BestCandidate(zero, zero, information.fresh(v), zero, zero[0] == 0))
-        information.undo(4, r)
-        assert torch.equal(information.dense(), before)
-        information.take(BestCandidate(zero, zero, information.fresh(v), zero, zero[0] == 0))
+            update(inverse_fisher, v)
+        inverse_fisher.undo(4, r)
+        assert torch.equal(inverse_fisher.to_dense(), before)
+        update(inverse_fisher, v)
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
@@ -100,14 +105,14 @@ def test_quadratic_form(k: int) -> None:
         assert (size * (1 + 1e-12) >= torch.linalg.vector_norm(v @ dense, dim=(1, 2)) / 2).all()
 
 
-def test_fingerprints_tell_what_is_equal() -> None:
+def test_fingerprints_are_equal_for_equal_samples() -> None:
     v = torch.randn(300, 2, 7)
     v[40], v[200], v[7] = v[3], v[3], v[100]
     v[50], v[60] = 0.0, -0.0
     # One bit of one entry.
     v[9] = v[8]
     v[9, 1, 6] = torch.nextafter(v[8, 1, 6], torch.tensor(9.0))
-    again = torch.nonzero(repeated(fingerprints(v))).flatten().tolist()
+    again = torch.nonzero(is_duplicate(fingerprints(v))).flatten().tolist()
     assert again == [40, 60, 100, 200]
 
 

@@ -1,4 +1,4 @@
-"""How far floating point may be off: the bounds hold, and each term of them is needed.
+"""The bounds of rounding errors hold, and each of their terms is needed.
 
 Every case makes one source of error as large as it gets; the bound holds, and does not without the
 term that is there for it.
@@ -25,7 +25,7 @@ from tests.problems import problem
 
 
 def products(kind: str, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Give errors of float32 products, and the sizes of the factors and of the product."""
+    """Return errors of float32 products, and the norms of the factors and of the product."""
     draw = torch.rand if kind == "adding" else torch.randn
     v, u = draw(400, k), draw(k, 18)
     exact = v.double() @ u.double()
@@ -37,18 +37,18 @@ def products(kind: str, k: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("kind", ["cancelling", "adding"])
 def test_products(kind: str, k: int) -> None:
     off, factors, product = products(kind, k)
-    assert (off <= rounding.of_product(factors, product, k, torch.float32)).all()
+    assert (off <= rounding.product_error(factors, product, k, torch.float32)).all()
 
 
 def test_where_terms_cancel_errors_are_relative_to_the_factors() -> None:
     off, factors, product = products("cancelling", 2000)
-    assert (off > rounding.of_product(0 * factors, product, 2000, torch.float32)).any()
+    assert (off > rounding.product_error(0 * factors, product, 2000, torch.float32)).any()
 
 
 def test_where_terms_add_up_errors_grow_with_their_number() -> None:
     off, factors, product = products("adding", 500)
-    assert (off > rounding.of_product(factors, 0 * product, 500, torch.float32)).any()
-    assert (off > rounding.of_product(0 * factors, product, 1, torch.float32)).any()
+    assert (off > rounding.product_error(factors, 0 * product, 500, torch.float32)).any()
+    assert (off > rounding.product_error(0 * factors, product, 1, torch.float32)).any()
 
 
 CASES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
@@ -78,14 +78,14 @@ def test_errors_of_a_and_b_reach_the_gain(which: str, size: float) -> None:
     sizes = torch.stack([x.norm(dim=(1, 2)) for x in (in_a, in_b)], 1)
     # As large as the largest eigenvalue of the inverse, which its diagonal is not always.
     slack = 3.0
-    bars = rounding.of_gain(found, sizes, slack * inverse_size, trace, torch.float64)
+    bounds = rounding.gain_error(found, sizes, slack * inverse_size, trace, torch.float64)
     off = (found - exact).abs()
-    assert (off <= bars + 1e-14 * exact.abs()).all()
+    assert (off <= bounds + 1e-14 * exact.abs()).all()
     for column in (0, 1):
         less = sizes.clone()
         less[:, column] = 0
-        bars = rounding.of_gain(found, less, slack * inverse_size, trace, torch.float64)
-        holds = bool((off <= bars + 1e-14 * exact.abs()).all())
+        bounds = rounding.gain_error(found, less, slack * inverse_size, trace, torch.float64)
+        holds = bool((off <= bounds + 1e-14 * exact.abs()).all())
         assert holds == (column != ["of A", "of B"].index(which))
 
 
@@ -100,7 +100,7 @@ def test_steps(r: int) -> None:
     off_b = (q @ w.mT + w @ q.mT - exact_b).norm(dim=(1, 2))
     sizes = torch.stack([q.norm(dim=(1, 2)), w.norm(dim=(1, 2))], 1).double()
     factors = torch.stack([v.norm(dim=(1, 2)) * x.norm() for x in (u, t)], 1).double()
-    bound = rounding.of_step(factors, sizes, k, r, torch.float32)
+    bound = rounding.update_error(factors, sizes, k, r, torch.float32)
     assert (off_a <= bound[:, 0]).all()
     assert (off_b <= bound[:, 1]).all()
 
@@ -111,8 +111,8 @@ def test_a_step_is_off_by_the_rounding_of_its_square_too() -> None:
     q = v @ torch.ones(1, 1)
     off = ((q @ q.T).double() - (q.double() @ q.double().T)).abs()
     size = q.double().expand(1, 2)
-    assert off <= rounding.of_step(0 * size, size, 0, 1, torch.float32)[0, 0]
-    assert off > rounding.of_step(0 * size, size, 0, 0, torch.float32)[0, 0]
+    assert off <= rounding.update_error(0 * size, size, 0, 1, torch.float32)[0, 0]
+    assert off > rounding.update_error(0 * size, size, 0, 0, torch.float32)[0, 0]
 
 
 def test_a_square_of_many_terms_is_off_by_more() -> None:
@@ -121,17 +121,17 @@ def test_a_square_of_many_terms_is_off_by_more() -> None:
     q = torch.arange(1.0, r + 1)[None, :, None] * torch.full((r,), 2047.0)
     off = ((q @ q.mT).double() - q.double() @ q.double().mT).norm()
     size = q.double().norm().expand(1, 2)
-    assert off <= rounding.of_step(0 * size, size, 0, r, torch.float32)[0, 0]
-    assert off > rounding.of_step(0 * size, size, 0, 1, torch.float32)[0, 0]
+    assert off <= rounding.update_error(0 * size, size, 0, r, torch.float32)[0, 0]
+    assert off > rounding.update_error(0 * size, size, 0, 1, torch.float32)[0, 0]
 
 
 def test_what_a_step_is_off_by_counts_for_q_and_t() -> None:
     factors = torch.tensor([[1.0, 0.0]]).double()
     sizes = torch.tensor([[1.0, 2.0]]).double()
-    only_q = rounding.of_step(factors, sizes, 0, 0, torch.float32)
+    only_q = rounding.update_error(factors, sizes, 0, 0, torch.float32)
     # q is off and meets t; t is off and meets q.
     assert only_q[0, 1] == 2 * 2 * 2.0**-23
-    only_t = rounding.of_step(factors.flip(1), sizes, 0, 0, torch.float32)
+    only_t = rounding.update_error(factors.flip(1), sizes, 0, 0, torch.float32)
     assert only_t[0].tolist() == [0, 2 * 2.0**-23]
 
 
@@ -145,7 +145,7 @@ def test_a_gain_is_off_by_the_inverse_of_i_plus_a(scale: float) -> None:
     gains, size = trace_gains(a, b, torch.float32)
     trace, none = a.diagonal(dim1=1, dim2=2).sum(1), a.new_zeros(100, 2)
     off = (gains - exact).abs()
-    assert (off <= rounding.of_gain(gains, none, size, trace, torch.float32)).all()
+    assert (off <= rounding.gain_error(gains, none, size, trace, torch.float32)).all()
     # Without the term for I, and without the one for A.
     less = (
         -rounding.INVERSE_ERROR_FACTOR
@@ -153,72 +153,73 @@ def test_a_gain_is_off_by_the_inverse_of_i_plus_a(scale: float) -> None:
         * torch.eye(2)[0].double()
     )
     without = [
-        rounding.of_gain(gains, less.expand(100, 2), size, trace, torch.float32),
-        rounding.of_gain(gains, none, size, 0 * trace, torch.float32),
+        rounding.gain_error(gains, less.expand(100, 2), size, trace, torch.float32),
+        rounding.gain_error(gains, none, size, 0 * trace, torch.float32),
     ]
     assert (off > without[0 if scale < 1 else 1]).any()
 
 
 def exactly(x: Tensor) -> Any:
-    """Give numbers that are computed with without rounding."""
+    """Return numbers that are computed with without rounding."""
     return np.vectorize(Fraction, otypes=[object])(x.numpy())
 
 
-def off_by(found: Tensor, exact: Any) -> Tensor:
+def error_of(found: Tensor, exact: Any) -> Tensor:
     return torch.tensor((exactly(found) - exact).astype(float)).norm(dim=(-2, -1))
 
 
 def vanishing(k: int) -> tuple[Tensor, Tensor]:
-    """Give a direction, and a symmetric matrix of size one that all but maps it to zero."""
+    """Return a direction, and a symmetric matrix of norm 1 that nearly maps it to zero."""
     u = torch.randn(k).double()
     u /= u.norm()
     return u, torch.eye(k).double() - (1 - 1e-4) * torch.outer(u, u)
 
 
 @pytest.mark.parametrize("which", ["inverse", "fisher"])
-@pytest.mark.parametrize("at", ["the start", "afresh"])
-def test_what_is_computed_in_float64_is_off_by_its_own_rounding(at: str, which: str) -> None:
+@pytest.mark.parametrize("at", ["initial state", "exact gains"])
+def test_float64_products_have_rounding_errors_too(at: str, which: str) -> None:
     # What one of the matrices all but maps to zero loses digits in the product with that.
     u, matrix = vanishing(12)
     eye = torch.eye(12).double()
     inverse, target = (matrix if which == name else eye for name in ("inverse", "fisher"))
     v = u + 1e-6 * torch.randn(40, 1, 12).double()
     V, x = exactly(v), exactly(v) @ exactly(inverse)
-    if at == "afresh":
-        fresh = InverseFisher(inverse, target).fresh(v)
-        a, b, off = fresh.a, fresh.b, fresh.off
-        gains, bars = fresh.gains, fresh.bars
-        size = 1 / (1 + fresh.a[:, 0, 0])
-        wanted = rounding.of_gain(gains, off, size, fresh.a[:, 0, 0], torch.float64)
-        torch.testing.assert_close(bars, wanted)
+    if at == "exact gains":
+        computed = InverseFisher(inverse, target).exact_gains(v)
+        a, b, bounds = computed.a, computed.b, computed.update_error
+        size = 1 / (1 + a[:, 0, 0])
+        expected = rounding.gain_error(computed.gains, bounds, size, a[:, 0, 0], torch.float64)
+        torch.testing.assert_close(computed.gain_error, expected)
         exact_b = x @ exactly(target) @ x.swapaxes(1, 2)
     else:
-        everyone = LocalCandidatePool(stored(v), 1).candidates
-        everyone.start(inverse, target)
-        a, b = everyone._blocks[0, :, ::2], 2 * everyone._blocks[0, :, 1::2]
-        off = everyone._off[0]
+        candidates = LocalCandidatePool(stored(v), 1).candidates
+        candidates.initialize(inverse, target)
+        a, b = candidates._blocks[0, :, ::2], 2 * candidates._blocks[0, :, 1::2]
+        bounds = candidates._update_error[0]
         exact_b = V @ exactly(target) @ V.swapaxes(1, 2)
-    assert (off_by(a, x @ V.swapaxes(1, 2)) <= off[:, 0]).all()
-    assert (off_by(b, exact_b) <= off[:, 1]).all()
+    assert (error_of(a, x @ V.swapaxes(1, 2)) <= bounds[:, 0]).all()
+    assert (error_of(b, exact_b) <= bounds[:, 1]).all()
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("width", [1, 4])
 @pytest.mark.parametrize(("r", "k"), [(1, 100), (4, 60), (9, 200)])
-def test_bars_hold_through_a_choice(r: int, k: int, width: int, decay: float) -> None:
+def test_gain_error_bounds_hold_through_a_selection(
+    r: int, k: int, width: int, decay: float
+) -> None:
     V, target = problem(120, r, k, decay=decay, scale=10.0)
     V, eye = V.float(), torch.eye(k, dtype=torch.float64)
     v, information = V.double(), eye.clone()
 
     class Judged(LocalCandidatePool):
-        def keep(self, taken: list[Pick], short: GainState) -> None:
+        def commit(self, picks: list[Pick], shortlist: GainState) -> None:
             nonlocal information
-            super().keep(taken, short)
-            judged.append(len(taken))
-            if len(taken) > self._n_attempted:
+            super().commit(picks, shortlist)
+            judged.append(len(picks))
+            if len(picks) > self._n_attempted:
                 return
-            for step in taken:
-                rows = v[step.position]
+            for pick in picks:
+                rows = v[pick.position]
                 information = information + rows.T @ rows
             inverse = torch.linalg.inv(information)
             a, b = v @ inverse @ v.mT, v @ inverse @ target @ inverse @ v.mT
@@ -227,26 +228,26 @@ def test_bars_hold_through_a_choice(r: int, k: int, width: int, decay: float) ->
             left = ~self.candidates.taken
             off = (self.candidates.gains - exact).abs()[left]
             # The judge is no better than float64 either.
-            assert (off <= self.candidates.bars[left] + 1e-9 * exact.max()).all()
+            assert (off <= self.candidates.gain_error[left] + 1e-9 * exact.max()).all()
 
     judged: list[int] = []
     pool = Judged(stored(V), width)
-    pool.candidates.start(1.0, target)
-    greedy_select(pool, InverseFisher(1.0, target), 30, r, picks_a_round=width)
+    pool.candidates.initialize(1.0, target)
+    greedy_select(pool, InverseFisher(1.0, target), 30, r, picks_per_round=width)
     assert sum(judged) == 30
 
 
-def test_bars_hold_where_candidates_catch_up() -> None:
-    # Gains fall by orders of magnitude in steps that are computed in float32.
+def test_gain_error_bounds_hold_where_many_picks_are_applied() -> None:
+    # Gains fall by orders of magnitude in picks that are applied in float32.
     V, _ = problem(120, 4, 60, decay=0.0, scale=10.0)
     V, eye = V.float(), torch.eye(60, dtype=torch.float64)
-    pool, information = LocalCandidatePool(stored(V), 1), InverseFisher(1.0, eye)
-    pool.candidates.start(1.0, eye)
-    pool.advance(force_picks(pool, information, range(40)))
+    pool, inverse_fisher = LocalCandidatePool(stored(V), 1), InverseFisher(1.0, eye)
+    pool.candidates.initialize(1.0, eye)
+    pool.apply(force_picks(pool, inverse_fisher, range(40)))
     found = pool.candidates
     exact = gains_after(V, 40)[found.positions][~found.taken]
     off = (found.gains[~found.taken] - exact).abs()
-    assert (off <= found.bars[~found.taken]).all()
+    assert (off <= found.gain_error[~found.taken]).all()
 
 
 def gains_after(V: Tensor, n_taken: int) -> Tensor:
