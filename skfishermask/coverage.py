@@ -36,23 +36,6 @@ _EIGENVALUE_ROUNDING = 1e-6
 _LEAST_WEIGHT = 1e-3
 
 
-def margin_uncertainty(probabilities: Tensor) -> Tensor:
-    """Give one minus the difference of the two largest probabilities of each sample.
-
-    Parameters
-    ----------
-    probabilities : Tensor of shape (n, C)
-        Of the classes.
-
-    Returns
-    -------
-    Tensor of shape (n,)
-        From 0 (certain) to 1.
-    """
-    top = probabilities.topk(2, dim=1).values
-    return 1 - (top[:, 0] - top[:, 1])
-
-
 def predicted_balance(probabilities: Tensor) -> float:
     """Say how balanced the predicted classes are.
 

@@ -12,7 +12,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from skfishermask.compat import Interval, StrOptions, validate_parameter_constraints
-from skfishermask.fisher import MASK_STRATEGIES, MaskStrategy
+from skfishermask.fisher import MASK_STRATEGIES
 from skfishermask.jacobian import ToLogits
 from skfishermask.selection import EMBEDDING_DTYPES
 
@@ -97,7 +97,7 @@ class MethodParameters:
         error is no terminal, a line for each.
     """
 
-    mask: MaskStrategy = parameter("global", StrOptions(set(MASK_STRATEGIES)))
+    mask: str = parameter("global", StrOptions(set(MASK_STRATEGIES)))
     mask_fraction: float | int | Literal["auto"] = parameter(
         "auto", Interval(Real, 0, 1, closed="right"), at_least_one(), StrOptions({"auto"})
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skfishermask.data import Batches, ReadableNet, Source, UnitInputs, naming_rows
+from skfishermask.data import ReadableNet, Source, UnitInputs, naming_rows
 from skfishermask.fisher import (
     FisherSum,
     ParameterMask,
+    Predictions,
+    direction_norms,
     embedding_blocks,
     fisher_diagonal,
     fisher_matrix,
-    predicted_probabilities,
+    predict,
 )
-from skfishermask.jacobian import Inputs
 from skfishermask.parameters import Settings
 from skfishermask.progress import Bar, Progress
 from skfishermask.selection import (
@@ -77,11 +78,11 @@ class Pool(Protocol):
     def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:
         """Give the mean diagonal Fisher information of some rows."""
 
-    def probabilities(self, rows: np.ndarray) -> Tensor:
-        """Predict the class probabilities of some rows, (n, C)."""
+    def direction_norms(self, rows: np.ndarray) -> Tensor:
+        """Sum the squared norms of each direction over some rows, (rank,)."""
 
-    def predictions_and_inputs(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Give the probabilities, and the inputs flat and of unit length; None: no one length."""
+    def predictions_and_inputs(self, rows: np.ndarray) -> tuple[Predictions, Tensor | None]:
+        """Return predictions, and inputs flat and of unit length; None: no one length."""
 
     def embed(
         self,
@@ -143,26 +144,26 @@ class LocalSamples:
         shown = self.progress.each(batches, len(batches), "Fisher diagonal")
         with naming_rows(batches, self.net.to_logits):
             return fisher_diagonal(
-                self.net.module, shown, n_directions=n_directions, to_logits=self.net.to_logits
+                self.net.module, shown, n_directions=n_directions, **self.net.read_options
             )
 
-    def probabilities(self, rows: np.ndarray) -> Tensor:
-        """Predict the class probabilities of some rows, (n, C)."""
+    def direction_norms(self, rows: np.ndarray) -> Tensor:
+        """Sum the squared norms of each direction over some rows, (rank,)."""
         batches = self.source.batches(rows)
-        return self._predicted(batches, batches)
+        shown = self.progress.each(batches, len(batches), "Predictions")
+        with naming_rows(batches, self.net.to_logits):
+            return direction_norms(self.net.module, shown, **self.net.read_options)
 
     def predictions_and_inputs(
         self, rows: np.ndarray | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Give these of some rows, or of all; see `Pool`."""
+    ) -> tuple[Predictions, Tensor | None]:
+        """Return these of some rows, or of all; see `Pool`."""
         batches = self.source.batches(rows)
         inputs = UnitInputs(batches)
-        return self._predicted(batches, inputs), inputs.together()
-
-    def _predicted(self, batches: Batches, read: Iterable[Inputs]) -> Tensor:
-        shown = self.progress.each(read, len(batches), "Predictions")
+        shown = self.progress.each(inputs, len(batches), "Predictions")
         with naming_rows(batches, self.net.to_logits):
-            return predicted_probabilities(self.net.module, shown, to_logits=self.net.to_logits)
+            predicted = predict(self.net.module, shown, **self.net.read_options)
+        return predicted, inputs.together()
 
     def blocks(
         self, rows: np.ndarray | None, mask: ParameterMask, n_directions: int, text: str
@@ -175,7 +176,7 @@ class LocalSamples:
                 self.progress.each(batches, len(batches), text),
                 mask,
                 n_directions=n_directions,
-                to_logits=self.net.to_logits,
+                **self.net.read_options,
             )
 
     def embedding(self, mask: ParameterMask, n_directions: int) -> Tensor:

@@ -12,12 +12,7 @@ import skorch
 import torch
 from torch import Tensor
 
-from skfishermask.coverage import (
-    automatic_share,
-    early_share,
-    margin_uncertainty,
-    select_by_coverage,
-)
+from skfishermask.coverage import automatic_share, early_share, select_by_coverage
 from skfishermask.data import (
     DaskObject,
     DaskSamples,
@@ -26,7 +21,7 @@ from skfishermask.data import (
     flat_inputs,
     read_net,
 )
-from skfishermask.fisher import ParameterMask, directions_that_keep, mask_size, most_directions
+from skfishermask.fisher import MASK_STRATEGIES, ParameterMask, directions_that_keep
 from skfishermask.jacobian import HELD_BYTES, output_layer
 from skfishermask.parameters import Settings
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
@@ -36,8 +31,6 @@ from skfishermask.selection import Batch, Needs, SelectionProblem, gigabytes
 if TYPE_CHECKING:
     from skfishermask.cluster import Cluster
 
-# The masks that are chosen without looking at the diagonal Fisher information.
-_BLIND_MASKS = ("random", "output_layer", "all")
 # Coverage looks at so many candidates at most, of so many numbers together, and is automatic for
 # inputs of so many numbers.
 _MOST_COVERED, _MOST_NUMBERS, _MOST_INPUTS = 20_000, 1 << 27, 2048
@@ -119,10 +112,10 @@ class Query:
         self._start = time.perf_counter()
         cluster = None if client is None else _cluster(client)
         self._first = pool.first()
-        self._net, self._n_classes = read_net(net, self._first, settings.to_logits)
+        self._net, self._outputs = read_net(net, self._first, settings.to_logits)
         self._progress = Progress(settings.verbose > 0, self._net.device)
         for samples in others:
-            self._net.n_classes(samples.first(), samples.name)
+            self._net.outputs_of(samples.first(), samples.name)
         self._labeled = self._here(labeled)
         self._target = self._here(target)
         self._n_inputs = self._inputs_to_cover()
@@ -144,10 +137,11 @@ class Query:
                     "found others, such as integers. Set coverage_share=0."
                 )
             return n_inputs if settings.coverage_share > 0 else 0
+        n_classes = self._net.likelihood.class_probabilities(self._outputs).shape[1]
         covers = (
             n_inputs <= _MOST_INPUTS
             and self._target is None
-            and early_share(self._n_labeled, self._n_classes) > 0
+            and early_share(self._n_labeled, n_classes) > 0
         )
         return n_inputs if covers else 0
 
@@ -163,14 +157,14 @@ class Query:
             return self._run(wants_utilities)
 
     def _run(self, wants_utilities: bool) -> Result:
-        settings, pool = self._settings, self._pool
+        pool = self._pool
         rows = self._candidates()
         sample = self._mask_sample()
         r = self._n_directions(sample)
         output = output_layer(self._net.module, self._first, to_logits=self._net.to_logits)
-        if settings.mask not in ("relative", *_BLIND_MASKS):
-            # Before the diagonal; a relative mask may turn out smaller, so it is asked after.
-            pool.place(self._needs(len(rows), r, self._largest_mask(output)))
+        k = self._known_mask_size(output)
+        if k is not None:  # Known before the diagonal, which takes long.
+            pool.place(self._needs(len(rows), r, k))
         with self._progress.step("diagonal"):
             mask, diagonal = self._make_mask(output, sample, r)
         needs = self._needs(len(rows), r, len(mask))
@@ -232,12 +226,12 @@ class Query:
         return [(samples, rows) for samples, rows in parts if len(rows)]
 
     def _n_directions(self, sample: Sample) -> int:
-        most = most_directions(self._n_classes)
+        rank = self._net.likelihood.rank(self._outputs)
         wanted = self._settings.n_directions
         if isinstance(wanted, Real) and not isinstance(wanted, Integral):
-            p = torch.cat([samples.probabilities(rows).cpu() for samples, rows in sample])
-            wanted = directions_that_keep(p, float(wanted))
-        return most if wanted is None else min(int(wanted), most)
+            norms = [samples.direction_norms(rows).cpu() for samples, rows in sample]
+            wanted = directions_that_keep(torch.stack(norms).sum(0), float(wanted))
+        return rank if wanted is None else min(int(wanted), rank)
 
     def _make_mask(
         self,
@@ -246,13 +240,13 @@ class Query:
         r: int,
     ) -> tuple[ParameterMask, dict[str, Tensor] | None]:
         settings, found = self._settings, None
-        if settings.mask in _BLIND_MASKS:
-            parameters = self._net.module.named_parameters()
-            diagonal = {name: torch.zeros(p.shape) for name, p in parameters}
-        else:
+        if MASK_STRATEGIES[settings.mask].uses_diagonal:
             diagonal = found = _mean_diagonal(
                 [(len(rows), samples.diagonal(rows, r)) for samples, rows in sample]
             )
+        else:
+            parameters = self._net.module.named_parameters()
+            diagonal = {name: torch.zeros(p.shape) for name, p in parameters}
         mask = ParameterMask.from_diagonal(
             diagonal,
             settings.mask,
@@ -262,10 +256,13 @@ class Query:
         )
         return mask, found
 
-    def _largest_mask(self, output: list[str]) -> int:
+    def _known_mask_size(self, output: list[str]) -> int | None:
+        known_size = MASK_STRATEGIES[self._settings.mask].known_size
+        if known_size is None:
+            return None
         sizes = {name: p.numel() for name, p in self._net.module.named_parameters()}
         n_output = sum(sizes[name] for name in output)
-        return mask_size(self._settings.mask_fraction, sum(sizes.values()), n_output)
+        return known_size(self._settings.mask_fraction, sum(sizes.values()), n_output)
 
     def _needs(self, n: int, r: int, k: int) -> Needs:
         others = self._n_labeled + (0 if self._target is None else len(self._target))
@@ -307,10 +304,10 @@ class Query:
         drawn = np.arange(len(rows))
         if len(drawn) > limit:
             drawn = np.sort(settings.rng.choice(len(rows), limit, replace=False))
-        p, inputs = self._pool.predictions_and_inputs(rows[drawn])
+        predicted, inputs = self._pool.predictions_and_inputs(rows[drawn])
         share = settings.coverage_share
         if share == "auto":
-            share = automatic_share(p, self._n_labeled)
+            share = automatic_share(predicted.class_probabilities, self._n_labeled)
         n = min(round(share * self._n_instances), len(drawn))
         if n == 0:
             return [], 0.0
@@ -325,7 +322,7 @@ class Query:
                 "several, such as sequences padded batch by batch. Set coverage_share=0."
             )
         with self._progress.bar(n, "Coverage", "pick") as bar:
-            weights = margin_uncertainty(p).to(inputs)
+            weights = predicted.uncertainty.to(inputs)
             covered = inputs[:0] if labeled is None else theirs
             picks = select_by_coverage(
                 inputs, covered, weights, n, settings.rng, on_pick=bar.update

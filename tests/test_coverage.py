@@ -17,10 +17,10 @@ from skfishermask.coverage import (
     KernelFeatures,
     automatic_share,
     early_share,
-    margin_uncertainty,
     predicted_balance,
     select_by_coverage,
 )
+from skfishermask.fisher import margin_uncertainty
 from tests import nets, oracles
 
 X, Y = nets.digits()

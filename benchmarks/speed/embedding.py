@@ -25,7 +25,7 @@ from benchmarks.common.harness import BATCH_SIZE
 from benchmarks.common.networks import CifarResNet18, MaskedText, Recurrent, SequenceEncoder
 from benchmarks.speed.hooks import HookedGradients
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask.fisher.likelihood import directions
+from skfishermask.fisher.likelihood import categorical_factor
 from skfishermask.jacobian import output_layer
 
 OUTPUT = ["linear.weight", "linear.bias"]
@@ -119,7 +119,7 @@ def jacobian_embedding(module: nn.Module, batch: Batch, mask: ParameterMask) -> 
     ]
     joined = torch.cat(gathered, 2)
     with torch.no_grad():
-        rows = directions(called(module, batch).double().softmax(1)).to(joined.dtype)
+        rows = categorical_factor(called(module, batch).double().softmax(1)).to(joined.dtype)
     return rows @ joined
 
 
@@ -127,7 +127,7 @@ def hooked_embedding(module: nn.Module, batch: Batch, mask: ParameterMask) -> Te
     """Compute whole gradients of every sample by hooks, then gather the embedding."""
     hooked = HookedGradients(module)
     logits = hooked.forward(lambda: called(module, batch))
-    rows = directions(logits.detach().double().softmax(1)).to(logits.dtype)
+    rows = categorical_factor(logits.detach().double().softmax(1)).to(logits.dtype)
     embedding = []
     for i in range(rows.shape[1]):
         whole = hooked.backward(logits, rows[:, i])

@@ -21,7 +21,7 @@ from benchmarks.common import harness
 from benchmarks.common.harness import BATCH_SIZE
 from benchmarks.speed.embedding import make_mask
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding, select_batch
-from skfishermask.fisher import fisher_matrix, predicted_probabilities
+from skfishermask.fisher import fisher_matrix, predicted_means
 
 # Candidates that the naive step takes at a time.
 CHUNK = 100
@@ -74,7 +74,7 @@ def authors_rows(
     our way.
     """
     rows = fisher_embedding(module, batches, mask, weighting="none", **options)
-    p = predicted_probabilities(module, batches, **options).sort(1, descending=True).values
+    p = predicted_means(module, batches, **options).sort(1, descending=True).values
     return rows.double() * p.sqrt()[:, :, None]
 
 

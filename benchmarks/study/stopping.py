@@ -25,7 +25,7 @@ from benchmarks.study.report import judge_signals
 from benchmarks.study.run import STUDY, load, make_split, mean_scores
 from benchmarks.study.strategies import fisher
 from skfishermask import active_learning_curve
-from skfishermask.coverage import margin_uncertainty
+from skfishermask.fisher import margin_uncertainty
 
 RESULTS = Path("benchmarks/results/label_efficiency/stopping.csv")
 N_QUERIES = 25

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from benchmarks.study.herding import herd
 from skfishermask import FisherMaskSampler, select_batch
-from skfishermask.coverage import margin_uncertainty, predicted_balance
+from skfishermask.coverage import predicted_balance
 from skfishermask.data.batches import NetBatches
 from skfishermask.data.logits import to_logits_of
 from skfishermask.data.unwrap import unwrap
-from skfishermask.fisher import fisher_embedding, fisher_matrix
+from skfishermask.fisher import fisher_embedding, fisher_matrix, margin_uncertainty
 from skfishermask.fisher.mask import ParameterMask
 from skfishermask.jacobian.isolation import exact_mode, visit
 

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import torch
 from _digits import fitted
 
-from skfishermask.fisher.likelihood import kept_trace
+from skfishermask.fisher.likelihood import categorical_factor, kept_trace, squared_norms
 
 figure, axes = plt.subplots(figsize=(5.2, 3.2))
 styles = {0: ("0.45", "o"), 20: ("#CCBB44", "s"), 100: ("#4477AA", "D"), 500: ("#AA3377", "^")}
@@ -15,7 +15,8 @@ for n_labeled, (colour, marker) in styles.items():
         label = f"trained on {n_labeled}"
     else:
         p, label = torch.full((1, 10), 0.1, dtype=torch.float64), "all equally probable"
-    axes.plot(range(1, 10), kept_trace(p), color=colour, marker=marker, markersize=4, label=label)
+    kept = kept_trace(squared_norms(categorical_factor(p)))
+    axes.plot(range(1, 10), kept, color=colour, marker=marker, markersize=4, label=label)
 axes.set(xlabel="n_directions, of 9 for 10 classes", ylabel="share of the trace", ylim=(0, 1.03))
 axes.grid(alpha=0.3)
 axes.spines[["top", "right"]].set_visible(False)

@@ -24,7 +24,7 @@ from skfishermask.cluster.client import Cluster, Future
 from skfishermask.cluster.remote import RemoteCandidatePool
 from skfishermask.cluster.shards import Shards
 from skfishermask.data import DaskObject, DaskSamples, ReadableNet, in_one_length, net_state
-from skfishermask.fisher import ParameterMask
+from skfishermask.fisher import ParameterMask, Predictions
 from skfishermask.parameters import Settings
 from skfishermask.pool import Embedded, LocalSamples, picks_bar
 from skfishermask.progress import Progress
@@ -91,8 +91,9 @@ class ClusterPool:
         """The network on the workers, sent when it is first needed."""
         import cloudpickle
 
-        reading = self._net.module.criteria, self._settings.to_logits, self._samples.transform
-        packed = cloudpickle.dumps((*net_state(self._net.net), *reading))
+        net, to_logits = self._net, self._settings.to_logits
+        reading = net.module.criteria, to_logits, net.likelihood, self._samples.transform
+        packed = cloudpickle.dumps((*net_state(net.net), *reading))
         self._cluster.count("network", len(packed) * self._cluster.n_workers)
         # The argument of a task as well as its result, so it outlives the worker that has it.
         return self._cluster.submit(worker.identity, packed)
@@ -158,10 +159,10 @@ class ClusterPool:
         self._cluster.count("diagonal", sum(value.nbytes for value in sums.values()))
         return {name: value / n for name, value in sums.items()}
 
-    def probabilities(self, rows: np.ndarray) -> Tensor:  # noqa: D102, see Pool
-        found = torch.cat(self._predicted(worker.probabilities_of, rows))
+    def direction_norms(self, rows: np.ndarray) -> Tensor:  # noqa: D102, see Pool
+        found = torch.stack(self._predicted(worker.direction_norms_of, rows))
         self._cluster.count("predictions", found.nbytes)
-        return found
+        return found.sum(0)
 
     def _predicted(self, function: Callable[..., T], rows: np.ndarray) -> list[T]:
         tasks = self._cluster.compute(self._tasks(function, rows))
@@ -170,13 +171,13 @@ class ClusterPool:
 
     def predictions_and_inputs(  # noqa: D102, see Pool
         self, rows: np.ndarray
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Predictions, Tensor | None]:
         found = self._predicted(worker.predictions_and_inputs_of, rows)
-        p = torch.cat([p for p, _ in found])
+        predicted = Predictions.concatenate([part for part, _ in found])
         inputs = in_one_length([part for _, part in found])
-        self._cluster.count("predictions", p.nbytes)
+        self._cluster.count("predictions", predicted.n_bytes)
         self._cluster.count("inputs", 0 if inputs is None else inputs.nbytes)
-        return p, None if inputs is None else inputs.to(self._net.device)
+        return predicted, None if inputs is None else inputs.to(self._net.device)
 
     def embed(  # noqa: D102, see Pool
         self,

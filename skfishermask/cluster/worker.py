@@ -29,10 +29,12 @@ from skfishermask.data import (
 )
 from skfishermask.fisher import (
     ParameterMask,
+    Predictions,
+    direction_norms,
     embedding_blocks,
     fisher_diagonal,
     fisher_matrix,
-    predicted_probabilities,
+    predict,
 )
 from skfishermask.selection import LocalCandidatePool, Pick, stored
 
@@ -66,10 +68,11 @@ class ChunkRows:
         import cloudpickle
 
         # Anew in each task, because the tasks of a worker share its memory.
-        kind, parts, criteria, to_logits, transform = cloudpickle.loads(packed)
+        kind, parts, criteria, to_logits, likelihood, transform = cloudpickle.loads(packed)
         net = net_from_state(kind, parts, "cuda" if torch.cuda.is_available() else "cpu")
         batches = chunk_batches(net, chunk, self.rows, self.start, transform, self.batch_size)
-        readable = ReadableNet(net, NetModule(net, criteria), to_logits_of(net, to_logits))
+        module = NetModule(net, criteria)
+        readable = ReadableNet(net, module, to_logits_of(net, to_logits), likelihood)
         with naming_rows(batches, readable.to_logits):
             yield readable, batches
 
@@ -77,26 +80,26 @@ class ChunkRows:
 def diagonal_of(packed: bytes, chunk: Data, samples: ChunkRows, r: int) -> Sums:
     """Return the sum of the diagonal Fisher information of a chunk's samples."""
     with samples.read(packed, chunk) as (net, batches):
-        means = fisher_diagonal(net.module, batches, n_directions=r, to_logits=net.to_logits)
+        means = fisher_diagonal(net.module, batches, n_directions=r, **net.read_options)
     n = len(samples.rows)
     return n, {name: n * mean.cpu() for name, mean in means.items()}
 
 
-def probabilities_of(packed: bytes, chunk: Data, samples: ChunkRows) -> Tensor:
-    """Return the class probabilities of a chunk's samples."""
+def direction_norms_of(packed: bytes, chunk: Data, samples: ChunkRows) -> Tensor:
+    """Sum the squared norms of each direction over a chunk's samples."""
     with samples.read(packed, chunk) as (net, batches):
-        return predicted_probabilities(net.module, batches, to_logits=net.to_logits).cpu()
+        return direction_norms(net.module, batches, **net.read_options).cpu()
 
 
 def predictions_and_inputs_of(
     packed: bytes, chunk: Data, samples: ChunkRows
-) -> tuple[Tensor, Tensor | None]:
-    """Return the probabilities, and the inputs flat and of unit length; None: no one length."""
+) -> tuple[Predictions, Tensor | None]:
+    """Return predictions, and inputs flat and of unit length; None: no one length."""
     with samples.read(packed, chunk) as (net, batches):
         read = UnitInputs(batches)
-        p = predicted_probabilities(net.module, read, to_logits=net.to_logits).cpu()
+        predicted = predict(net.module, read, **net.read_options).to("cpu")
         inputs = read.together()
-        return p, None if inputs is None else inputs.cpu()
+        return predicted, None if inputs is None else inputs.cpu()
 
 
 class ChunkEmbedding:
@@ -124,11 +127,7 @@ def embedding_of(
         values = torch.empty((len(samples.rows), r, len(mask)), dtype=dtype, device=net.device)
         start = 0
         for block in embedding_blocks(
-            net.module,
-            batches,
-            mask,
-            n_directions=r,
-            to_logits=net.to_logits,
+            net.module, batches, mask, n_directions=r, **net.read_options
         ):
             values[start : start + len(block)] = block
             start += len(block)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from skfishermask.compat import as_written, criteria_of
 from skfishermask.data.types import Labels, Whatever
-from skfishermask.fisher import predicted_probabilities
+from skfishermask.fisher import predicted_means
 from skfishermask.jacobian import Inputs, ToLogits
 
 
@@ -215,7 +215,7 @@ def net_module(net: skorch.NeuralNet, batch: Inputs, to_logits: ToLogits) -> Net
     if not criteria:
         return module
     traced = _TracedNet(net, criteria, to_logits)
-    predicted_probabilities(traced, [batch], to_logits=to_logits)
+    predicted_means(traced, [batch], to_logits=to_logits)
     return NetModule(net, traced.used)
 
 
@@ -234,10 +234,10 @@ def _check_evaluation_step(net: skorch.NeuralNet, batch: Inputs, to_logits: ToLo
         picked = isinstance(output, Tensor) and not isinstance(inferred[0], Tensor | tuple)
         return output if picked else to_logits(output)
 
-    p = predicted_probabilities(NetModule(net, criteria), [batch], to_logits=noting)
+    p = predicted_means(NetModule(net, criteria), [batch], to_logits=noting)
     try:
         evaluated = _EvaluatedNet(net, criteria)
-        other = predicted_probabilities(evaluated, [batch], to_logits=reading)
+        other = predicted_means(evaluated, [batch], to_logits=reading)
     except (ValueError, TypeError) as error:
         raise _two_answers(net, f"none: {error}", _listed(p)) from error
     if p.shape != other.shape or not torch.allclose(p, other, rtol=1e-3, atol=1e-5):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import skorch
 import torch
+from torch import Tensor
 
 from skfishermask.data.diagnostics import image_hint
 from skfishermask.data.logits import not_finite, to_logits_of
 from skfishermask.data.net import NetModule, net_module
-from skfishermask.fisher import predicted_probabilities
+from skfishermask.fisher import Categorical, Likelihood, map_outputs
 from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToLogits
 
 _CALLED = {"X_pool": "pool", "X_labeled": "labelled data", "X_target": "target data"}
@@ -28,19 +30,27 @@ class ReadableNet:
         What it infers.
     to_logits : callable
         What makes logits of that.
+    likelihood : Likelihood
+        The distribution of a label, given the logits.
     """
 
     net: skorch.NeuralNet
     module: NetModule
     to_logits: ToLogits
+    likelihood: Likelihood
+
+    @property
+    def read_options(self) -> dict[str, Any]:
+        """Keyword arguments of the functions that read the module."""
+        return {"likelihood": self.likelihood, "to_logits": self.to_logits}
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return next(self.module.parameters()).device
 
-    def n_classes(self, first: Inputs, name: str) -> int:
-        """Try the net on one sample, and count its outputs.
+    def outputs_of(self, first: Inputs, name: str) -> Tensor:
+        """Try the net on one sample, and return its outputs.
 
         Parameters
         ----------
@@ -55,7 +65,7 @@ class ReadableNet:
             If the net cannot read it, or gives NaN or infinity.
         """
         try:
-            p = predicted_probabilities(self.module, [first], to_logits=self.to_logits)
+            [outputs] = map_outputs(Tensor.detach, self.module, [first], **self.read_options)
         except torch.OutOfMemoryError:
             raise
         except NonFiniteOutputError as error:
@@ -68,12 +78,12 @@ class ReadableNet:
             if note := image_hint(first):
                 explained.add_note(note)
             raise explained from error
-        return p.shape[1]
+        return outputs
 
 
 def read_net(
     net: skorch.NeuralNet, first: Inputs, to_logits: ToLogits | None
-) -> tuple[ReadableNet, int]:
+) -> tuple[ReadableNet, Tensor]:
     """Try a net on the first sample of a pool.
 
     Parameters
@@ -89,12 +99,12 @@ def read_net(
     -------
     readable : ReadableNet
         How a query reads it.
-    n_classes : int
-        Number of its outputs.
+    outputs : Tensor of shape (1, ...)
+        Of the sample.
     """
-    plain = ReadableNet(net, NetModule(net), to_logits_of(net, to_logits))
-    n_classes = plain.n_classes(first, "X_pool")
-    return replace(plain, module=net_module(net, first, plain.to_logits)), n_classes
+    plain = ReadableNet(net, NetModule(net), to_logits_of(net, to_logits), Categorical())
+    outputs = plain.outputs_of(first, "X_pool")
+    return replace(plain, module=net_module(net, first, plain.to_logits)), outputs
 
 
 def _described(batch: Inputs) -> str:

@@ -1,35 +1,45 @@
-"""Fisher information of any torch module: diagonal, mask and embedding."""
+"""Fisher information of any torch module: likelihood, diagonal, mask and embedding."""
 
-from skfishermask.fisher.information import (
-    directions_for_share,
-    embedding_blocks,
-    fisher_diagonal,
-    fisher_embedding,
-    predicted_probabilities,
-)
+from skfishermask.fisher.information import embedding_blocks, fisher_diagonal, fisher_embedding
 from skfishermask.fisher.likelihood import (
+    Categorical,
+    Likelihood,
     Weighting,
     check_n_directions,
     directions_that_keep,
-    most_directions,
+    margin_uncertainty,
 )
 from skfishermask.fisher.mask import MASK_STRATEGIES, MaskStrategy, ParameterMask, mask_size
 from skfishermask.fisher.matrix import FisherSum, fisher_matrix
+from skfishermask.fisher.predictions import (
+    Predictions,
+    direction_norms,
+    directions_for_share,
+    map_outputs,
+    predict,
+    predicted_means,
+)
 
 __all__ = [
     "MASK_STRATEGIES",
+    "Categorical",
     "FisherSum",
+    "Likelihood",
     "MaskStrategy",
     "ParameterMask",
+    "Predictions",
     "Weighting",
     "check_n_directions",
+    "direction_norms",
     "directions_for_share",
     "directions_that_keep",
     "embedding_blocks",
     "fisher_diagonal",
     "fisher_embedding",
     "fisher_matrix",
+    "map_outputs",
+    "margin_uncertainty",
     "mask_size",
-    "most_directions",
-    "predicted_probabilities",
+    "predict",
+    "predicted_means",
 ]

@@ -2,69 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from skfishermask.fisher.likelihood import (
+    Likelihood,
+    UnweightedCategorical,
     Weighting,
     check_n_directions,
-    directions,
-    directions_that_keep,
 )
 from skfishermask.fisher.mask import ParameterMask
-from skfishermask.jacobian import (
-    Inputs,
-    JacobianReader,
-    ToLogits,
-    batch_length,
-    exact_mode,
-    read_logits,
-    rows_of,
-    visit,
-)
-
-_T = TypeVar("_T")
+from skfishermask.fisher.predictions import CATEGORICAL, directions_for_share, read_all
+from skfishermask.jacobian import Inputs, JacobianReader, ToLogits, exact_mode
 
 
-def _probabilities(logits: Tensor) -> Tensor:
-    return logits.detach().double().softmax(dim=1)
-
-
-def _read_all(batches: Iterable[Inputs], read: Callable[[Inputs, int], _T]) -> Iterator[_T]:
-    """Read batches, and where the device's memory runs out, halves of them from then on.
-
-    `read` is given a batch and the number of its first sample.
-    """
-    row, most = 0, None
-    for batch in batches:
-        n, start = batch_length(batch), 0
-        while start < n:
-            stop = n if most is None else min(n, start + most)
-            try:
-                result = read(rows_of(batch, slice(start, stop)), row + start)
-            except torch.OutOfMemoryError as error:
-                if stop - start == 1:
-                    raise torch.OutOfMemoryError(
-                        "Out of device memory with a single sample in the batch. A smaller "
-                        f"mask_fraction or n_directions needs less. PyTorch said: {error}"
-                    ) from error
-                most = (stop - start + 1) // 2
-            else:
-                yield result
-                start = stop
-                continue
-            # Not inside the handler: its traceback would hold on to the memory.
-            torch.cuda.empty_cache()
-        row += n
+def _factor(likelihood: Likelihood, outputs: Tensor, n_directions: int | None) -> Tensor:
+    likelihood.check(outputs)
+    return likelihood.factor(outputs, n_directions)
 
 
 def fisher_diagonal(
     module: nn.Module,
     batches: Iterable[Inputs],
     *,
+    likelihood: Likelihood = CATEGORICAL,
     n_directions: int | None = None,
     to_logits: ToLogits | None = None,
 ) -> dict[str, Tensor]:
@@ -82,6 +45,8 @@ def fisher_diagonal(
     batches : iterable of tensor, list of tensors or dict of tensors
         What the module's forward takes first, samples along the first axis; a dict gives
         keyword arguments. Moved to the module's device and floating-point dtype.
+    likelihood : Likelihood, default=Categorical()
+        The distribution of a label, given the module's outputs.
     n_directions : int, optional
         Use only the leading rows of R, see :func:`skfishermask.fisher_embedding`.
     to_logits : callable, optional
@@ -119,7 +84,7 @@ def fisher_diagonal(
 
     def read(batch: Inputs, first_row: int) -> tuple[int, dict[str, Tensor]]:
         reading = reader.forward(batch, first_row)
-        rows = directions(_probabilities(reading.logits), n_directions)
+        rows = _factor(likelihood, reading.logits, n_directions)
         return len(rows), reading.squares(rows)
 
     n = 0
@@ -128,7 +93,7 @@ def fisher_diagonal(
             name: torch.zeros_like(p, dtype=torch.float64, requires_grad=False)
             for name, p in reader.wanted.parameters.items()
         }
-        for n_samples, squares in _read_all(batches, read):
+        for n_samples, squares in read_all(batches, read):
             n += n_samples
             for name, values in squares.items():
                 totals[name] += values
@@ -142,7 +107,7 @@ def embedding_blocks(
     batches: Iterable[Inputs],
     mask: ParameterMask,
     *,
-    weighting: Weighting = "probability",
+    likelihood: Likelihood = CATEGORICAL,
     n_directions: int | None = None,
     to_logits: ToLogits | None = None,
 ) -> Iterator[Tensor]:
@@ -150,7 +115,7 @@ def embedding_blocks(
 
     Parameters
     ----------
-    module, batches, mask, weighting, n_directions, to_logits
+    module, batches, mask, likelihood, n_directions, to_logits
         As in :func:`skfishermask.fisher_embedding`, with `n_directions` an int or None.
 
     Yields
@@ -169,11 +134,10 @@ def embedding_blocks(
 
     def read(batch: Inputs, first_row: int) -> Tensor:
         reading = reader.forward(batch, first_row)
-        rows = directions(_probabilities(reading.logits), n_directions, weighting=weighting)
-        return reading.embed(rows)
+        return reading.embed(_factor(likelihood, reading.logits, n_directions))
 
     with reader.open():
-        yield from _read_all(batches, read)
+        yield from read_all(batches, read)
 
 
 def _shapes(shapes: Mapping[str, torch.Size]) -> str:
@@ -185,6 +149,7 @@ def fisher_embedding(
     batches: Iterable[Inputs],
     mask: ParameterMask,
     *,
+    likelihood: Likelihood = CATEGORICAL,
     weighting: Weighting = "probability",
     n_directions: int | float | None = None,
     dtype: torch.dtype = torch.float32,
@@ -205,6 +170,8 @@ def fisher_embedding(
         keyword arguments. Moved to the module's device and floating-point dtype.
     mask : ParameterMask
         The parameters to look at, k of them.
+    likelihood : Likelihood, default=Categorical()
+        The distribution of a label, given the module's outputs.
     weighting : {"probability", "none"}
         ``"none"`` leaves the probabilities out: rows :math:`g_c` (r = C), as in the
         FisherMask authors' code.
@@ -248,74 +215,16 @@ def fisher_embedding(
     """
     check_n_directions(n_directions)
     r = None if n_directions is None else int(n_directions)
-    if n_directions is not None and n_directions < 1:  # a share, of whatever type of float
-        r = directions_for_share(module, batches, n_directions, to_logits=to_logits)
+    if n_directions is not None and n_directions < 1:  # a share, of any type of float
+        r = directions_for_share(
+            module, batches, n_directions, likelihood=likelihood, to_logits=to_logits
+        )
+    if weighting == "none":
+        likelihood = UnweightedCategorical()
     blocks = embedding_blocks(
-        module,
-        batches,
-        mask,
-        weighting=weighting,
-        n_directions=r,
-        to_logits=to_logits,
+        module, batches, mask, likelihood=likelihood, n_directions=r, to_logits=to_logits
     )
     parts = [block.to(dtype) for block in blocks]
     if not parts:
         raise ValueError("Expected at least one sample in batches, found none.")
     return torch.cat(parts)
-
-
-def predicted_probabilities(
-    module: nn.Module, batches: Iterable[Inputs], *, to_logits: ToLogits | None = None
-) -> Tensor:
-    """Run the network in evaluation mode and leave it as it was.
-
-    Parameters
-    ----------
-    module, batches, to_logits
-        As in :func:`skfishermask.fisher_diagonal`.
-
-    Returns
-    -------
-    Tensor of shape (n, C)
-        Class probabilities, float64, on the module's device.
-    """
-
-    def read(batch: Inputs, first_row: int) -> Tensor:
-        return _probabilities(read_logits(module, batch, to_logits, first_row))
-
-    device = next(module.parameters()).device
-    with visit(module), exact_mode(device), torch.no_grad():
-        return torch.cat(list(_read_all(batches, read)))
-
-
-def directions_for_share(
-    module: nn.Module,
-    batches: Iterable[Inputs],
-    share: float,
-    *,
-    to_logits: ToLogits | None = None,
-) -> int:
-    """Find how many directions keep a share of the trace of diag(p) - p p^T.
-
-    Parameters
-    ----------
-    module, batches
-        As in :func:`skfishermask.fisher_diagonal`; `batches` must be readable again.
-    share : float
-        The share of the trace, summed over the samples; between 0 and 1.
-    to_logits : callable, optional
-        As in :func:`skfishermask.fisher_diagonal`.
-
-    Returns
-    -------
-    int
-        The smallest such number.
-    """
-    if isinstance(batches, Iterator):
-        raise TypeError(
-            "A float n_directions reads batches twice, so it must be a list, a DataLoader or the "
-            f"like, found {type(batches).__name__}."
-        )
-    return directions_that_keep(
-        predicted_probabilities(module, batches, to_logits=to_logits), share
-    )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-MaskStrategy = Literal["global", "per_layer", "relative", "random", "output_layer", "all"]
-MASK_STRATEGIES: tuple[str, ...] = get_args(MaskStrategy)
+MaskSize = float | int | Literal["auto"]
+# Parameter name -> flat values, or sorted flat indices, of it.
+Flat = Mapping[str, Tensor]
 
 _AUTO_FRACTION = 0.002
 # Larger masks choose nearly the same batches in many times the time: benchmarks/speed/mask_size.py.
@@ -24,7 +25,7 @@ _RELATIVE_THRESHOLD = 2.0
 _RELATIVE_SHARE = 0.025
 
 
-def mask_size(size: float | int | str, n_parameters: int, n_output: int) -> int:
+def mask_size(size: MaskSize, n_parameters: int, n_output: int) -> int:
     """Turn a mask size into a number of parameters.
 
     Parameters
@@ -152,8 +153,8 @@ class ParameterMask:
     def from_diagonal(
         cls,
         diagonal: Mapping[str, Tensor],
-        strategy: MaskStrategy,
-        size: float | int | Literal["auto"],
+        strategy: str,
+        size: MaskSize,
         *,
         output_layer: Collection[str],
         random_state: int | np.random.RandomState | None = None,
@@ -168,6 +169,8 @@ class ParameterMask:
             Parameter name -> diagonal Fisher information, in the order of
             ``named_parameters()``, as :func:`skfishermask.fisher_diagonal` gives it.
         strategy : {"global", "per_layer", "relative", "random", "output_layer", "all"}
+            A key of :data:`skfishermask.fisher.MASK_STRATEGIES`:
+
             - ``"global"``: the largest entries of all (the authors' "standard").
             - ``"per_layer"``: of each tensor its largest entries, in proportion to its
               size (their "dispersed").
@@ -209,40 +212,15 @@ class ParameterMask:
         flat = {name: d.detach().flatten().double().cpu() for name, d in diagonal.items()}
         shapes = {name: d.shape for name, d in diagonal.items()}
         output = [name for name in flat if name in set(output_layer)]
-        if strategy in ("output_layer", "all"):
-            kept = {name: torch.arange(len(flat[name])) for name in flat}
-            return cls({k: v for k, v in kept.items() if strategy == "all" or k in output}, shapes)
-        n_output = sum(len(flat[name]) for name in output)
-        k = mask_size(size, sum(map(len, flat.values())), n_output)
-        whole = output if n_output < k else []
-        competing = {name: d for name, d in flat.items() if name not in whole}
-        k -= sum(len(flat[name]) for name in whole)
-        if strategy == "per_layer":
-            counts = _apportion([len(d) for d in competing.values()], k)
-            chosen = {
-                name: _largest(d, count)
-                for (name, d), count in zip(competing.items(), counts, strict=True)
-            }
-        elif strategy == "random":
-            rng = random_state
-            if not isinstance(rng, np.random.RandomState):
-                rng = np.random.RandomState(rng)
-            n = sum(map(len, competing.values()))
-            drawn = np.sort(rng.choice(n, size=min(k, n), replace=False))
-            chosen = dict(_split(torch.as_tensor(drawn), competing))
-        else:
-            scores = competing if strategy == "global" else _relative(competing)
-            best = _largest(torch.cat(list(scores.values())), k)
-            chosen = dict(_split(best, scores))
-            if strategy == "relative":
-                chosen = {name: i[scores[name][i] > 0] for name, i in chosen.items()}
-        chosen |= {name: torch.arange(len(flat[name])) for name in whole}
-        return cls(chosen, shapes)
+        rng = random_state
+        if not isinstance(rng, np.random.RandomState):
+            rng = np.random.RandomState(rng)
+        return cls(MASK_STRATEGIES[strategy].choose(flat, output, size, rng), shapes)
 
 
 def _check(diagonal: Mapping[str, Tensor], strategy: str, output_layer: Collection[str]) -> None:
     if strategy not in MASK_STRATEGIES:
-        raise ValueError(f"strategy must be one of {MASK_STRATEGIES}, got {strategy!r}.")
+        raise ValueError(f"strategy must be one of {(*MASK_STRATEGIES,)}, got {strategy!r}.")
     if not diagonal:
         raise ValueError("The diagonal Fisher information is empty: the network has no parameters.")
     for name in output_layer:
@@ -294,12 +272,92 @@ def _apportion(sizes: list[int], total: int) -> list[int]:
     return counts
 
 
-def _relative(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give each entry over its tensor's mean where it is a candidate, else zero."""
+def _global(diagonal: Flat, k: int, rng: np.random.RandomState) -> Flat:
+    best = _largest(torch.cat(list(diagonal.values())), k)
+    return dict(_split(best, diagonal))
+
+
+def _per_layer(diagonal: Flat, k: int, rng: np.random.RandomState) -> Flat:
+    counts = _apportion([len(d) for d in diagonal.values()], k)
+    pairs = zip(diagonal.items(), counts, strict=True)
+    return {name: _largest(d, count) for (name, d), count in pairs}
+
+
+def _relative(diagonal: Flat, k: int, rng: np.random.RandomState) -> Flat:
+    # Each entry over its tensor's mean where it is a candidate, else zero.
     scores = {}
-    for name, d in tensors.items():
+    for name, d in diagonal.items():
         ratio = d / d.mean() if d.sum() > 0 else torch.zeros_like(d)
         ratio = torch.where(ratio > _RELATIVE_THRESHOLD, ratio, 0)
         keep = _largest(ratio, math.ceil(_RELATIVE_SHARE * len(d)))
         scores[name] = torch.zeros_like(d).index_copy_(0, keep, ratio[keep])
-    return scores
+    return {name: i[scores[name][i] > 0] for name, i in _global(scores, k, rng).items()}
+
+
+def _random(diagonal: Flat, k: int, rng: np.random.RandomState) -> Flat:
+    n = sum(map(len, diagonal.values()))
+    drawn = np.sort(rng.choice(n, size=min(k, n), replace=False))
+    return dict(_split(torch.as_tensor(drawn), diagonal))
+
+
+Choose = Callable[[Flat, Collection[str], MaskSize, np.random.RandomState], Flat]
+
+
+def _keeping_output(choose: Callable[[Flat, int, np.random.RandomState], Flat]) -> Choose:
+    """Keep a small output layer whole, and choose among the other parameters."""
+
+    def choose_others(
+        diagonal: Flat, output: Collection[str], size: MaskSize, rng: np.random.RandomState
+    ) -> Flat:
+        n_output = sum(len(diagonal[name]) for name in output)
+        k = mask_size(size, sum(map(len, diagonal.values())), n_output)
+        whole = output if n_output < k else []
+        competing = {name: d for name, d in diagonal.items() if name not in whole}
+        chosen = choose(competing, k - sum(len(diagonal[name]) for name in whole), rng)
+        return {**chosen, **_whole(diagonal, whole)}
+
+    return choose_others
+
+
+def _whole(diagonal: Flat, names: Collection[str]) -> Flat:
+    return {name: torch.arange(len(diagonal[name])) for name in names}
+
+
+@dataclass(frozen=True)
+class MaskStrategy:
+    """A way to choose the parameters to keep.
+
+    Attributes
+    ----------
+    choose : callable
+        Diagonal, names of the output layer's parameters, size and random state -> indices.
+    known_size : callable or None
+        Size, number of all parameters and of those of the output layer -> number of parameters to
+        keep; None where that depends on the diagonal.
+    uses_diagonal : bool
+        Whether the choice depends on the diagonal Fisher information.
+    """
+
+    choose: Choose
+    known_size: Callable[[MaskSize, int, int], int] | None
+    uses_diagonal: bool = True
+
+
+MASK_STRATEGIES: Mapping[str, MaskStrategy] = MappingProxyType(
+    {
+        "global": MaskStrategy(_keeping_output(_global), mask_size),
+        "per_layer": MaskStrategy(_keeping_output(_per_layer), mask_size),
+        "relative": MaskStrategy(_keeping_output(_relative), None),
+        "random": MaskStrategy(_keeping_output(_random), mask_size, uses_diagonal=False),
+        "output_layer": MaskStrategy(
+            lambda diagonal, output, size, rng: _whole(diagonal, output),
+            lambda size, n_parameters, n_output: n_output,
+            uses_diagonal=False,
+        ),
+        "all": MaskStrategy(
+            lambda diagonal, output, size, rng: _whole(diagonal, diagonal),
+            lambda size, n_parameters, n_output: n_parameters,
+            uses_diagonal=False,
+        ),
+    }
+)

@@ -9,7 +9,7 @@ from skfishermask.jacobian.module_io import (
     batch_length,
     first_output,
     output_layer,
-    read_logits,
+    read_outputs,
     rows_of,
 )
 from skfishermask.jacobian.reader import JacobianReader
@@ -24,7 +24,7 @@ __all__ = [
     "exact_mode",
     "first_output",
     "output_layer",
-    "read_logits",
+    "read_outputs",
     "rows_of",
     "seeded",
     "visit",

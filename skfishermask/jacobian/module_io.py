@@ -102,32 +102,32 @@ class NonFiniteOutputError(ValueError):
         return type(self), (self.row,)
 
 
-def check_logits(logits: Output, n: int, first_row: int) -> None:
-    """Raise TypeError or ValueError unless these are n rows of finite logits."""
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"Expected logits in a tensor, found {type(logits).__name__}.")
-    if logits.dim() != 2 or logits.shape[0] != n or logits.shape[1] < 2:
+def check_outputs(outputs: Output, n: int, first_row: int) -> None:
+    """Raise TypeError or ValueError unless these are finite outputs (n, ...)."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"Expected outputs in a tensor, found {type(outputs).__name__}.")
+    if outputs.dim() == 0 or len(outputs) != n:
         raise ValueError(
-            f"Expected logits of shape ({n}, C) with one row a sample and at least two classes, "
-            f"found {tuple(logits.shape)}."
+            f"Expected outputs of shape ({n}, ...) with one row a sample, found "
+            f"{tuple(outputs.shape)}."
         )
-    bad = ~torch.isfinite(logits).all(dim=1)
+    bad = ~torch.isfinite(outputs).unsqueeze(-1).flatten(1).all(dim=1)
     if bad.any():
         row = first_row + int(bad.nonzero()[0])
         raise NonFiniteOutputError(row)
 
 
-def read_logits(
+def read_outputs(
     module: nn.Module, batch: Inputs, to_logits: ToLogits | None = None, first_row: int = 0
 ) -> Tensor:
-    """Run a module on a batch, moved to its device and dtype; give checked logits (n, C).
+    """Run a module on a batch, moved to its device and dtype; return checked outputs (n, ...).
 
-    Raises ValueError, naming the first bad sample counted from `first_row`, unless they are a
-    finite matrix with a row a sample and at least two columns.
+    Raises ValueError, naming the first bad sample counted from `first_row`, unless they are
+    finite, with a row a sample.
     """
-    logits = logits_of(module, move(batch, module), to_logits)
-    check_logits(logits, batch_length(batch), first_row)
-    return logits
+    outputs = logits_of(module, move(batch, module), to_logits)
+    check_outputs(outputs, batch_length(batch), first_row)
+    return outputs
 
 
 def output_layer(
@@ -169,7 +169,7 @@ def output_layer(
     """
     parameters = dict(module.named_parameters())
     with visit(module, parameters.values()), exact_mode(next(iter(parameters.values())).device):
-        graph = Graph(read_logits(module, batch, to_logits), parameters)
+        graph = Graph(read_outputs(module, batch, to_logits), parameters)
         own = graph.last_layer()
     if not own:
         raise ValueError("The network's logits depend on no layer that holds a weight matrix.")

@@ -26,7 +26,7 @@ from skfishermask.jacobian.module_io import (
     Inputs,
     ToLogits,
     batch_length,
-    check_logits,
+    check_outputs,
     logits_of,
     move,
     rows_of,
@@ -102,7 +102,7 @@ class JacobianReader:
     def logits(self, batch: Inputs, first_row: int = 0) -> Tensor:
         """Run a forward pass; give checked logits, with their graph."""
         logits = logits_of(self.module, batch, self.to_logits)
-        check_logits(logits, batch_length(batch), first_row)
+        check_outputs(logits, batch_length(batch), first_row)
         return logits
 
     def forward(self, batch: Inputs, first_row: int = 0) -> Reading:

@@ -67,7 +67,7 @@ def coded_weights(base: Tensor, radix: int) -> list[Tensor]:
 
     Parameters
     ----------
-    base : Tensor of shape (n, C)
+    base : Tensor of shape (n, ...)
         Weights.
     radix : int
         How many digits there are.
@@ -75,7 +75,8 @@ def coded_weights(base: Tensor, radix: int) -> list[Tensor]:
     n, codes = len(base), []
     numbers = torch.arange(n, device=base.device)
     for _ in range(max(1, math.ceil(math.log(n, radix) - 1e-9))):
-        codes.append(base * _powers(radix, base)[numbers % radix][:, None])
+        digits = _powers(radix, base)[numbers % radix]
+        codes.append(base * digits.view(-1, *[1] * (base.dim() - 1)))
         numbers = numbers // radix
     return codes
 

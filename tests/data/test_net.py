@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from skfishermask import FisherMaskSampler
 from skfishermask.data import NetSamples, to_logits_of
 from skfishermask.data.net import check_net
-from skfishermask.fisher import predicted_probabilities
+from skfishermask.fisher import predicted_means
 from tests import nets
 
 X, Y = nets.digits()
@@ -57,7 +57,7 @@ def test_logits_give_the_probabilities_that_the_net_predicts(make: Any) -> None:
     net = make().initialize()
     expected = net.predict_proba(X[:40])
     batches = batches_of(net, X[:40])
-    found = predicted_probabilities(net.module_, batches, to_logits=to_logits_of(net))
+    found = predicted_means(net.module_, batches, to_logits=to_logits_of(net))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-7)
 
 

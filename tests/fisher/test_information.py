@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask.fisher import directions_for_share, fisher_matrix, predicted_probabilities
-from skfishermask.fisher.likelihood import directions
+from skfishermask.fisher import directions_for_share, fisher_matrix, predicted_means
+from skfishermask.fisher.likelihood import UnweightedCategorical, categorical_factor
 from tests import networks, oracles
 
 # Relative errors against the float64 oracle.
@@ -104,7 +104,7 @@ def test_diagonal_and_embedding_against_the_oracle(
     scores = g[:, :, oracles.columns(module, mask.indices)]
     assert V.shape == (5, p.shape[1] - 1, len(mask))
     assert V.dtype == dtype
-    assert error(V, directions(p) @ scores) < enough
+    assert error(V, categorical_factor(p) @ scores) < enough
     # The same without trusting the directions; a product has twice the relative error.
     assert error(V.double().mT @ V.double(), oracles.information(scores, p)) < 2 * enough
 
@@ -128,7 +128,7 @@ def test_a_small_share_of_the_mask_and_the_mask_of_everything(
         V = fisher_embedding(module, [x], mask, dtype=torch.float64)
     assert len(mask) == max(1, int(share * g.shape[2]))
     scores = g[:, :, oracles.columns(module, mask.indices)]
-    assert error(V, directions(p) @ scores) < TOLERANCE[torch.float64]
+    assert error(V, categorical_factor(p) @ scores) < TOLERANCE[torch.float64]
     assert error(V.mT @ V, oracles.information(scores, p)) < 2 * TOLERANCE[torch.float64]
 
 
@@ -149,7 +149,9 @@ def test_rows_are_the_directions_times_the_jacobian(
         weighting=weighting,
     )
     # R J = R (scores), since the rows of R sum to zero where J's common part is left out.
-    rows = directions(p, n_directions, weighting=weighting)
+    rows = categorical_factor(p, n_directions)
+    if weighting == "none":
+        rows = UnweightedCategorical().factor(p.log(), n_directions)
     expected = rows @ g[:, :, oracles.columns(module, mask.indices)]
     assert error(V, expected) < TOLERANCE[torch.float64]
 
@@ -179,7 +181,7 @@ def test_truncated_directions_lose_what_the_oracle_says(cases: dict) -> None:
 def test_share_of_the_trace(cases: dict) -> None:
     module, x, _, p = cases["cifar_resnet18"]
     module = copy.deepcopy(module).double()
-    kept = torch.stack([directions(p, r).square().sum() for r in range(1, 10)])
+    kept = torch.stack([categorical_factor(p, r).square().sum() for r in range(1, 10)])
     kept = kept / (1 - p.square().sum(1)).sum()
     for share in (0.2, 0.5, 0.9):
         r = 1 + int((kept < share).sum())
@@ -224,7 +226,7 @@ def test_to_logits_and_keyword_inputs() -> None:
     )
     expected = oracles.information(g[:, :, oracles.columns(module, mask.indices)], p)
     assert error(V.mT @ V, expected) < 1e-10
-    probabilities = predicted_probabilities(module, batches, to_logits=lambda out: out["scores"])
+    probabilities = predicted_means(module, batches, to_logits=lambda out: out["scores"])
     torch.testing.assert_close(probabilities, p)
 
 

@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skfishermask.fisher.likelihood import (
+    Categorical,
+    UnweightedCategorical,
+    categorical_factor,
     check_n_directions,
-    directions,
     kept_trace,
-    most_directions,
+    squared_norms,
 )
 
 
@@ -26,7 +28,7 @@ def covariance(p: torch.Tensor) -> torch.Tensor:
 @given(n_classes=st.integers(2, 12), temperature=st.floats(0, 200), seed=st.integers(0, 2**32 - 1))
 def test_rows_factorise_the_covariance(n_classes: int, temperature: float, seed: int) -> None:
     p = probabilities(3, n_classes, temperature, seed)
-    R = directions(p)
+    R = categorical_factor(p)
     assert R.shape == (3, n_classes - 1, n_classes)
     assert torch.isfinite(R).all()
     torch.testing.assert_close(R.mT @ R, covariance(p), rtol=1e-12, atol=1e-15)
@@ -35,7 +37,7 @@ def test_rows_factorise_the_covariance(n_classes: int, temperature: float, seed:
 def test_a_small_tail_keeps_its_digits() -> None:
     # 1 - p_1 would lose all digits of this tail.
     p = torch.tensor([[1.0, 3e-30, 1e-30]], dtype=torch.float64)
-    R = directions(p)[0]
+    R = categorical_factor(p)[0]
     # The trace of diag(p) - p p^T is 2 (p_2 + p_3) to first order.
     assert R.square().sum() == pytest.approx(8e-30, rel=1e-12)
 
@@ -43,14 +45,14 @@ def test_a_small_tail_keeps_its_digits() -> None:
 @pytest.mark.parametrize("certain", [[1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]])
 def test_zero_probabilities_give_finite_rows(certain: list[float]) -> None:
     p = torch.tensor([certain], dtype=torch.float64)
-    R = directions(p)
+    R = categorical_factor(p)
     torch.testing.assert_close(R.mT @ R, covariance(p), rtol=0, atol=1e-16)
 
 
 @pytest.mark.parametrize("r", [1, 2, 3, 5])
 def test_truncation_has_the_residual_of_the_closed_form(r: int) -> None:
     p = probabilities(4, 6, 2.0)
-    residual = covariance(p) - directions(p, r).mT @ directions(p, r)
+    residual = covariance(p) - categorical_factor(p, r).mT @ categorical_factor(p, r)
     sorted_p = p.sort(1, descending=True).values
     dropped = torch.zeros(4, dtype=torch.float64)
     for i in range(r, 5):  # The dropped rows, by their formula.
@@ -65,7 +67,7 @@ def test_truncation_has_the_residual_of_the_closed_form(r: int) -> None:
 def test_the_first_row_is_the_binary_view() -> None:
     p = probabilities(5, 4, 1.0)
     q = p.max(1).values
-    row = directions(p, 1)[:, 0]
+    row = categorical_factor(p, 1)[:, 0]
     # The event "the predicted class or another": its score has variance q (1 - q).
     best = row.gather(1, p.argmax(1, keepdim=True))[:, 0]
     torch.testing.assert_close(best, (q * (1 - q)).sqrt())
@@ -75,19 +77,21 @@ def test_unweighted_rows_are_the_scores_in_logit_space() -> None:
     p = probabilities(3, 5, 1.0)
     order = p.argsort(1, descending=True)
     expected = torch.eye(5).double()[order] - p[:, None, :]
-    torch.testing.assert_close(directions(p, weighting="none"), expected)
-    torch.testing.assert_close(directions(p, 2, weighting="none"), expected[:, :2])
-    assert most_directions(5, "none") == 5
-    assert most_directions(5) == 4
+    unweighted = UnweightedCategorical()
+    torch.testing.assert_close(unweighted.factor(p.log()), expected)
+    torch.testing.assert_close(unweighted.factor(p.log(), 2), expected[:, :2])
+    assert unweighted.rank(p) == 5
+    assert Categorical().rank(p) == 4
 
 
 def test_kept_trace() -> None:
     p = probabilities(7, 5, 1.5)
-    kept = kept_trace(p)
+    kept = kept_trace(squared_norms(categorical_factor(p)))
     for r in range(1, 5):
-        share = directions(p, r).square().sum() / (1 - p.square().sum(1)).sum()
+        share = categorical_factor(p, r).square().sum() / (1 - p.square().sum(1)).sum()
         assert kept[r - 1] == pytest.approx(float(share))
-    assert kept_trace(torch.eye(3).double()).tolist() == [1.0, 1.0]
+    certain = categorical_factor(torch.eye(3).double())
+    assert kept_trace(squared_norms(certain)).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 0.0, 1.0, 1.5, True, "all", float("nan")])

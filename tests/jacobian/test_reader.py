@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask.fisher import predicted_probabilities
-from skfishermask.fisher.likelihood import directions
+from skfishermask.fisher import predicted_means
+from skfishermask.fisher.likelihood import categorical_factor
 from tests import forked, networks, oracles
 from tests.networks import Net
 
@@ -69,7 +69,7 @@ def pooled(name: str) -> tuple[nn.Module, networks.Batch, Tensor, Tensor]:
     torch.manual_seed(1)
     module, x = make().double(), oracles.cast(sample(N))
     g, p = oracles.scores(module, x)
-    return module, x, oracles.diagonal(g, p), directions(p) @ g
+    return module, x, oracles.diagonal(g, p), categorical_factor(p) @ g
 
 
 def cut(order: list[int], cuts: list[bool], x: networks.Batch) -> list[networks.Batch]:
@@ -136,7 +136,7 @@ def test_tokens_as_many_as_samples() -> None:
     g, p = oracles.scores(module, x)
     diagonal, V = read(module, [x])
     assert_close(diagonal, oracles.diagonal(g, p))
-    assert_close(V, directions(p) @ g)
+    assert_close(V, categorical_factor(p) @ g)
 
 
 class ReversedRows(nn.Module):
@@ -161,7 +161,7 @@ def test_a_single_living_row_says_nothing_of_the_others() -> None:
     g, p = oracles.scores(module, x)
     diagonal, V = read(module, [x[:3], x[3:]])
     assert_close(diagonal, oracles.diagonal(g, p))
-    assert_close(V, directions(p) @ g)
+    assert_close(V, categorical_factor(p) @ g)
 
 
 @pytest.mark.filterwarnings("error:Reading sample by sample")
@@ -206,7 +206,7 @@ def test_a_parameter_that_is_not_used(size: int) -> None:
     g, p = oracles.scores(module, x)
     diagonal, V = read(module, list(x.split(size)))
     assert_close(diagonal, oracles.diagonal(g, p))
-    assert_close(V, directions(p) @ g)
+    assert_close(V, categorical_factor(p) @ g)
 
 
 def test_one_sample_of_a_network_whose_gradients_are_taken_in_parts() -> None:
@@ -273,7 +273,7 @@ class Cramped(nn.Module):
 READS = {
     "diagonal": lambda module, batches: fisher_diagonal(module, batches)["net.0.weight"],
     "embedding": lambda module, batches: fisher_embedding(module, batches, mask_of(module)),
-    "probabilities": predicted_probabilities,
+    "probabilities": predicted_means,
 }
 
 

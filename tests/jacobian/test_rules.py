@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask.fisher.likelihood import directions
+from skfishermask.fisher.likelihood import categorical_factor
 from skfishermask.jacobian.gradient_forms import Sum
 from skfishermask.jacobian.rules import RULES
 from tests import oracles
@@ -346,7 +346,7 @@ def check(cases: Cases, layout: Callable, x: Tensor, device: str, *, quiet: bool
         found = torch.cat([values.flatten() for values in diagonal.values()])
         assert_same(found, oracles.diagonal(g, p), whole)
         columns = oracles.columns(module, entries)
-        assert_same(V, directions(p) @ g[:, :, columns], entries)
+        assert_same(V, categorical_factor(p) @ g[:, :, columns], entries)
 
 
 def assert_same(found: Tensor, expected: Tensor, entries: dict[str, Tensor]) -> None:

@@ -1,0 +1,235 @@
+"""What a network predicts: its outputs, batch by batch, and what their likelihood makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from skfishermask.fisher.likelihood import (
+    Categorical,
+    Likelihood,
+    directions_that_keep,
+    squared_norms,
+)
+from skfishermask.jacobian import (
+    Inputs,
+    ToLogits,
+    batch_length,
+    exact_mode,
+    read_outputs,
+    rows_of,
+    visit,
+)
+
+_T = TypeVar("_T")
+CATEGORICAL = Categorical()
+
+
+def read_all(batches: Iterable[Inputs], read: Callable[[Inputs, int], _T]) -> Iterator[_T]:
+    """Read batches, and where the device's memory runs out, halves of them from then on.
+
+    `read` is given a batch and the number of its first sample.
+    """
+    row, most = 0, None
+    for batch in batches:
+        n, start = batch_length(batch), 0
+        while start < n:
+            stop = n if most is None else min(n, start + most)
+            try:
+                result = read(rows_of(batch, slice(start, stop)), row + start)
+            except torch.OutOfMemoryError as error:
+                if stop - start == 1:
+                    raise torch.OutOfMemoryError(
+                        "Out of device memory with a single sample in the batch. A smaller "
+                        f"mask_fraction or n_directions needs less. PyTorch said: {error}"
+                    ) from error
+                most = (stop - start + 1) // 2
+            else:
+                yield result
+                start = stop
+                continue
+            # Not inside the handler: its traceback would hold on to the memory.
+            torch.cuda.empty_cache()
+        row += n
+
+
+def map_outputs(
+    function: Callable[[Tensor], _T],
+    module: nn.Module,
+    batches: Iterable[Inputs],
+    *,
+    likelihood: Likelihood = CATEGORICAL,
+    to_logits: ToLogits | None = None,
+) -> list[_T]:
+    """Compute a function of each batch's outputs: the network in evaluation mode, left as it was.
+
+    Parameters
+    ----------
+    function : callable
+        Of outputs (n, ...) that the likelihood has checked.
+    module, batches, likelihood, to_logits
+        As in :func:`skfishermask.fisher_diagonal`.
+
+    Returns
+    -------
+    list
+        A result for each batch.
+    """
+
+    def read(batch: Inputs, first_row: int) -> _T:
+        outputs = read_outputs(module, batch, to_logits, first_row)
+        likelihood.check(outputs)
+        return function(outputs)
+
+    device = next(module.parameters()).device
+    with visit(module), exact_mode(device), torch.no_grad():
+        return list(read_all(batches, read))
+
+
+def predicted_means(
+    module: nn.Module,
+    batches: Iterable[Inputs],
+    *,
+    likelihood: Likelihood = CATEGORICAL,
+    to_logits: ToLogits | None = None,
+) -> Tensor:
+    """Predict the mean of each label's distribution.
+
+    Parameters
+    ----------
+    module, batches, likelihood, to_logits
+        As in :func:`skfishermask.fisher_diagonal`.
+
+    Returns
+    -------
+    Tensor of shape (n, C)
+        Class probabilities, float64, on the module's device; of other likelihoods as their
+        outputs.
+    """
+    return torch.cat(
+        map_outputs(likelihood.mean, module, batches, likelihood=likelihood, to_logits=to_logits)
+    )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network predicts for n samples, as far as a query needs it.
+
+    Attributes
+    ----------
+    uncertainty : Tensor of shape (n,)
+        See `Likelihood.uncertainty`.
+    class_probabilities : Tensor of shape (n, C)
+        See `Likelihood.class_probabilities`.
+    """
+
+    uncertainty: Tensor
+    class_probabilities: Tensor
+
+    def to(self, device: torch.device | str) -> Predictions:
+        """Return the same on another device."""
+        return Predictions(self.uncertainty.to(device), self.class_probabilities.to(device))
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of both tensors."""
+        return self.uncertainty.nbytes + self.class_probabilities.nbytes
+
+    @staticmethod
+    def concatenate(parts: Sequence[Predictions]) -> Predictions:
+        """Return the predictions for all samples of several sets."""
+        return Predictions(
+            torch.cat([part.uncertainty for part in parts]),
+            torch.cat([part.class_probabilities for part in parts]),
+        )
+
+
+def predict(
+    module: nn.Module,
+    batches: Iterable[Inputs],
+    *,
+    likelihood: Likelihood = CATEGORICAL,
+    to_logits: ToLogits | None = None,
+) -> Predictions:
+    """Predict the label of each sample.
+
+    Parameters
+    ----------
+    module, batches, likelihood, to_logits
+        As in :func:`skfishermask.fisher_diagonal`.
+
+    Returns
+    -------
+    Predictions
+        In float64, on the module's device.
+    """
+
+    def of_batch(outputs: Tensor) -> Predictions:
+        return Predictions(likelihood.uncertainty(outputs), likelihood.class_probabilities(outputs))
+
+    return Predictions.concatenate(
+        map_outputs(of_batch, module, batches, likelihood=likelihood, to_logits=to_logits)
+    )
+
+
+def direction_norms(
+    module: nn.Module,
+    batches: Iterable[Inputs],
+    *,
+    likelihood: Likelihood = CATEGORICAL,
+    to_logits: ToLogits | None = None,
+) -> Tensor:
+    """Sum the squared norms of each row of R(x) over samples.
+
+    Parameters
+    ----------
+    module, batches, likelihood, to_logits
+        As in :func:`skfishermask.fisher_diagonal`.
+
+    Returns
+    -------
+    Tensor of shape (rank,)
+        In float64, on the module's device.
+    """
+
+    def norms(outputs: Tensor) -> Tensor:
+        return squared_norms(likelihood.factor(outputs))
+
+    found = map_outputs(norms, module, batches, likelihood=likelihood, to_logits=to_logits)
+    return torch.stack(found).sum(0)
+
+
+def directions_for_share(
+    module: nn.Module,
+    batches: Iterable[Inputs],
+    share: float,
+    *,
+    likelihood: Likelihood = CATEGORICAL,
+    to_logits: ToLogits | None = None,
+) -> int:
+    """Find how many directions keep a share of the trace of R^T R.
+
+    Parameters
+    ----------
+    module, batches, likelihood, to_logits
+        As in :func:`skfishermask.fisher_diagonal`; `batches` must be readable again.
+    share : float
+        The share of the trace, summed over the samples; between 0 and 1.
+
+    Returns
+    -------
+    int
+        The smallest such number.
+    """
+    if isinstance(batches, Iterator):
+        raise TypeError(
+            "A float n_directions reads batches twice, so it must be a list, a DataLoader or the "
+            f"like, found {type(batches).__name__}."
+        )
+    return directions_that_keep(
+        direction_norms(module, batches, likelihood=likelihood, to_logits=to_logits), share
+    )
