@@ -37,7 +37,7 @@ from benchmarks.study.results import (
     standard_error,
 )
 
-# What a user sets to get a strategy of the study.
+# What a user sets to get a strategy of the study, but for herding, which coverage was then.
 PARAMETERS = {
     DEFAULT: "",
     PUBLISHED: "coverage_share=0",
