@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from skfishermask.data import ReadableNet, Source, UnitInputs, naming_rows
@@ -24,16 +23,17 @@ from skfishermask.fisher import (
     fisher_matrix,
     predict,
 )
+from skfishermask.jacobian import HELD_BYTES
 from skfishermask.parameters import Settings
+from skfishermask.placement import LocalPlacement, MemoryEstimate, Placement, place
 from skfishermask.progress import Bar, Progress
 from skfishermask.selection import (
     Batch,
-    Needs,
-    Room,
+    Location,
     SelectionProblem,
     StoredEmbedding,
-    coordinates,
     gains_before_picks,
+    row_coordinates,
     select,
     stored,
 )
@@ -72,8 +72,16 @@ class Pool(Protocol):
 
     def __len__(self) -> int: ...
 
-    def place(self, needs: Needs) -> str:
-        """Say where the embedding goes; raise MemoryError where it cannot go anywhere."""
+    def place(self, n: int, r: int, k: int, n_others: int) -> Placement:
+        """Decide where the embedding goes, and remember it; MemoryError where there is no room.
+
+        Parameters
+        ----------
+        n, r, k : int
+            Candidates, directions and masked parameters.
+        n_others : int
+            Labelled and target samples.
+        """
 
     def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:
         """Give the mean diagonal Fisher information of some rows."""
@@ -88,11 +96,10 @@ class Pool(Protocol):
         self,
         rows: np.ndarray,
         mask: ParameterMask,
-        needs: Needs,
         others: Sequence[LocalSamples],
         wants_fisher: bool,
     ) -> Embedded:
-        """Embed candidates, to choose from later.
+        """Embed candidates where they were placed, to choose from later.
 
         Parameters
         ----------
@@ -100,8 +107,6 @@ class Pool(Protocol):
             The candidates.
         mask : ParameterMask
             The parameters to look at.
-        needs : Needs
-            What :meth:`place` was asked.
         others : sequence of LocalSamples
             Other samples whose mean Fisher matrices the objective needs.
         wants_fisher : bool
@@ -179,19 +184,16 @@ class LocalSamples:
                 **self.net.read_options,
             )
 
-    def embedding(self, mask: ParameterMask, n_directions: int) -> Tensor:
-        """Give the Fisher embeddings of all, (n, r, k)."""
-        return torch.cat(list(self.blocks(None, mask, n_directions, self._text)))
-
     def mean_fisher(self, mask: ParameterMask, n_directions: int) -> Tensor:
         """Give the mean Fisher matrix of all, (k, k)."""
         total = FisherSum(len(mask), self.net.device)
-        for block in self.blocks(None, mask, n_directions, self._text):
+        for block in self.blocks(None, mask, n_directions, self.text):
             total.add(block)
         return total.mean()
 
     @property
-    def _text(self) -> str:
+    def text(self) -> str:
+        """What they are called on a progress bar."""
         return {"X_labeled": "Labelled", "X_target": "Target"}.get(self.source.name, "Samples")
 
 
@@ -203,9 +205,10 @@ class LocalPool(LocalSamples):
     ) -> None:
         super().__init__(net, source, settings, progress)
         folder = settings.scratch_folder
-        self._room = Room(
+        self._where = Location(
             net.device, settings.memory_share, None if folder is None else str(folder)
         )
+        self._placement: LocalPlacement | None = None
         self._cleanup = ExitStack()
         self._embedding: StoredEmbedding | None = None
 
@@ -221,35 +224,36 @@ class LocalPool(LocalSamples):
         self._embedding = None
         self._cleanup.close()
 
-    def place(self, needs: Needs) -> str:  # noqa: D102, see Pool
-        return self._room.place(needs)
+    def place(self, n: int, r: int, k: int, n_others: int) -> Placement:  # noqa: D102, see Pool
+        estimate = MemoryEstimate(n, r, k, self.settings.dtype, n_others, HELD_BYTES)
+        self._placement = place(estimate, self._where)
+        return self._placement
 
     def embed(  # noqa: D102, see Pool
         self,
         rows: np.ndarray,
         mask: ParameterMask,
-        needs: Needs,
         others: Sequence[LocalSamples],
         wants_fisher: bool,
     ) -> Embedded:
-        has_few_rows = needs.dimensions < needs.k
+        if self._placement is None:
+            raise RuntimeError("The embedding has no place yet.")
+        estimate, found = self._placement.estimate, []
         with self.progress.step("embedding"):
-            found = [
-                other.embedding(mask, needs.r) if has_few_rows else other.mean_fisher(mask, needs.r)
-                for other in others
-            ]
-            V = self._room.make(self._room.place(needs), needs, self._cleanup)
-            start, every = 0, None if len(rows) == len(self) else rows
-            for block in self.blocks(every, mask, needs.r, "Fisher embedding"):
-                V.write(start, block)
-                start += len(block)
+            V = self._placement.allocate(self._cleanup)
+            start = len(rows)
+            for other in others:
+                if estimate.has_few_rows:
+                    blocks = other.blocks(None, mask, estimate.r, other.text)
+                    start = _write(V, start, blocks)
+                else:
+                    found.append(other.mean_fisher(mask, estimate.r))
+            every = None if len(rows) == len(self) else rows
+            _write(V, 0, self.blocks(every, mask, estimate.r, "Fisher embedding"))
         with self.progress.step("fisher"):
-            if has_few_rows:
-                # In no more dimensions than there are rows.
-                mine, theirs = coordinates(V, torch.cat(found) if found else None)
-                V = stored(mine)
-                if theirs is not None:
-                    found = [fisher_matrix(part) for part in theirs.split(list(map(len, found)))]
+            if estimate.has_few_rows:
+                mine, *theirs = row_coordinates(V).split([len(rows), *map(len, others)])
+                V, found = stored(mine), [fisher_matrix(one) for one in theirs]
             self._embedding = V
             return Embedded(V.shape[2], self._fisher(V) if wants_fisher else None, found)
 
@@ -288,6 +292,14 @@ class LocalPool(LocalSamples):
         if self._embedding is None:
             raise RuntimeError("The pool was not embedded before it was to be chosen from.")
         return self._embedding
+
+
+def _write(embedding: StoredEmbedding, start: int, blocks: Iterable[Tensor]) -> int:
+    """Write blocks one after the other; return where they end."""
+    for block in blocks:
+        embedding.write(start, block)
+        start += len(block)
+    return start
 
 
 def picks_bar(progress: Progress, n: int, problem: SelectionProblem) -> AbstractContextManager[Bar]:

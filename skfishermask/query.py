@@ -22,11 +22,12 @@ from skfishermask.data import (
     read_net,
 )
 from skfishermask.fisher import MASK_STRATEGIES, ParameterMask, directions_that_keep
-from skfishermask.jacobian import HELD_BYTES, output_layer
+from skfishermask.jacobian import output_layer
 from skfishermask.parameters import Settings
+from skfishermask.placement import Placement
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
 from skfishermask.progress import Progress
-from skfishermask.selection import Batch, Needs, SelectionProblem, gigabytes
+from skfishermask.selection import Batch, SelectionProblem
 
 if TYPE_CHECKING:
     from skfishermask.cluster import Cluster
@@ -163,18 +164,15 @@ class Query:
         r = self._n_directions(sample)
         output = output_layer(self._net.module, self._first, to_logits=self._net.to_logits)
         k = self._known_mask_size(output)
-        if k is not None:  # Known before the diagonal, which takes long.
-            pool.place(self._needs(len(rows), r, k))
+        # Before the diagonal, which takes long, where the size is known by then.
+        placement = None if k is None else self._place(len(rows), r, k)
         with self._progress.step("diagonal"):
             mask, diagonal = self._make_mask(output, sample, r)
-        needs = self._needs(len(rows), r, len(mask))
-        place = pool.place(needs)
+        if placement is None or placement.estimate.k != len(mask):
+            placement = self._place(len(rows), r, len(mask))
+        self._progress.tell(f"{placement.estimate} ({placement.storage_name})")
         others = [samples for samples in (self._labeled, self._target) if samples is not None]
-        self._progress.tell(
-            f"Fisher embedding {gigabytes(needs.embedding)} ({place}), matrices "
-            f"{gigabytes(needs.matrices)}, gains {gigabytes(needs.states)}"
-        )
-        embedded = pool.embed(rows, mask, needs, others, wants_fisher=self._aims_at_pool)
+        embedded = pool.embed(rows, mask, others, wants_fisher=self._aims_at_pool)
         problem = self._problem(embedded, len(rows))
         with self._progress.step("selection"):
             covered, share = self._by_coverage(rows)
@@ -186,9 +184,9 @@ class Query:
             "n_candidates": len(rows),
             "n_labeled": self._n_labeled,
             "n_directions": r,
-            "mask_size": needs.k,
-            "embedding_bytes": needs.embedding,
-            "embedding_storage": place,
+            "mask_size": len(mask),
+            "embedding_bytes": placement.estimate.embedding_bytes,
+            "embedding_storage": placement.storage_name,
             "dimensions": batch.dimensions,
             "objective": (before + outside, after + outside),
             "candidates_read": batch.n_read,
@@ -264,9 +262,9 @@ class Query:
         n_output = sum(sizes[name] for name in output)
         return known_size(self._settings.mask_fraction, sum(sizes.values()), n_output)
 
-    def _needs(self, n: int, r: int, k: int) -> Needs:
-        others = self._n_labeled + (0 if self._target is None else len(self._target))
-        return Needs(n, r, k, self._settings.dtype, others, HELD_BYTES)
+    def _place(self, n: int, r: int, k: int) -> Placement:
+        n_others = self._n_labeled + (0 if self._target is None else len(self._target))
+        return self._pool.place(n, r, k, n_others)
 
     def _problem(self, embedded: Embedded, n: int) -> SelectionProblem:
         """Say what to choose by."""
@@ -280,7 +278,8 @@ class Query:
             fisher = embedded.fisher
         else:
             n_labeled = self._n_labeled
-            fisher = (n * embedded.fisher + n_labeled * labeled) / (n + n_labeled)
+            # In place: it may be as large as all else together.
+            fisher = embedded.fisher.mul_(n).add_(labeled, alpha=n_labeled).div_(n + n_labeled)
         return SelectionProblem(
             self._n_instances,
             fisher,

@@ -11,10 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from skfishermask.selection.storage import Needs, Room, ScratchEmbedding, TensorEmbedding
+from skfishermask.placement import MemoryEstimate, place
+from skfishermask.selection import Location
+from skfishermask.selection.storage import HostEmbedding, ScratchEmbedding, TensorEmbedding
 
-# 1,600 bytes of embeddings, 768 of matrices and 9,600 of states: see the first test.
-NEEDS = Needs(n=50, r=2, k=4, dtype=torch.float32)
+# 1,600 bytes of embeddings, 1,152 of matrices, 12,800 of chunks and 9,600 of gains.
+ESTIMATE = MemoryEstimate(n=50, r=2, k=4, dtype=torch.float32)
+BESIDE = 1_152 + 12_800 + 9_600
 
 
 def free(monkeypatch: pytest.MonkeyPatch, cuda: int, kept: int, host: int, disk: int) -> None:
@@ -26,31 +29,48 @@ def free(monkeypatch: pytest.MonkeyPatch, cuda: int, kept: int, host: int, disk:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=disk))
 
 
-def test_needs() -> None:
-    assert (NEEDS.embedding, NEEDS.matrices, NEEDS.states) == (1600, 768, 9600)
+def where(device: str, folder: str | None = None) -> Location:
+    return Location(torch.device(device), 0.5, folder)
+
+
+def test_estimate() -> None:
+    assert ESTIMATE.embedding_bytes == 1600
+    assert ESTIMATE.matrices_bytes + ESTIMATE.gains_bytes == BESIDE
+
+
+@pytest.mark.parametrize(("uses_row_space", "dimensions"), [(True, 20), (False, 100)])
+def test_few_rows_are_kept_together_with_the_other_samples(
+    uses_row_space: bool, dimensions: int
+) -> None:
+    estimate = MemoryEstimate(6, 2, 100, torch.float16, 4, uses_row_space=uses_row_space)
+    assert estimate.dimensions == dimensions
+    n_embedded = 10 if uses_row_space else 6
+    assert estimate.embedding_bytes == n_embedded * 2 * 100 * 2
+    assert estimate.matrices_bytes >= 8 * 8 * dimensions**2
+    # As many rows as columns are not few.
+    assert MemoryEstimate(46, 2, 100, torch.float16, 4).dimensions == 100
 
 
 def test_what_reading_holds_counts_beside_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs = dataclasses.replace(NEEDS, reading=20_000)
-    room = Room(torch.device("cpu"), share=0.5, folder=None)
-    for host, expected in [(21_600, "memory"), (21_599, "scratch file")]:
+    estimate = dataclasses.replace(ESTIMATE, reading_bytes=40_000)
+    for host, expected in [(41_600, "memory"), (41_599, "scratch file")]:
         free(monkeypatch, 0, 0, host, 1_600)
-        assert room.place(needs) == expected
+        assert place(estimate, where("cpu")).storage_name == expected
 
 
 @pytest.mark.parametrize(
     ("device", "cuda", "kept", "host", "disk", "expected"),
     [
-        ("cpu", 0, 0, 11_968, 0, "memory"),
-        ("cpu", 0, 0, 11_967, 1_600, "scratch file"),  # Not all of it at once.
-        ("cpu", 0, 0, 10_368, 1_600, "scratch file"),
-        ("cpu", 0, 0, 10_367, 1_600, None),
-        ("cpu", 0, 0, 10_368, 1_599, None),
-        ("cuda", 11_968, 0, 0, 0, "memory"),
-        ("cuda", 11_968, 8_000, 0, 0, "memory"),
-        ("cuda", 10_368, 0, 3_200, 0, "host memory"),
-        ("cuda", 10_368, 0, 3_199, 1_600, "scratch file"),
-        ("cuda", 10_367, 0, 10**9, 10**9, None),
+        ("cpu", 0, 0, BESIDE + 1_600, 0, "memory"),
+        ("cpu", 0, 0, BESIDE + 1_599, 1_600, "scratch file"),  # Not all of it at once.
+        ("cpu", 0, 0, BESIDE, 1_600, "scratch file"),
+        ("cpu", 0, 0, BESIDE - 1, 1_600, None),
+        ("cpu", 0, 0, BESIDE, 1_599, None),
+        ("cuda", BESIDE + 1_600, 0, 0, 0, "memory"),
+        ("cuda", BESIDE + 1_600, 8_000, 0, 0, "memory"),
+        ("cuda", BESIDE, 0, 3_200, 0, "host memory"),
+        ("cuda", BESIDE, 0, 3_199, 1_600, "scratch file"),
+        ("cuda", BESIDE - 1, 0, 10**9, 10**9, None),
     ],
 )
 def test_place(
@@ -63,22 +83,24 @@ def test_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     free(monkeypatch, cuda, kept, host, disk)
-    room = Room(torch.device(device), share=0.5, folder=None)
     if expected is None:
-        message = "50 candidates x 2 directions x 4 parameters needs 0.00 GB"
+        message = "50 samples x 2 directions x 4 parameters needs 0.00 GB"
         with pytest.raises(MemoryError, match=message):
-            room.place(NEEDS)
+            place(ESTIMATE, where(device))
     else:
-        assert room.place(NEEDS) == expected
+        assert place(ESTIMATE, where(device)).storage_name == expected
 
 
 @pytest.mark.parametrize(
-    ("place", "kind"), [("memory", TensorEmbedding), ("scratch file", ScratchEmbedding)]
+    ("disk", "kind"), [(0, TensorEmbedding), (1_600, ScratchEmbedding)], ids=["memory", "file"]
 )
-def test_make(place: str, kind: type, tmp_path: Path) -> None:
-    room = Room(torch.device("cpu"), share=0.5, folder=str(tmp_path))
+def test_allocate(disk: int, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 0, 0, BESIDE + (0 if disk else 1_600), disk)
+    placement = place(ESTIMATE, where("cpu", str(tmp_path)))
+    # Whatever is free by then: it was decided.
+    free(monkeypatch, 0, 0, 0, 0)
     with ExitStack() as cleanup:
-        made = room.make(place, NEEDS, cleanup)
+        made = placement.allocate(cleanup)
         made.write(0, torch.arange(400.0).view(50, 2, 4))
         assert (type(made), made.shape, made.dtype) == (kind, (50, 2, 4), torch.float32)
         assert made.take([49])[0, 1, 3] == 399
@@ -105,7 +127,8 @@ def test_pinned_memory_is_released_and_may_fail(
     device = torch.device("cuda", 1)
     with ExitStack() as cleanup, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        made = Room(device, share=0.5, folder=None).make("host memory", NEEDS, cleanup)
+        location = Location(device, 0.5, None)
+        made = HostEmbedding.allocate((50, 2, 4), torch.float32, location, cleanup)
         assert (made.device, made.shape) == (device, (50, 2, 4))
         pointer = made._values.data_ptr()
         assert called == [("register", pointer, 1600)]

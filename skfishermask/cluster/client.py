@@ -43,8 +43,10 @@ class Cluster:
     ----------
     n_workers : int
         Their number, at the start: ConnectionError, if there are none.
-    memory : float
-        Bytes that they may take together.
+    memory, least_memory : float
+        Bytes that they may take together, and that the smallest of them may take.
+    most_threads : int
+        Of a worker.
     n_bytes : dict of str to int
         Bytes that went from here to the workers or back, by phase.
     """
@@ -54,7 +56,10 @@ class Cluster:
         self._held: set[Future] = set()
         self._empty_since = math.inf
         self.n_bytes: dict[str, int] = {}
-        self.n_workers, self.memory = self._size()
+        limits = self._limits()
+        self.n_workers = len(limits)
+        self.memory, self.least_memory = sum(limits), min(limits)
+        self.most_threads = max(self._client.nthreads().values(), default=1)
 
     def __enter__(self) -> Self:
         return self
@@ -136,15 +141,15 @@ class Cluster:
             if sum(map(len, by_worker.values())) == len(futures):
                 return by_worker
 
-    def _size(self) -> tuple[int, float]:
-        """Return the number of workers, and the bytes that they may take together."""
+    def _limits(self) -> list[float]:
+        """Return the bytes that each worker may take."""
         with self._reaching():
             try:
                 self._client.wait_for_workers(1, timeout=_grace())
             except TimeoutError as error:
                 raise ConnectionError(self._gone(self._no_worker())) from error
             limits = self._client.run(worker.memory_limit)
-        return len(limits), sum(limit or math.inf for limit in limits.values())
+        return [limit or math.inf for limit in limits.values()]
 
     def _check_alive(self) -> None:
         try:

@@ -26,17 +26,24 @@ from skfishermask.cluster.shards import Shards
 from skfishermask.data import DaskObject, DaskSamples, ReadableNet, in_one_length, net_state
 from skfishermask.fisher import ParameterMask, Predictions
 from skfishermask.parameters import Settings
+from skfishermask.placement import MemoryEstimate, Placement
 from skfishermask.pool import Embedded, LocalSamples, picks_bar
 from skfishermask.progress import Progress
-from skfishermask.selection import Batch, Needs, SelectionProblem, gigabytes, select_and_prune
+from skfishermask.selection import (
+    Batch,
+    SelectionProblem,
+    gigabytes,
+    select_and_prune,
+    state_bytes,
+)
 
 T = TypeVar("T")
 # Picks to attempt with each request to the workers.
 _PICKS_PER_ROUND = 16
 # Share of the workers' memory that the states after these may take.
 _STATES_SHARE = 0.2
-# Sums that are added in one task.
-_FAN_IN = 8
+# Matrices that are packed here for the workers or come from them, beside those computed with.
+_N_PACKED_MATRICES = 4
 
 
 class ClusterPool:
@@ -67,7 +74,7 @@ class ClusterPool:
         self._net, self._samples = net, samples
         self._settings, self._progress = settings, progress
         self._cluster = cluster
-        self._needs: Needs | None = None
+        self._estimate: MemoryEstimate | None = None
         self._parts: list[Future] = []
         self._round_trips = 0
 
@@ -106,19 +113,31 @@ class ClusterPool:
             "round_trips": self._round_trips,
         }
 
-    def place(self, needs: Needs) -> str:  # noqa: D102, see Pool
-        free, there = psutil.virtual_memory().available, self._cluster
-        if needs.matrices > free or needs.embedding + needs.states > there.memory:
+    def place(self, n: int, r: int, k: int, n_others: int) -> Placement:  # noqa: D102, see Pool
+        dtype, there = self._settings.dtype, self._cluster
+        # Chunks lie on several workers, so that nothing is put into the space of the rows.
+        estimate = MemoryEstimate(n, r, k, dtype, n_others, uses_row_space=False)
+        free = psutil.virtual_memory().available
+        matrices = worker.matrices_bytes(k, there.most_threads)
+        spread = estimate.embedding_bytes + estimate.gains_bytes
+        is_full = matrices > there.least_memory or (
+            spread + there.n_workers * matrices > there.memory
+        )
+        here = estimate.matrices_bytes + _N_PACKED_MATRICES * 8 * k**2
+        if here > free or is_full:
             raise MemoryError(
-                f"The Fisher embedding of {needs.n} candidates x {needs.r} directions x "
-                f"{needs.k} parameters needs {gigabytes(needs.embedding)} and the candidates' "
-                f"gains {gigabytes(needs.states)}; the cluster's {there.n_workers} workers may "
-                f"take {gigabytes(there.memory)} together. The {needs.k} x {needs.k} Fisher "
-                f"matrices need {gigabytes(needs.matrices)} here, where {gigabytes(free)} are "
-                "free. mask_fraction, max_candidates, n_directions and embedding_dtype make them "
+                f"The Fisher embedding of {n} candidates x {r} directions x {k} parameters needs "
+                f"{gigabytes(estimate.embedding_bytes)} and the candidates' gains "
+                f"{gigabytes(estimate.gains_bytes)}, spread over {there.n_workers} workers, each "
+                f"of which needs {gigabytes(matrices)} for {k} x {k} matrices besides. Together "
+                f"they may take {gigabytes(there.memory)}, the smallest of them "
+                f"{gigabytes(there.least_memory)}. Here the matrices need "
+                f"{gigabytes(here)}, where {gigabytes(free)} are free. "
+                "mask_fraction, max_candidates, n_directions and embedding_dtype make them "
                 "smaller; more workers have more memory."
             )
-        return "cluster"
+        self._estimate = estimate
+        return Placement(estimate, "cluster")
 
     def _tasks(
         self,
@@ -183,34 +202,36 @@ class ClusterPool:
         self,
         rows: np.ndarray,
         mask: ParameterMask,
-        needs: Needs,
         others: Sequence[LocalSamples],
         wants_fisher: bool,
     ) -> Embedded:
-        how = mask, needs.dtype, needs.r
+        if self._estimate is None:
+            raise RuntimeError("The embedding has no place yet.")
+        how = mask, self._estimate.dtype, self._estimate.r
         with self._progress.step("embedding"):
-            found = [other.mean_fisher(mask, needs.r) for other in others]
+            found = [other.mean_fisher(mask, self._estimate.r) for other in others]
             tasks = self._tasks(worker.embedding_of, rows, lambda position: (position, *how))
             sums = [_tree(_fisher_tasks(tasks))] if wants_fisher else []
             futures = self._cluster.compute([*tasks, *sums])
             self._parts, totals = futures[: len(tasks)], futures[len(tasks) :]
             with self._progress.bar(len(tasks), "Fisher embedding", "chunk") as bar:
                 self._cluster.wait(self._parts, bar.update)
-        self._needs, fisher = needs, None
+        fisher = None
         with self._progress.step("fisher"):
             for n, of_parts in self._cluster.results(totals):
                 fisher = (of_parts[""] / n).to(self._net.device)
                 self._cluster.count("fisher", of_parts[""].nbytes)
-        return Embedded(needs.k, fisher, found)
+        return Embedded(len(mask), fisher, found)
 
     @torch.no_grad()
     def select(  # noqa: D102, see Pool
         self, problem: SelectionProblem, preselected: Sequence[int]
     ) -> Batch:
-        if self._needs is None:
+        if self._estimate is None or not self._parts:
             raise RuntimeError("The pool was not embedded before it was to be chosen from.")
-        needs, n_parts, device = self._needs, len(self._parts), self._net.device
-        n_states = int(min(_STATES_SHARE * self._cluster.memory // (needs.states / 2), 1e9))
+        n, r, k = self._estimate.n, self._estimate.r, self._estimate.k
+        n_parts, device = len(self._parts), self._net.device
+        n_states = int(min(_STATES_SHARE * self._cluster.memory / state_bytes(n, r), 1e9))
         width = max(1, min(_PICKS_PER_ROUND, n_states - 1, problem.n_instances))
         with self._progress.bar(2, "Preparing", "step") as bar:
             inverse, target = problem.start()
@@ -223,12 +244,12 @@ class ClusterPool:
                 )
             )
             bar.update(1)
-        with picks_bar(self._progress, needs.n, problem) as picked:
+        with picks_bar(self._progress, n, problem) as picked:
             batch = select_and_prune(
                 RemoteCandidatePool(shards.send, n_parts, width, device),
                 inverse,
                 problem,
-                (needs.n, needs.r, needs.k),
+                (n, r, k),
                 picks_per_round=width,
                 preselected=preselected,
                 on_pick=picked.update,
@@ -258,7 +279,7 @@ def _tree(parts: Sequence[DaskObject]) -> DaskObject:
 
     add = delayed(worker.add_sums, pure=False)
     while len(parts) > 1:
-        parts = [add(parts[some]) for some in gen_batches(len(parts), _FAN_IN)]
+        parts = [add(parts[some]) for some in gen_batches(len(parts), worker.FAN_IN)]
     return parts[0]
 
 

@@ -40,6 +40,10 @@ from skfishermask.selection import LocalCandidatePool, Pick, stored
 
 S = TypeVar("S")
 T = TypeVar("T")
+# Sums that are added in one task.
+FAN_IN = 4
+# Matrices that a worker holds for all of its threads, and for each thread.
+_N_SHARED_MATRICES, _N_THREAD_MATRICES = 2 * FAN_IN, 4
 # Results of tasks that are added up: the number of samples, and sums over them.
 Sums = tuple[int, dict[str, Tensor]]
 
@@ -138,14 +142,21 @@ def embedding_of(
 def fisher_of(embedding: ChunkEmbedding) -> Sums:
     """Return the sum of the Fisher matrices of a chunk's candidates."""
     n = len(embedding.values)
-    return n, {"": n * fisher_matrix(embedding.values).cpu()}
+    return n, {"": fisher_matrix(embedding.values).cpu().mul_(n)}
 
 
 def add_sums(parts: Sequence[Sums]) -> Sums:
     """Return the sums of sums, in new tensors: results of tasks are not to be changed."""
-    names = parts[0][1]
-    sums = {name: torch.stack([sums[name] for _, sums in parts]).sum(0) for name in names}
-    return sum(n for n, _ in parts), sums
+    total = {name: value.clone() for name, value in parts[0][1].items()}
+    for _, sums in parts[1:]:
+        for name, value in sums.items():
+            total[name] += value
+    return sum(n for n, _ in parts), total
+
+
+def matrices_bytes(k: int, n_threads: int) -> int:
+    """Return the bytes of the k x k float64 matrices that a worker holds at a time."""
+    return (_N_SHARED_MATRICES + _N_THREAD_MATRICES * n_threads) * 8 * k**2
 
 
 @dataclass(frozen=True)

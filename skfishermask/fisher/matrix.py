@@ -68,8 +68,10 @@ class FisherSum:
             Symmetric.
         """
         self._flush()
-        lower = self._total.tril()
-        return (lower + lower.tril(-1).T) / self._n_samples
+        self._partial = None
+        total = self._total.tril()
+        total += total.tril(-1).T
+        return total.div_(self._n_samples)
 
 
 def fisher_matrix(embedding: Tensor) -> Tensor:

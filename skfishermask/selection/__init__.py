@@ -9,13 +9,17 @@ from skfishermask.selection.batch import (
 )
 from skfishermask.selection.candidates import GainState
 from skfishermask.selection.local_pool import LocalCandidatePool
-from skfishermask.selection.problem import SelectionProblem, coordinates
+from skfishermask.selection.problem import SelectionProblem
+from skfishermask.selection.row_space import row_coordinates
 from skfishermask.selection.storage import (
     EMBEDDING_DTYPES,
-    Needs,
-    Room,
+    STORAGES,
+    Location,
     StoredEmbedding,
+    chunk_bytes,
+    free_bytes,
     gigabytes,
+    state_bytes,
     stored,
 )
 from skfishermask.selection.updates import N_FLOAT64_PICKS, Pick
@@ -23,19 +27,22 @@ from skfishermask.selection.updates import N_FLOAT64_PICKS, Pick
 __all__ = [
     "EMBEDDING_DTYPES",
     "N_FLOAT64_PICKS",
+    "STORAGES",
     "Batch",
     "GainState",
     "LocalCandidatePool",
-    "Needs",
+    "Location",
     "Pick",
-    "Room",
     "SelectionProblem",
     "StoredEmbedding",
-    "coordinates",
+    "chunk_bytes",
+    "free_bytes",
     "gains_before_picks",
     "gigabytes",
+    "row_coordinates",
     "select",
     "select_and_prune",
     "select_batch",
+    "state_bytes",
     "stored",
 ]

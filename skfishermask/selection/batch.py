@@ -18,7 +18,7 @@ from skfishermask.selection.greedy import (
     greedy_select,
 )
 from skfishermask.selection.local_pool import LocalCandidatePool
-from skfishermask.selection.problem import SelectionProblem, in_row_space
+from skfishermask.selection.problem import SelectionProblem
 from skfishermask.selection.storage import StoredEmbedding, free_bytes, state_bytes, stored
 from skfishermask.selection.validation import (
     check_count,
@@ -141,8 +141,7 @@ def select_batch(
     -----
     A pick costs one product of the embeddings with a (k, 2 r) matrix; the formulas are in
     :doc:`/user_guide/selection`. Beside the embedding memory holds two (r, r) float64 matrices
-    for each candidate, in two or more states, and a few (k, k) ones. Where n r is below k, all is
-    computed in n r dimensions instead of k.
+    for each candidate, in two or more states, and a few (k, k) ones.
 
     References
     ----------
@@ -205,7 +204,6 @@ def select(
     on_prepared : callable, optional
         Called with the number of candidates in each chunk with its first gains computed.
     """
-    embedding, problem, outside = in_row_space(embedding, problem)
     inverse, target = problem.start()
     picks_per_round = choose_picks_per_round(embedding)
     pool = LocalCandidatePool(embedding, picks_per_round)
@@ -219,7 +217,6 @@ def select(
         picks_per_round=picks_per_round,
         preselected=preselected,
         on_pick=on_pick,
-        outside=outside,
     )
 
 
@@ -232,7 +229,6 @@ def select_and_prune(
     picks_per_round: int,
     preselected: Sequence[int] = (),
     on_pick: Progress | None = None,
-    outside: float = 0.0,
 ) -> Batch:
     """Pick samples greedily, then drop those with the least costly removals.
 
@@ -252,8 +248,6 @@ def select_and_prune(
         Positions to pick first and never to drop.
     on_pick : callable, optional
         Called with the number of picks since the last call; drops are not counted.
-    outside : float, default=0.0
-        tr(M^-1 F), outside of the dimensions that are worked in.
     """
     n, r, k = shape
     fisher, n_instances = problem.fisher, problem.n_instances
@@ -269,7 +263,7 @@ def select_and_prune(
         on_pick=on_pick or (lambda count: None),
     )
     trace = (inverse * fisher).sum() if isinstance(inverse, Tensor) else inverse * fisher.trace()
-    before = float(trace) + outside
+    before = float(trace)
     after = before - float(gains.sum())
     if forward > n_instances:
         dropped, costs = _prune(
@@ -294,12 +288,15 @@ def _prune(
     """Return the positions with the least costly removals, one by one, and the sum of the costs."""
     # From the highest position down, so that of two equal samples the lower one stays.
     descending = sorted(positions, reverse=True)
-    negative = -inverse_fisher.to_dense()
+    negative = inverse_fisher.to_dense().neg_()
     backward = InverseFisher(negative, inverse_fisher.fisher, sign=-1)
     # In float64 throughout, because I - A may come close to singular.
     rows = pool.rows(descending)
     picked = LocalCandidatePool(stored(rows), 1)
-    picked.candidates.initialize_exact(rows, backward.exact_gains(rows))
+    picked.candidates.norms = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+    everyone = torch.arange(len(rows), device=rows.device)
+    for index in everyone.split(picked.candidates.embedding.chunk_rows):
+        picked.candidates.set_exact(index, backward.exact_gains(rows[index]))
     dropped, gains = greedy_select(picked, backward, n_drops, rows.shape[1])
     return {descending[i] for i in dropped}, -float(gains.sum())
 
@@ -319,7 +316,7 @@ def gains_before_picks(
     problem : SelectionProblem
         With symmetric float64 matrices.
     """
-    embedding, problem, _ = in_row_space(stored(embedding), problem)
+    embedding = stored(embedding)
     inverse, target = problem.start()
     inverse_fisher = InverseFisher(inverse, problem.fisher)
     pool = LocalCandidatePool(embedding, 1)

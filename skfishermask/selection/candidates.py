@@ -171,11 +171,6 @@ class GainState:
             self.fingerprints[some] = fingerprints(self.embedding.take(some))
         self.has_equals = bool(is_duplicate(self.fingerprints).any())
 
-    def initialize_exact(self, rows: Tensor, exact: ExactGains) -> None:
-        """Set the first state of all candidates, given their rows (n, r, k), to exact gains."""
-        torch.linalg.vector_norm(rows.flatten(1), dim=1, out=self.norms)
-        self.set_exact(torch.arange(len(self), device=rows.device), exact)
-
     def set_exact(self, index: Tensor, exact: ExactGains) -> None:
         """Replace the current state of the candidates at `index`, (m,), by exact gains."""
         blocks = torch.stack([exact.a, exact.b / 2], 2).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Small inverses, quadratic forms, and the coordinates in which a small pool is chosen from."""
+"""Small inverses, quadratic forms, and fingerprints of what is equal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _N_BLOCKS = 8
 
 def symmetric(matrix: Tensor) -> Tensor:
     """Return the symmetric part."""
-    return (matrix + matrix.mT) / 2
+    return (matrix + matrix.mT).div_(2)
 
 
 def rms_eigenvalue(matrix: Tensor | float) -> float:
@@ -26,13 +26,6 @@ def rms_eigenvalue(matrix: Tensor | float) -> float:
     if not isinstance(matrix, Tensor):
         return matrix
     return float(torch.linalg.matrix_norm(matrix)) / math.sqrt(len(matrix))
-
-
-def shifted(matrix: Tensor, shift: float) -> Tensor:
-    """Return `matrix` + `shift` I."""
-    matrix = matrix.clone()
-    matrix.diagonal().add_(shift)
-    return matrix
 
 
 def trace_gains(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -138,7 +131,8 @@ def fingerprints(v: Tensor) -> Tensor:
     factors = torch.randint(-(2**62), 2**62, (n_entries,), generator=generator).to(v.device)
     # A zero has two signs. The low bits of former float32 are zeros, so the high ones are added.
     bits = (v.double().flatten(1) + 0.0).view(torch.int64)
-    return ((bits ^ (bits >> 32)) * (2 * factors + 1)).sum(1)
+    bits ^= bits >> 32
+    return bits.mul_(factors.mul_(2).add_(1)).sum(1)
 
 
 def is_duplicate(fingerprints: Tensor) -> Tensor:
@@ -147,13 +141,3 @@ def is_duplicate(fingerprints: Tensor) -> Tensor:
     duplicate = torch.zeros_like(fingerprints, dtype=torch.bool)
     duplicate[order[1:]] = ordered[1:] == ordered[:-1]
     return duplicate
-
-
-def row_coordinates(rows: Tensor) -> Tensor:
-    """Give the coordinates of rows in an orthonormal basis of what they span.
-
-    That is the transposed triangle of a QR of their transpose. Householder's way leaves an error
-    relative to each row's own length, and a row that depends on others does no harm.
-    """
-    triangle: Tensor = torch.linalg.qr(rows.double().T, mode="r").R
-    return triangle.T.contiguous()

@@ -1,7 +1,6 @@
 """Where embeddings lie: on the device that computes, in the host's memory, or in a scratch file.
 
-Whoever reads them sees chunks on the computing device, in the order of the samples. How much memory
-a query needs, and where its embeddings go, is here too.
+Whoever reads them sees chunks on the computing device, in the order of the samples.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import psutil
 import torch
@@ -30,17 +29,36 @@ EMBEDDING_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
-# Selection holds the Fisher matrices, their factors and products: so many k x k in float64.
-_N_MATRICES = 6
-# It also holds A, B and bounds of every candidate, before a step that it tries and after it. It
-# tries more at a time where there is room.
-_N_STATES = 2
 # Of one chunk of an embedding.
 _CHUNK_BYTES = 2**23
 # A GPU reads so many times that in the time that the calls for a chunk take.
 _LARGER_ON_CUDA = 16
 # Rows r of a chunk, about: MKL multiplies fewer than 370 at half the rate.
 _CHUNK_VECTORS = 512
+
+
+@dataclass(frozen=True)
+class Location:
+    """The memory of one machine, as far as embeddings may take it.
+
+    Attributes
+    ----------
+    device : torch.device
+        On which they are computed with.
+    memory_share : float
+        Share of the free memory that they may take; a file may take all there is.
+    folder : str or None
+        For a scratch file. None: the system's temporary folder.
+    """
+
+    device: torch.device
+    memory_share: float
+    folder: str | None
+
+    @property
+    def scratch_folder(self) -> str:
+        """The folder of a scratch file."""
+        return self.folder or tempfile.gettempdir()
 
 
 class StoredEmbedding(ABC):
@@ -61,7 +79,11 @@ class StoredEmbedding(ABC):
         As above.
     work_dtype : torch.dtype
         In which they are computed with: float64 where they are float64, else float32.
+    storage_name : str
+        The kind of memory, for users.
     """
+
+    storage_name: ClassVar[str]
 
     def __init__(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
@@ -122,9 +144,25 @@ class StoredEmbedding(ABC):
                     room = torch.empty_like(values, dtype=dtype)
                 yield part, room[: len(values)].copy_(values)
 
+    @classmethod
+    @abstractmethod
+    def room_bytes(cls, where: Location) -> float:
+        """Return the bytes that an embedding may take there; below 0 where there is none."""
+
+    @classmethod
+    @abstractmethod
+    def allocate(
+        cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
+    ) -> StoredEmbedding:
+        """Return an embedding to be written, which lasts until the cleanup at least."""
+
     @abstractmethod
     def write(self, start: int, values: Tensor) -> None:
         """Keep the embeddings of some samples."""
+
+    @abstractmethod
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Read some columns of all embeddings, (n, r, stop - start), on `device`."""
 
     @abstractmethod
     def take(self, rows: Tensor | Sequence[int]) -> Tensor:
@@ -147,9 +185,21 @@ class TensorEmbedding(StoredEmbedding):
         while one is computed with, if the tensor is in pinned memory.
     """
 
+    storage_name = "memory"
+
     def __init__(self, values: Tensor, device: torch.device | None = None) -> None:
         super().__init__(values.shape, values.dtype, device or values.device)
         self._values = values
+
+    @classmethod
+    def room_bytes(cls, where: Location) -> float:  # noqa: D102, see StoredEmbedding
+        return where.memory_share * free_bytes(where.device)
+
+    @classmethod
+    def allocate(  # noqa: D102, see StoredEmbedding
+        cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
+    ) -> StoredEmbedding:
+        return TensorEmbedding(torch.empty(tuple(shape), dtype=dtype, device=where.device))
 
     @property
     def is_fetched(self) -> bool:  # noqa: D102, see StoredEmbedding
@@ -157,6 +207,9 @@ class TensorEmbedding(StoredEmbedding):
 
     def write(self, start: int, values: Tensor) -> None:  # noqa: D102, see StoredEmbedding
         self._values[start : start + len(values)] = values
+
+    def columns(self, start: int, stop: int) -> Tensor:  # noqa: D102, see StoredEmbedding
+        return self._values[:, :, start:stop].to(self.device)
 
     def take(self, rows: Tensor | Sequence[int]) -> Tensor:  # noqa: D102, see StoredEmbedding
         index = torch.as_tensor(rows, dtype=torch.int64, device=self._values.device)
@@ -185,6 +238,25 @@ class TensorEmbedding(StoredEmbedding):
             yield values
 
 
+class HostEmbedding(TensorEmbedding):
+    """Embeddings in the host's memory, pinned, for a CUDA device."""
+
+    storage_name = "host memory"
+
+    @classmethod
+    def room_bytes(cls, where: Location) -> float:  # noqa: D102, see StoredEmbedding
+        host = torch.device("cpu")
+        return where.memory_share * free_bytes(host) if where.device.type == "cuda" else -1
+
+    @classmethod
+    def allocate(  # noqa: D102, see StoredEmbedding
+        cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
+    ) -> StoredEmbedding:
+        values = torch.empty(tuple(shape), dtype=dtype)
+        _pin(values, where.device, cleanup)
+        return cls(values, where.device)
+
+
 class ScratchEmbedding(StoredEmbedding):
     """Embeddings in a temporary file, which is gone when it is closed or the process ends.
 
@@ -202,6 +274,8 @@ class ScratchEmbedding(StoredEmbedding):
     folder : str or Path, optional
         Where to put the file. None: the system's temporary folder.
     """
+
+    storage_name = "scratch file"
 
     def __init__(
         self,
@@ -222,8 +296,27 @@ class ScratchEmbedding(StoredEmbedding):
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
+    @classmethod
+    def room_bytes(cls, where: Location) -> float:  # noqa: D102, see StoredEmbedding
+        return shutil.disk_usage(where.scratch_folder).free
+
+    @classmethod
+    def allocate(  # noqa: D102, see StoredEmbedding
+        cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
+    ) -> StoredEmbedding:
+        return cleanup.enter_context(cls(shape, dtype, where.device, where.folder))
+
     def write(self, start: int, values: Tensor) -> None:  # noqa: D102, see StoredEmbedding
-        self._transfer(self._file.write, start, values.to("cpu", self.dtype).contiguous())
+        values = values.to("cpu", self.dtype).contiguous()
+        self._transfer(self._file.write, start * self._row_bytes, values)
+
+    def columns(self, start: int, stop: int) -> Tensor:  # noqa: D102, see StoredEmbedding
+        n, r, k = self.shape
+        values = torch.empty(n * r, stop - start, dtype=self.dtype)
+        for number, row in enumerate(values):
+            offset = (number * k + start) * self.dtype.itemsize
+            self._transfer(self._file.readinto, offset, row)
+        return values.view(n, r, -1).to(self.device)
 
     def take(self, rows: Tensor | Sequence[int]) -> Tensor:  # noqa: D102, see StoredEmbedding
         found = [self._load(slice(row, row + 1)) for row in torch.as_tensor(rows).tolist()]
@@ -232,17 +325,18 @@ class ScratchEmbedding(StoredEmbedding):
 
     def _load(self, part: slice) -> Tensor:
         values = torch.empty(part.stop - part.start, *self.shape[1:], dtype=self.dtype)
-        self._transfer(self._file.readinto, part.start, values)
+        self._transfer(self._file.readinto, part.start * self._row_bytes, values)
         return values
 
-    def _transfer(self, move: Callable[[memoryview], int], start: int, values: Tensor) -> None:
+    def _transfer(self, move: Callable[[memoryview], int], offset: int, values: Tensor) -> None:
         view = values.flatten().view(torch.uint8).numpy().data
         with self._lock:
-            self._file.seek(start * self._row_bytes)
+            self._file.seek(offset)
             while view:  # The system may move less at a time.
                 moved = move(view)
                 if not moved:
-                    raise OSError(f"The scratch file of embeddings ended at row {start}.")
+                    row = offset // self._row_bytes
+                    raise OSError(f"The scratch file of embeddings ended at row {row}.")
                 view = view[moved:]
 
     def _read(self, parts: Sequence[slice]) -> Iterator[Tensor]:
@@ -263,111 +357,8 @@ def stored(embedding: Tensor | StoredEmbedding) -> StoredEmbedding:
     return TensorEmbedding(embedding) if isinstance(embedding, Tensor) else embedding
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Memory that a query needs beside the network.
-
-    Attributes
-    ----------
-    n, r, k : int
-        Candidates, directions and masked parameters.
-    dtype : torch.dtype
-        Of the embedding.
-    n_labeled : int, default=0
-        Labelled samples.
-    reading : int, default=0
-        Bytes that reading the network holds at most while V is written.
-    """
-
-    n: int
-    r: int
-    k: int
-    dtype: torch.dtype
-    n_labeled: int = 0
-    reading: int = 0
-
-    @property
-    def dimensions(self) -> int:
-        """In which the choice is made: the parameters, or the rows if these are fewer."""
-        return min(self.k, (self.n + self.n_labeled) * self.r)
-
-    @property
-    def embedding(self) -> int:
-        """Of V."""
-        return self.n * self.r * self.k * self.dtype.itemsize
-
-    @property
-    def matrices(self) -> int:
-        """Of the matrices, which are as large as the dimensions worked in."""
-        return _N_MATRICES * 8 * self.dimensions**2
-
-    @property
-    def states(self) -> int:
-        """Of the candidates' state in the selection."""
-        return _N_STATES * state_bytes(self.n, self.r)
-
-
-@dataclass(frozen=True)
-class Room:
-    """Where there is memory for a query on one machine.
-
-    Attributes
-    ----------
-    device : torch.device
-        Where the network is.
-    share : float
-        Share of the free memory that embeddings may take.
-    folder : str or None
-        For a scratch file. None: the system's temporary folder.
-    """
-
-    device: torch.device
-    share: float
-    folder: str | None
-
-    def place(self, needs: Needs) -> str:
-        """Say where the embedding goes.
-
-        Raises
-        ------
-        MemoryError
-            If none is, or the rest of the selection is too large for the device.
-        """
-        host = psutil.virtual_memory().available
-        on_cuda, free = self.device.type == "cuda", free_bytes(self.device)
-        others = needs.matrices + needs.states
-        beside = max(others, needs.reading)  # First one, then the other.
-        if needs.embedding <= self.share * free and needs.embedding + beside <= free:
-            return "memory"
-        if on_cuda and needs.embedding <= self.share * host:
-            place, room = "host memory", host
-        else:
-            place, folder = "scratch file", self.folder or tempfile.gettempdir()
-            room = shutil.disk_usage(folder).free
-        if others > free or needs.embedding > room:
-            where = "" if place == "host memory" else f" and {gigabytes(room)} in {folder}"
-            raise MemoryError(
-                f"The Fisher embedding of {needs.n} candidates x {needs.r} directions x "
-                f"{needs.k} parameters needs {gigabytes(needs.embedding)}, the "
-                f"{needs.dimensions} x {needs.dimensions} Fisher matrices "
-                f"{gigabytes(needs.matrices)} and the candidates' gains "
-                f"{gigabytes(needs.states)}, but {gigabytes(free)} are free on "
-                f"{self.device}{where}. mask_fraction makes the first two smaller; max_candidates "
-                "and n_directions the first and the last; embedding_dtype the first. An embedding "
-                "larger than memory_share of the free memory goes to a file in scratch_folder."
-            )
-        return place
-
-    def make(self, place: str, needs: Needs, cleanup: ExitStack) -> StoredEmbedding:
-        """Make an embedding to be written."""
-        shape, dtype, device = (needs.n, needs.r, needs.k), needs.dtype, self.device
-        if place == "scratch file":
-            return cleanup.enter_context(ScratchEmbedding(shape, dtype, device, self.folder))
-        if place == "host memory":
-            values = torch.empty(shape, dtype=dtype)
-            _pin(values, device, cleanup)
-            return TensorEmbedding(values, device)
-        return TensorEmbedding(torch.empty(shape, dtype=dtype, device=device))
+# In the order in which they are tried.
+STORAGES: tuple[type[StoredEmbedding], ...] = (TensorEmbedding, HostEmbedding, ScratchEmbedding)
 
 
 def _pin(values: Tensor, device: torch.device, cleanup: ExitStack) -> None:
@@ -405,6 +396,11 @@ def free_bytes(device: torch.device) -> int:
     # PyTorch keeps what was freed for itself; the driver counts that as taken.
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def chunk_bytes(n: int, r: int, k: int) -> int:
+    """Return the most bytes that a chunk of an embedding takes in float64."""
+    return min(8 * n * r * k, max(2 * _CHUNK_BYTES, 8 * (_CHUNK_VECTORS + r) * k))
 
 
 def state_bytes(n: int, r: int) -> int:

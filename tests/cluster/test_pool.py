@@ -27,6 +27,7 @@ from torch.utils.data import default_collate
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
 from skfishermask.cluster import worker
 from skfishermask.cluster.remote import Request
+from skfishermask.placement import MemoryEstimate
 from tests import forked
 from tests.nets import digits, fitted, logits_net, mlp, options
 from tests.problems import problem
@@ -573,10 +574,48 @@ def test_too_little_memory_is_found_before_the_work(net: Any, pool: np.ndarray) 
     ):
         started: list[str] = []
         client.on_start = started.append
-        message = r"the cluster's 2 workers may take 0\.00 GB together"
+        message = r"Together they may take 0\.00 GB"
         with pytest.raises(MemoryError, match=message):
             sampler()(net, da.from_array(pool, UNEVEN), 5)
     assert started == []
+
+
+def test_few_rows_need_all_of_the_matrices(net: Any, pool: np.ndarray) -> None:
+    # Eight samples have 72 rows; the 700 x 700 matrices of a worker take 47 MB.
+    shares = ("target", "spill", "pause", "terminate")
+    with (
+        dask.config.set({f"distributed.worker.memory.{share}": False for share in shares}),
+        cluster(2, processes=False, memory_limit="40MB"),
+        pytest.raises(MemoryError, match=r"each of which needs 0\.05 GB for 700 x 700"),
+    ):
+        sampler(mask_fraction=700)(net, da.from_array(pool[:8], (4, 64)), 5)
+
+
+@pytest.mark.slow
+def test_workers_take_no_more_than_was_estimated() -> None:
+    def peak() -> int:
+        import resource
+
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def query(k: int) -> dict[str, Any]:
+        X = np.random.default_rng(0).normal(size=(520, k // 10)).astype("float32")
+        module = nn.Linear(k // 10, 10, bias=False)
+        net = NeuralNetClassifier(module, criterion=nn.CrossEntropyLoss).initialize()
+        asked = FisherMaskSampler(mask="all", n_directions=2, coverage_share=0, random_state=0)
+        asked(net, da.from_array(X[:500], (50, k // 10)), 5, X_labeled=X[500:])
+        return asked.query_info_
+
+    # Larger than what malloc keeps for later.
+    k = 2200
+    with cluster(2, processes=True, threads_per_worker=1) as client, client.as_current():
+        query(60)
+        before = client.run(peak)
+        info = query(k)
+        taken = [peak - before[address] for address, peak in client.run(peak).items()]
+    estimate = MemoryEstimate(500, 2, k, torch.float32, uses_row_space=False)
+    spread = info["embedding_bytes"] + estimate.gains_bytes
+    assert max(taken) <= worker.matrices_bytes(k, 1) + spread
 
 
 class OnTheGpuOfAWorker(nn.Module):

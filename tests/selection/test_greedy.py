@@ -265,29 +265,3 @@ def test_equal_candidates_cost_no_more_than_others(kinds: int, dtype: torch.dtyp
     assert found.positions.tolist() == oracles.select_batch_oracle(V.to(dtype), 20, target)[0]
     # Computed afresh in float64: a few for each pick.
     assert sum(fresh) <= 6 * 20
-
-
-# --- Row space ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("identity", [False, True])
-@pytest.mark.parametrize("with_labeled", [False, True])
-@pytest.mark.parametrize("oversample", [1.0, 1.5])
-def test_fewer_rows_than_dimensions(
-    oversample: float, with_labeled: bool, identity: bool, dtype: torch.dtype
-) -> None:
-    V, target = problem(30, 2, 200, decay=0.3)
-    V[7], V[9] = V[3], 0
-    target = torch.eye(200).double() if identity else target
-    options: dict[str, Any] = labeled(200) if with_labeled else {}
-    options["oversample"] = oversample
-    expected = oracles.select_batch_oracle(V.to(dtype), 12, target, **options)
-    found = in_memory(V.to(dtype), problem_of(target, 12, **options), 2)
-    assert found.dimensions == 60
-    assert found.positions.tolist() == expected[0]
-    torch.testing.assert_close(found.gains.tolist(), expected[1], rtol=1e-8, atol=1e-14)
-    del options["oversample"]
-    for positions, value in zip(([], expected[0]), found.objective, strict=True):
-        information = oracles.batch_information(V.to(dtype), positions, 12, **options)
-        assert value == pytest.approx(oracles.objective(information, target), rel=1e-9)

@@ -8,7 +8,6 @@ from skfishermask.selection.linalg import (
     QuadraticForm,
     fingerprints,
     is_duplicate,
-    row_coordinates,
     trace_gains,
 )
 from skfishermask.selection.rounding import INVERSE_ERROR_FACTOR, unit_roundoff
@@ -114,14 +113,3 @@ def test_fingerprints_are_equal_for_equal_samples() -> None:
     v[9, 1, 6] = torch.nextafter(v[8, 1, 6], torch.tensor(9.0))
     again = torch.nonzero(is_duplicate(fingerprints(v))).flatten().tolist()
     assert again == [40, 60, 100, 200]
-
-
-@pytest.mark.parametrize("rank", [0, 1, 5, 12])
-def test_row_coordinates_keep_inner_products(rank: int) -> None:
-    rows = torch.randn(12, rank).double() @ torch.randn(rank, 30).double()
-    rows = rows * torch.logspace(-8, 8, 12).double()[:, None]
-    found = row_coordinates(rows)
-    assert found.shape == (12, 12)
-    sizes = torch.linalg.vector_norm(rows, dim=1)
-    off = (found @ found.T - rows @ rows.T).abs()
-    assert (off <= 1e-14 * sizes[:, None] * sizes).all()

@@ -102,6 +102,15 @@ def test_take(kind: str, any_device: str, tmp_path: Path) -> None:
     assert storage.take([]).shape == (0, 3, 5)
 
 
+@KINDS
+def test_columns(kind: str, any_device: str, tmp_path: Path) -> None:
+    storage = filled(kind, torch.bfloat16, any_device, tmp_path)
+    for start, stop in ((0, 5), (2, 4), (4, 5)):
+        found = storage.columns(start, stop)
+        assert found.device.type == any_device
+        assert torch.equal(found.cpu(), embedding(torch.bfloat16)[:, :, start:stop])
+
+
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere a temporary file has a name")
 def test_scratch_file_has_no_name_that_a_killed_process_could_leave(tmp_path: Path) -> None:
     with ScratchEmbedding(SHAPE, torch.float32, "cpu", tmp_path) as storage:

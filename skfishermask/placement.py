@@ -1,0 +1,167 @@
+"""How much memory a query takes, and where its embedding goes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from skfishermask.selection import (
+    STORAGES,
+    Location,
+    StoredEmbedding,
+    chunk_bytes,
+    free_bytes,
+    gigabytes,
+    state_bytes,
+)
+
+# Matrices in as many dimensions as are worked in, float64, that a selection holds at a time:
+# Fisher matrices, their factors and products.
+_N_MATRICES = 9
+# Chunks of the embedding that are held at a time, read ahead or computed with, in float64.
+_N_CHUNKS = 4
+# A, B and bounds of every candidate are held before a step that is tried and after it. More steps
+# are tried at a time where there is room.
+_N_STATES = 2
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Memory that a query takes beside the network and the data.
+
+    Attributes
+    ----------
+    n, r, k : int
+        Candidates, directions and masked parameters.
+    dtype : torch.dtype
+        Of the embedding.
+    n_others : int, default=0
+        Labelled and target samples.
+    reading_bytes : int, default=0
+        What reading the network holds at most while the embedding is written.
+    uses_row_space : bool, default=True
+        Whether the choice is made in the space of the rows where these are fewer than `k`. Then
+        the other samples are kept beside the candidates.
+    """
+
+    n: int
+    r: int
+    k: int
+    dtype: torch.dtype
+    n_others: int = 0
+    reading_bytes: int = 0
+    uses_row_space: bool = True
+
+    @property
+    def has_few_rows(self) -> bool:
+        """Whether the choice is made in the space of the rows."""
+        return self.uses_row_space and (self.n + self.n_others) * self.r < self.k
+
+    @property
+    def n_embedded(self) -> int:
+        """Samples that are kept."""
+        return self.n + (self.n_others if self.has_few_rows else 0)
+
+    @property
+    def dimensions(self) -> int:
+        """In which the choice is made."""
+        return self.n_embedded * self.r if self.has_few_rows else self.k
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Size of the embedding."""
+        return self.n_embedded * self.r * self.k * self.dtype.itemsize
+
+    @property
+    def matrices_bytes(self) -> int:
+        """Size of the matrices and of a few chunks; the coordinates of few rows are one more."""
+        matrices = (_N_MATRICES + self.has_few_rows) * 8 * self.dimensions**2
+        return matrices + _N_CHUNKS * chunk_bytes(self.n, self.r, self.dimensions)
+
+    @property
+    def gains_bytes(self) -> int:
+        """Size of what is known of the candidates' gains."""
+        return _N_STATES * state_bytes(self.n, self.r)
+
+    def __str__(self) -> str:
+        return (
+            f"Fisher embedding {gigabytes(self.embedding_bytes)}, matrices "
+            f"{gigabytes(self.matrices_bytes)}, gains {gigabytes(self.gains_bytes)}"
+        )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an embedding goes: decided once, before it is computed.
+
+    Attributes
+    ----------
+    estimate : MemoryEstimate
+        What it was decided by.
+    storage_name : str
+        The kind of memory, as in ``query_info_``.
+    """
+
+    estimate: MemoryEstimate
+    storage_name: str
+
+
+@dataclass(frozen=True)
+class LocalPlacement(Placement):
+    """A place on this machine.
+
+    Attributes
+    ----------
+    storage : type of StoredEmbedding
+        The kind of memory.
+    where : Location
+        The machine's.
+    """
+
+    storage: type[StoredEmbedding]
+    where: Location
+
+    def allocate(self, cleanup: ExitStack) -> StoredEmbedding:
+        """Return an embedding to be written, which lasts until the cleanup."""
+        shape = (self.estimate.n_embedded, self.estimate.r, self.estimate.k)
+        return self.storage.allocate(shape, self.estimate.dtype, self.where, cleanup)
+
+
+def place(estimate: MemoryEstimate, where: Location) -> LocalPlacement:
+    """Decide where on this machine an embedding goes.
+
+    Parameters
+    ----------
+    estimate : MemoryEstimate
+        Of the query.
+    where : Location
+        The machine's memory.
+
+    Raises
+    ------
+    MemoryError
+        If there is no room for it, or the rest of the selection is too large for the device.
+    """
+    free_on_device = free_bytes(where.device)
+    beside = estimate.matrices_bytes + estimate.gains_bytes
+    room = 0.0
+    for storage in STORAGES:
+        room = storage.room_bytes(where)
+        if storage is STORAGES[0]:
+            # The network is read, and afterwards the matrices are made.
+            room = min(room, free_on_device - max(beside, estimate.reading_bytes))
+        if beside <= free_on_device and estimate.embedding_bytes <= room:
+            return LocalPlacement(estimate, storage.storage_name, storage, where)
+    raise MemoryError(
+        f"The Fisher embedding of {estimate.n_embedded} samples x {estimate.r} directions x "
+        f"{estimate.k} parameters needs {gigabytes(estimate.embedding_bytes)}, the "
+        f"{estimate.dimensions} x {estimate.dimensions} Fisher matrices "
+        f"{gigabytes(estimate.matrices_bytes)} and the candidates' gains "
+        f"{gigabytes(estimate.gains_bytes)}, but {gigabytes(free_on_device)} are free on "
+        f"{where.device} and {gigabytes(room)} in {where.scratch_folder}. mask_fraction makes the "
+        "first two smaller; max_candidates and n_directions the first and the last; "
+        "embedding_dtype the first. An embedding larger than memory_share of the free memory goes "
+        "to a file in scratch_folder."
+    )

@@ -1,0 +1,126 @@
+"""Coordinates in the space of few rows, and the choice made in them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from skfishermask.fisher import fisher_matrix
+from skfishermask.placement import MemoryEstimate
+from skfishermask.selection import SelectionProblem, row_coordinates, select, stored
+from skfishermask.selection.storage import ScratchEmbedding
+from tests import oracles
+from tests.problems import problem
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5, 12])
+@pytest.mark.parametrize("width", [3, 7, 30])
+def test_inner_products_are_kept(rank: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skfishermask.selection.row_space._LEAST_COLUMNS", width)
+    monkeypatch.setattr("skfishermask.selection.row_space._BLOCK_BYTES", 0)
+    rows = torch.randn(12, rank).double() @ torch.randn(rank, 30).double()
+    rows = rows * torch.logspace(-8, 8, 12).double()[:, None]
+    found = row_coordinates(stored(rows.view(6, 2, 30)))
+    assert found.shape == (6, 2, 12)
+    found, sizes = found.flatten(0, 1), torch.linalg.vector_norm(rows, dim=1)
+    off = (found @ found.T - rows @ rows.T).abs()
+    assert (off <= 1e-13 * sizes[:, None] * sizes).all()
+
+
+def test_equal_samples_have_equal_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skfishermask.selection.row_space._LEAST_COLUMNS", 7)
+    monkeypatch.setattr("skfishermask.selection.row_space._BLOCK_BYTES", 0)
+    V = torch.randn(9, 2, 30)
+    V[5], V[8] = V[2], V[2]
+    # The same columns in another order are not the same.
+    V[3] = torch.cat([V[2, :, 7:14], V[2, :, :7], V[2, :, 14:]], 1)
+    found = row_coordinates(stored(V))
+    equal = [[torch.equal(found[i], found[j]) for j in range(9)] for i in range(9)]
+    kinds = [0, 1, 2, 3, 4, 2, 6, 7, 2]
+    assert equal == [[kinds[i] == kinds[j] for j in range(9)] for i in range(9)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(value: float) -> None:
+    V = torch.randn(5, 2, 30)
+    V[3, 1, 17] = value
+    with pytest.raises(ValueError, match="embedding must be finite, row 3"):
+        row_coordinates(stored(V))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n_labeled", [0, 12])
+@pytest.mark.parametrize("oversample", [1.0, 1.5])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_the_choice_is_the_oracles(
+    on_disk: bool, oversample: float, n_labeled: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    V, _ = problem(30 + n_labeled, 2, 200, decay=0.3)
+    V[7], V[9] = V[3], 0
+    V = V.to(dtype)
+    options = labelled(V, n_labeled) | {"oversample": oversample}
+    expected = oracles.select_batch_oracle(V[:30], 12, fisher_matrix(V.double()), **options)
+    with ScratchEmbedding(V.shape, dtype, "cpu", tmp_path) as scratch:
+        scratch.write(0, V)
+        C = row_coordinates(scratch if on_disk else stored(V))
+    assert C.shape[2] == 2 * len(V)
+    in_row_space = SelectionProblem(
+        12, fisher_matrix(C), **labelled(C, n_labeled), oversample=oversample
+    )
+    found = select(stored(C[:30]), in_row_space)
+    assert found.positions.tolist() == expected[0]
+    torch.testing.assert_close(found.gains.tolist(), expected[1], rtol=1e-8, atol=1e-14)
+
+
+def labelled(V: Tensor, n_labeled: int) -> dict[str, Any]:
+    if not n_labeled:
+        return {}
+    return {"fisher_labeled": fisher_matrix(V[30:].double()), "n_labeled": n_labeled}
+
+
+# --- Memory ---------------------------------------------------------------------------
+
+N_COLUMNS = 16_000
+# A query of few rows with its embedding in a file, in a process of its own: what it takes at most
+# beside what it took before, and its estimate.
+QUERY = f"""
+import json, resource, numpy as np, torch
+from torch import nn
+from skorch import NeuralNetClassifier
+from skfishermask import FisherMaskSampler
+from skfishermask.query import Query
+torch.set_num_threads(1)
+X = np.random.default_rng(0).normal(size=(300, {N_COLUMNS // 10})).astype("float32")
+net = NeuralNetClassifier(nn.Linear, module__in_features={N_COLUMNS // 10},
+    module__out_features=10, module__bias=False, criterion=nn.CrossEntropyLoss).initialize()
+options = dict(mask="all", coverage_share=0, batch_size=10, random_state=0)
+def query(n, n_labeled, **more):
+    sampler = FisherMaskSampler(**options, **more)
+    sampler(net, X[:n], 5, X_labeled=X[n:n + n_labeled])
+    return sampler.query_info_
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+query(8, 4, memory_share=1e-9)
+before = peak()
+info = query(220, 60, memory_share=1e-9)
+print(json.dumps([peak() - before, info["dimensions"], info["embedding_storage"]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere another unit")
+def test_few_rows_on_disk_take_no_more_than_was_estimated() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", QUERY], capture_output=True, text=True, check=True
+    )
+    taken, dimensions, storage = json.loads(found.stdout)
+    estimate = MemoryEstimate(220, 9, N_COLUMNS, torch.float32, n_others=60)
+    assert (dimensions, storage) == (estimate.dimensions, "scratch file") == (2520, "scratch file")
+    # All of it in float64, with a decomposition, would take 1.5 GB.
+    assert taken <= estimate.matrices_bytes + estimate.gains_bytes
