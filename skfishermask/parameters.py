@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 
 from skfishermask.compat import Interval, StrOptions, validate_parameter_constraints
 from skfishermask.fisher import MASK_STRATEGIES
-from skfishermask.jacobian import ToLogits
+from skfishermask.jacobian import ToOutputs
 from skfishermask.selection import EMBEDDING_DTYPES
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class MethodParameters:
         "auto", Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})
     )
     max_candidates: int | None = parameter(None, at_least_one(), None)
-    to_logits: ToLogits | None = parameter(None, callable, None)
+    to_logits: ToOutputs | None = parameter(None, callable, None)
     embedding_dtype: Literal["float32", "float16", "bfloat16", "float64"] = parameter(
         "float32", StrOptions(set(EMBEDDING_DTYPES))
     )

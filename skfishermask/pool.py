@@ -23,7 +23,7 @@ from skfishermask.fisher import (
     fisher_matrix,
     predict,
 )
-from skfishermask.jacobian import HELD_BYTES
+from skfishermask.jacobian import TENSOR_CACHE_BYTES
 from skfishermask.parameters import Settings
 from skfishermask.placement import LocalPlacement, MemoryEstimate, Placement, place
 from skfishermask.progress import Bar, Progress
@@ -225,7 +225,7 @@ class LocalPool(LocalSamples):
         self._cleanup.close()
 
     def place(self, n: int, r: int, k: int, n_others: int) -> Placement:  # noqa: D102, see Pool
-        estimate = MemoryEstimate(n, r, k, self.settings.dtype, n_others, HELD_BYTES)
+        estimate = MemoryEstimate(n, r, k, self.settings.dtype, n_others, TENSOR_CACHE_BYTES)
         self._placement = place(estimate, self._where)
         return self._placement
 

@@ -162,7 +162,7 @@ class Query:
         rows = self._candidates()
         sample = self._mask_sample()
         r = self._n_directions(sample)
-        output = output_layer(self._net.module, self._first, to_logits=self._net.to_logits)
+        output = output_layer(self._net.module, self._first, to_outputs=self._net.to_logits)
         k = self._known_mask_size(output)
         # Before the diagonal, which takes long, where the size is known by then.
         placement = None if k is None else self._place(len(rows), r, k)

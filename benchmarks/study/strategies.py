@@ -24,7 +24,7 @@ from skfishermask.data.logits import to_logits_of
 from skfishermask.data.unwrap import unwrap
 from skfishermask.fisher import fisher_embedding, fisher_matrix, margin_uncertainty
 from skfishermask.fisher.mask import ParameterMask
-from skfishermask.jacobian.isolation import exact_mode, visit
+from skfishermask.jacobian.isolation import exact_mode, isolated
 
 BATCH_SIZE = 256
 
@@ -38,7 +38,7 @@ def features_and_logits(net: Any, X: Any) -> tuple[Tensor, Tensor]:
     logits = []
     hook = last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     try:
-        with visit(module), exact_mode():
+        with isolated(module), exact_mode():
             for batch in NetBatches(net, X, batch_size=BATCH_SIZE):
                 logits.append(to_logits(module(batch)).detach())
     finally:

@@ -19,7 +19,7 @@ from skfishermask.data.diagnostics import odd_sample
 from skfishermask.data.logits import not_finite
 from skfishermask.data.rows import as_rows, check_finite, inputs_of
 from skfishermask.data.types import Data
-from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToLogits, batch_length, seeded
+from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToOutputs, batch_length, seeded
 
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
@@ -271,7 +271,7 @@ def in_one_length(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 @contextmanager
-def naming_rows(batches: Batches, to_logits: ToLogits) -> Iterator[None]:
+def naming_rows(batches: Batches, to_logits: ToOutputs) -> Iterator[None]:
     """Turn the count of samples read into a row of the user's data, in messages."""
     try:
         yield

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from skfishermask.compat import predict_nonlinearity_of
 from skfishermask.data.net import criterion_of, is_binary
 from skfishermask.data.types import Whatever
-from skfishermask.jacobian import ToLogits, first_output
+from skfishermask.jacobian import ToOutputs, first_output
 
 
 def _has_logits(output: Whatever) -> bool:
@@ -75,7 +75,7 @@ class _LogProbabilities:
         return p.clamp_min(torch.finfo(p.dtype).tiny).log().masked_fill(wrong[..., None], math.nan)
 
 
-def to_logits_of(net: skorch.NeuralNet, to_logits: ToLogits | None = None) -> ToLogits:
+def to_logits_of(net: skorch.NeuralNet, to_logits: ToOutputs | None = None) -> ToOutputs:
     """Find how a net's raw output becomes logits (n, C).
 
     Parameters
@@ -102,7 +102,7 @@ def to_logits_of(net: skorch.NeuralNet, to_logits: ToLogits | None = None) -> To
     return _LogProbabilities(net)
 
 
-def not_finite(row: int, name: str, to_logits: ToLogits) -> ValueError:
+def not_finite(row: int, name: str, to_logits: ToOutputs) -> ValueError:
     """Say that the output for a row of the user's data is of no use."""
     what, why = "NaN or infinite", ""
     if isinstance(to_logits, _LogProbabilities):

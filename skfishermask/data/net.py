@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from skfishermask.compat import as_written, criteria_of
 from skfishermask.data.types import Labels, Whatever
 from skfishermask.fisher import predicted_means
-from skfishermask.jacobian import Inputs, ToLogits
+from skfishermask.jacobian import Inputs, ToOutputs
 
 
 def is_net(estimator: object) -> bool:
@@ -136,7 +136,9 @@ class _TracedNet(NetModule):
         Their names, after a forward pass.
     """
 
-    def __init__(self, net: skorch.NeuralNet, criteria: Sequence[str], to_logits: ToLogits) -> None:
+    def __init__(
+        self, net: skorch.NeuralNet, criteria: Sequence[str], to_logits: ToOutputs
+    ) -> None:
         super().__init__(net, criteria)
         self._to_logits = to_logits
         self.used: list[str] = []
@@ -178,7 +180,7 @@ def _criteria_of(net: skorch.NeuralNet) -> list[str]:
     return [name for name in _torch_parts(net) if name in names]
 
 
-def net_module(net: skorch.NeuralNet, batch: Inputs, to_logits: ToLogits) -> NetModule:
+def net_module(net: skorch.NeuralNet, batch: Inputs, to_logits: ToOutputs) -> NetModule:
     """Make the module that a query reads, having tried the net on a batch.
 
     Parameters
@@ -219,7 +221,7 @@ def net_module(net: skorch.NeuralNet, batch: Inputs, to_logits: ToLogits) -> Net
     return NetModule(net, traced.used)
 
 
-def _check_evaluation_step(net: skorch.NeuralNet, batch: Inputs, to_logits: ToLogits) -> None:
+def _check_evaluation_step(net: skorch.NeuralNet, batch: Inputs, to_logits: ToOutputs) -> None:
     """Raise ValueError unless the net predicts what it infers."""
     # Setting the mode, evaluation_step reaches the criteria too.
     criteria = _criteria_of(net)

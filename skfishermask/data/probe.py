@@ -13,7 +13,7 @@ from skfishermask.data.diagnostics import image_hint
 from skfishermask.data.logits import not_finite, to_logits_of
 from skfishermask.data.net import NetModule, net_module
 from skfishermask.fisher import Categorical, Likelihood, map_outputs
-from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToLogits
+from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToOutputs
 
 _CALLED = {"X_pool": "pool", "X_labeled": "labelled data", "X_target": "target data"}
 
@@ -36,7 +36,7 @@ class ReadableNet:
 
     net: skorch.NeuralNet
     module: NetModule
-    to_logits: ToLogits
+    to_logits: ToOutputs
     likelihood: Likelihood
 
     @property
@@ -82,7 +82,7 @@ class ReadableNet:
 
 
 def read_net(
-    net: skorch.NeuralNet, first: Inputs, to_logits: ToLogits | None
+    net: skorch.NeuralNet, first: Inputs, to_logits: ToOutputs | None
 ) -> tuple[ReadableNet, Tensor]:
     """Try a net on the first sample of a pool.
 

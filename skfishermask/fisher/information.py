@@ -15,7 +15,7 @@ from skfishermask.fisher.likelihood import (
 )
 from skfishermask.fisher.mask import ParameterMask
 from skfishermask.fisher.predictions import CATEGORICAL, directions_for_share, read_all
-from skfishermask.jacobian import Inputs, JacobianReader, ToLogits, exact_mode
+from skfishermask.jacobian import Inputs, JacobianReader, ToOutputs, exact_mode
 
 
 def _factor(likelihood: Likelihood, outputs: Tensor, n_directions: int | None) -> Tensor:
@@ -29,7 +29,7 @@ def fisher_diagonal(
     *,
     likelihood: Likelihood = CATEGORICAL,
     n_directions: int | None = None,
-    to_logits: ToLogits | None = None,
+    to_logits: ToOutputs | None = None,
 ) -> dict[str, Tensor]:
     r"""Compute the mean diagonal Fisher information of every parameter.
 
@@ -83,15 +83,15 @@ def fisher_diagonal(
     reader = JacobianReader(module, None, to_logits)
 
     def read(batch: Inputs, first_row: int) -> tuple[int, dict[str, Tensor]]:
-        reading = reader.forward(batch, first_row)
-        rows = _factor(likelihood, reading.logits, n_directions)
-        return len(rows), reading.squares(rows)
+        jacobian = reader.forward(batch, first_row)
+        rows = _factor(likelihood, jacobian.outputs, n_directions)
+        return len(rows), jacobian.sum_of_squares(rows)
 
     n = 0
-    with exact_mode(reader.wanted.device), reader.open():
+    with exact_mode(reader.entries.device), reader.open():
         totals = {
             name: torch.zeros_like(p, dtype=torch.float64, requires_grad=False)
-            for name, p in reader.wanted.parameters.items()
+            for name, p in reader.entries.parameters.items()
         }
         for n_samples, squares in read_all(batches, read):
             n += n_samples
@@ -109,7 +109,7 @@ def embedding_blocks(
     *,
     likelihood: Likelihood = CATEGORICAL,
     n_directions: int | None = None,
-    to_logits: ToLogits | None = None,
+    to_logits: ToOutputs | None = None,
 ) -> Iterator[Tensor]:
     """Compute the Fisher embedding batch by batch.
 
@@ -121,8 +121,8 @@ def embedding_blocks(
     Yields
     ------
     Tensor of shape (n_batch, r, k)
-        In the module's dtype, or in float32 for 16-bit ones, on its device. The network is being
-        visited until the generator is exhausted or closed.
+        In the module's dtype, or in float32 for 16-bit ones, on its device. The network is
+        isolated until the generator is exhausted or closed.
     """
     shapes = {name: p.shape for name, p in module.named_parameters()}
     if dict(mask.shapes) != shapes:
@@ -133,8 +133,8 @@ def embedding_blocks(
     reader = JacobianReader(module, mask.indices, to_logits)
 
     def read(batch: Inputs, first_row: int) -> Tensor:
-        reading = reader.forward(batch, first_row)
-        return reading.embed(_factor(likelihood, reading.logits, n_directions))
+        jacobian = reader.forward(batch, first_row)
+        return jacobian.multiply(_factor(likelihood, jacobian.outputs, n_directions))
 
     with reader.open():
         yield from read_all(batches, read)
@@ -153,7 +153,7 @@ def fisher_embedding(
     weighting: Weighting = "probability",
     n_directions: int | float | None = None,
     dtype: torch.dtype = torch.float32,
-    to_logits: ToLogits | None = None,
+    to_logits: ToOutputs | None = None,
 ) -> Tensor:
     r"""Compute the Fisher embedding V of samples at the masked parameters.
 

@@ -17,12 +17,12 @@ from skfishermask.fisher.likelihood import (
 )
 from skfishermask.jacobian import (
     Inputs,
-    ToLogits,
+    ToOutputs,
     batch_length,
     exact_mode,
+    isolated,
     read_outputs,
-    rows_of,
-    visit,
+    slice_batch,
 )
 
 _T = TypeVar("_T")
@@ -40,7 +40,7 @@ def read_all(batches: Iterable[Inputs], read: Callable[[Inputs, int], _T]) -> It
         while start < n:
             stop = n if most is None else min(n, start + most)
             try:
-                result = read(rows_of(batch, slice(start, stop)), row + start)
+                result = read(slice_batch(batch, slice(start, stop)), row + start)
             except torch.OutOfMemoryError as error:
                 if stop - start == 1:
                     raise torch.OutOfMemoryError(
@@ -63,7 +63,7 @@ def map_outputs(
     batches: Iterable[Inputs],
     *,
     likelihood: Likelihood = CATEGORICAL,
-    to_logits: ToLogits | None = None,
+    to_logits: ToOutputs | None = None,
 ) -> list[_T]:
     """Compute a function of each batch's outputs: the network in evaluation mode, left as it was.
 
@@ -86,7 +86,7 @@ def map_outputs(
         return function(outputs)
 
     device = next(module.parameters()).device
-    with visit(module), exact_mode(device), torch.no_grad():
+    with isolated(module), exact_mode(device), torch.no_grad():
         return list(read_all(batches, read))
 
 
@@ -95,7 +95,7 @@ def predicted_means(
     batches: Iterable[Inputs],
     *,
     likelihood: Likelihood = CATEGORICAL,
-    to_logits: ToLogits | None = None,
+    to_logits: ToOutputs | None = None,
 ) -> Tensor:
     """Predict the mean of each label's distribution.
 
@@ -153,7 +153,7 @@ def predict(
     batches: Iterable[Inputs],
     *,
     likelihood: Likelihood = CATEGORICAL,
-    to_logits: ToLogits | None = None,
+    to_logits: ToOutputs | None = None,
 ) -> Predictions:
     """Predict the label of each sample.
 
@@ -181,7 +181,7 @@ def direction_norms(
     batches: Iterable[Inputs],
     *,
     likelihood: Likelihood = CATEGORICAL,
-    to_logits: ToLogits | None = None,
+    to_logits: ToOutputs | None = None,
 ) -> Tensor:
     """Sum the squared norms of each row of R(x) over samples.
 
@@ -209,7 +209,7 @@ def directions_for_share(
     share: float,
     *,
     likelihood: Likelihood = CATEGORICAL,
-    to_logits: ToLogits | None = None,
+    to_logits: ToOutputs | None = None,
 ) -> int:
     """Find how many directions keep a share of the trace of R^T R.
 

@@ -1,31 +1,31 @@
-"""Per-sample gradients of any torch module's outputs at chosen parameter entries."""
+"""R(x) J(x): the per-sample Jacobian of any torch module at chosen entries, times given rows."""
 
-from skfishermask.jacobian.batch_jacobian import HELD_BYTES
-from skfishermask.jacobian.isolation import exact_mode, seeded, visit
+from skfishermask.jacobian.batch_jacobian import TENSOR_CACHE_BYTES
+from skfishermask.jacobian.isolation import exact_mode, isolated, seeded
 from skfishermask.jacobian.module_io import (
     Inputs,
     NonFiniteOutputError,
-    ToLogits,
+    ToOutputs,
     batch_length,
     first_output,
     output_layer,
     read_outputs,
-    rows_of,
+    slice_batch,
 )
 from skfishermask.jacobian.reader import JacobianReader
 
 __all__ = [
-    "HELD_BYTES",
+    "TENSOR_CACHE_BYTES",
     "Inputs",
     "JacobianReader",
     "NonFiniteOutputError",
-    "ToLogits",
+    "ToOutputs",
     "batch_length",
     "exact_mode",
     "first_output",
+    "isolated",
     "output_layer",
     "read_outputs",
-    "rows_of",
     "seeded",
-    "visit",
+    "slice_batch",
 ]

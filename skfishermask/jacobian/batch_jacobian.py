@@ -1,4 +1,4 @@
-"""Contracting one batch: a backward pass a direction, and the forms of all uses."""
+"""R(x) J(x) of one batch: a backward pass for each row of R, contracted sample by sample."""
 
 from __future__ import annotations
 
@@ -9,181 +9,192 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from skfishermask.jacobian.entries import Wanted
+from skfishermask.jacobian.entries import ParameterEntries
 from skfishermask.jacobian.isolation import exact_mode
-from skfishermask.jacobian.located_uses import Read, backward, outputs
-from skfishermask.jacobian.module_io import Inputs, rows_of
+from skfishermask.jacobian.located_uses import LocatedUse, backward, output_edges
+from skfishermask.jacobian.module_io import Inputs, slice_batch
 from skfishermask.jacobian.operations import Node
-from skfishermask.jacobian.per_sample import Budget, spread, squares_of_parameter
+from skfishermask.jacobian.per_sample import (
+    TensorCache,
+    scatter_to_entries,
+    squares_of_parameter,
+)
 
-# What is held of other operands through the backward passes of a batch.
-HELD_BYTES = 1 << 29
-# Gradients of whole parameters are asked for together up to so many numbers.
-_TOGETHER = 1 << 23
+# The most that is held of other operands through the backward passes of a batch.
+TENSOR_CACHE_BYTES = 1 << 29
+# Gradients of whole parameters are computed together up to this size, for a single sample.
+_MAX_NUMBERS_TOGETHER = 1 << 23
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A forward pass of a batch, and how its graph is to be read.
+class BatchJacobian:
+    """The Jacobian of a batch's outputs, in the form of its autograd graph.
 
     Attributes
     ----------
-    wanted : Wanted
-        What is read.
+    entries : ParameterEntries
+        The entries to read.
     run : callable
-        Gives a batch's checked logits.
+        Returns a batch's checked outputs.
     batch : tensor, list of tensors or dict of tensors
         On the network's device.
-    logits : Tensor of shape (n, C)
-        With their graph, which :meth:`embed` and :meth:`squares` free.
-    reads : dict of str to list of Read
+    outputs : Tensor of shape (n, ...)
+        With their graph, which :meth:`multiply` and :meth:`sum_of_squares` free.
+    uses : dict of str to list of LocatedUse
         Parameter name -> its uses.
-    loose : list of str
+    unsupported : list of str
         Names of the parameters that are read sample by sample.
     """
 
-    wanted: Wanted
+    entries: ParameterEntries
     run: Callable[[Inputs], Tensor]
     batch: Inputs
-    logits: Tensor
-    reads: Mapping[str, Sequence[Read]]
-    loose: Sequence[str]
+    outputs: Tensor
+    uses: Mapping[str, Sequence[LocatedUse]]
+    unsupported: Sequence[str]
 
-    def embed(self, rows: Tensor) -> Tensor:
-        """Contract the batch into its Fisher embedding.
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Compute R(x) J(x) of each sample.
 
         Parameters
         ----------
-        rows : Tensor of shape (n, r, C)
-            Directions R(x).
+        rows : Tensor of shape (n, r, ...)
+            R(x): r rows of the shape of a sample's outputs.
 
         Returns
         -------
         Tensor of shape (n, r, k)
             R(x) J(x) at the entries, in their order; in float32 at least.
         """
-        wanted = self.wanted
-        spans: dict[str, slice] = {}
-        start = 0
-        for name, index in wanted.entries.items():
-            if index is None:
-                raise ValueError("A reader of whole parameters has no entries to embed at.")
-            spans[name] = slice(start, start := start + len(index))
-        with exact_mode(wanted.device), torch.no_grad():
+        entries = self.entries
+        spans = self._spans()
+        with exact_mode(entries.device), torch.no_grad():
             n, r = rows.shape[:2]
-            out = torch.zeros(n, r, start, dtype=wanted.work, device=wanted.device)
-            budget, todo = Budget(HELD_BYTES), []
-            for name, reads in self.reads.items():
-                for part, nodes in wanted.parts(reads, wanted.entries[name], budget):
-                    todo.append((name, part, part.reader(), nodes))
-            groups = [nodes for *_, nodes in todo]
-            for i, gradients in self._directions(rows, groups, keep=budget.exceeded):
-                for name, part, read, nodes in todo:
-                    values = read([gradients[node] for node in nodes])
-                    width = spans[name].stop - spans[name].start
-                    out[:, i, spans[name]] += spread(part, values, width)
+            k = sum(span.stop - span.start for span in spans.values())
+            out = torch.zeros(n, r, k, dtype=entries.sum_dtype, device=entries.device)
+            cache, contractions = TensorCache(TENSOR_CACHE_BYTES), []
+            for name, uses in self.uses.items():
+                for group, nodes in entries.use_groups(uses, entries.indices[name], cache):
+                    contractions.append((spans[name], group, group.contraction(), nodes))
+            groups = [nodes for *_, nodes in contractions]
+            for i, gradients in self._backward_passes(rows, groups, keep_graph=cache.exceeded):
+                for span, group, contract, nodes in contractions:
+                    values = contract([gradients[node] for node in nodes])
+                    out[:, i, span] += scatter_to_entries(group, values, span.stop - span.start)
 
-            def take(s: int, i: int, name: str, gradient: Tensor) -> None:
-                out[s, i, spans[name]] = gradient[wanted.here[name]]
+            def store(s: int, i: int, name: str, gradient: Tensor) -> None:
+                out[s, i, spans[name]] = gradient[entries.device_indices[name]]
 
-            self._alone(rows, take)
+            self._read_sample_by_sample(rows, store)
         return out
 
-    def squares(self, rows: Tensor) -> dict[str, Tensor]:
-        """Sum the squares of R(x) J(x) of the batch over samples and directions.
+    def sum_of_squares(self, rows: Tensor) -> dict[str, Tensor]:
+        """Compute the squares of R(x) J(x), summed over samples and rows.
 
         Parameters
         ----------
-        rows : Tensor of shape (n, r, C)
-            Directions R(x).
+        rows : Tensor of shape (n, r, ...)
+            R(x): r rows of the shape of a sample's outputs.
 
         Returns
         -------
         dict of str to Tensor
             Parameter name -> tensor of the parameter's shape; in float32 at least.
         """
-        wanted = self.wanted
-        with exact_mode(wanted.device), torch.no_grad():
-            n = len(rows)
+        entries = self.entries
+        with exact_mode(entries.device), torch.no_grad():
             totals = {
-                name: torch.zeros(
-                    wanted.parameters[name].numel(), dtype=wanted.work, device=wanted.device
-                )
-                for name in wanted.entries
+                name: torch.zeros(p.numel(), dtype=entries.sum_dtype, device=entries.device)
+                for name, p in entries.parameters.items()
             }
-            budget, single, several = Budget(HELD_BYTES), [], []
-            for name, reads in self.reads.items():
-                parts = wanted.parts(reads, None, budget)
-                if len(parts) == 1 and parts[0][0].which is None:
-                    [(part, nodes)] = parts
-                    single.append((name, part, part.squares(), nodes))
-                elif parts:
-                    several.append((name, parts))
+            cache, single, several = TensorCache(TENSOR_CACHE_BYTES), [], []
+            for name, uses in self.uses.items():
+                use_groups = entries.use_groups(uses, None, cache)
+                if len(use_groups) == 1 and use_groups[0][0].entry_index is None:
+                    [(group, nodes)] = use_groups
+                    single.append((name, group, group.square_sums(), nodes))
+                elif use_groups:
+                    several.append((name, use_groups))
             groups = [nodes for *_, nodes in single]
-            groups += [nodes for _, parts in several for _, nodes in parts]
-            for _, gradients in self._directions(rows, groups, keep=budget.exceeded):
-                for name, part, square, nodes in single:
-                    found = square([gradients[node] for node in nodes])
-                    totals[name] += found if part.place is None else found[part.place]
-                for name, parts in several:
-                    given = [[gradients[node] for node in nodes] for _, nodes in parts]
+            groups += [nodes for _, use_groups in several for _, nodes in use_groups]
+            for _, gradients in self._backward_passes(rows, groups, keep_graph=cache.exceeded):
+                for name, group, square, nodes in single:
+                    squares = square([gradients[node] for node in nodes])
+                    index = group.operand_index
+                    totals[name] += squares if index is None else squares[index]
+                for name, use_groups in several:
                     totals[name] += squares_of_parameter(
-                        [part for part, _ in parts], given, n, totals[name].numel()
+                        [group for group, _ in use_groups],
+                        [[gradients[node] for node in nodes] for _, nodes in use_groups],
+                        len(rows),
+                        totals[name].numel(),
                     )
 
-            def take(s: int, i: int, name: str, gradient: Tensor) -> None:
-                totals[name] += gradient.to(wanted.work).square()
+            def add(s: int, i: int, name: str, gradient: Tensor) -> None:
+                totals[name] += gradient.to(entries.sum_dtype).square()
 
-            self._alone(rows, take)
-        return {name: t.view(wanted.parameters[name].shape) for name, t in totals.items()}
+            self._read_sample_by_sample(rows, add)
+        return {name: t.view(entries.parameters[name].shape) for name, t in totals.items()}
 
-    def _directions(
-        self, rows: Tensor, groups: Sequence[Sequence[Node]], *, keep: bool
+    def _spans(self) -> dict[str, slice]:
+        """Return the columns of each parameter's entries."""
+        spans: dict[str, slice] = {}
+        start = 0
+        for name, index in self.entries.indices.items():
+            if index is None:
+                raise ValueError("A reader of whole parameters has no entries to multiply at.")
+            spans[name] = slice(start, start := start + len(index))
+        return spans
+
+    def _backward_passes(
+        self, rows: Tensor, groups: Sequence[Sequence[Node]], *, keep_graph: bool
     ) -> Iterator[tuple[int, dict[Node, Tensor]]]:
-        """Run a backward pass a direction, to the outputs of these operations.
+        """Run a backward pass for each row, to the outputs of these operations.
 
-        The last one frees the graph, unless `keep` says that it is still read.
+        The last one frees the graph, unless tensors that it has saved are still needed.
         """
-        edges = outputs(node for group in groups for node in group)
+        edges = output_edges(node for group in groups for node in group)
         if not edges:
             return
-        rows = rows.to(self.logits.dtype)
+        rows = rows.to(self.outputs.dtype)
         for i in range(rows.shape[1]):
-            last = i == rows.shape[1] - 1 and not keep
-            yield i, backward(self.logits, edges, rows[:, i], last=last)
+            last = i == rows.shape[1] - 1 and not keep_graph
+            yield i, backward(self.outputs, edges, rows[:, i], last=last)
 
-    def _alone(self, rows: Tensor, take: Callable[[int, int, str, Tensor], None]) -> None:
-        """Read the loose parameters of each sample alone; of a single one, all parameters."""
-        wanted, n = self.wanted, len(rows)
-        names = self.loose if n > 1 else [*wanted.entries]
-        if not names or not self.logits.requires_grad:
+    def _read_sample_by_sample(
+        self, rows: Tensor, store: Callable[[int, int, str, Tensor], None]
+    ) -> None:
+        """Read the unsupported parameters of each sample alone; of a single one, all parameters."""
+        entries, n = self.entries, len(rows)
+        names = self.unsupported if n > 1 else [*entries.indices]
+        if not names or not self.outputs.requires_grad:
             return
         for s in range(n):
-            logits = self.logits
+            outputs = self.outputs
             if n > 1:
                 with torch.enable_grad():
-                    logits = self.run(rows_of(self.batch, slice(s, s + 1)))
-            _gradients_of_one(
-                logits,
-                {name: wanted.parameters[name] for name in names},
-                rows[s].to(logits.dtype),
-                partial(take, s),
+                    outputs = self.run(slice_batch(self.batch, slice(s, s + 1)))
+            _read_sample(
+                outputs,
+                {name: entries.parameters[name] for name in names},
+                rows[s].to(outputs.dtype),
+                partial(store, s),
             )
 
 
-def _gradients_of_one(
-    logits: Tensor,
+def _read_sample(
+    outputs: Tensor,
     parameters: Mapping[str, Tensor],
     rows: Tensor,
-    take: Callable[[int, str, Tensor], None],
+    store: Callable[[int, str, Tensor], None],
 ) -> None:
-    """Hand each direction's gradient of each parameter over, flat, for a single sample."""
-    if not logits.requires_grad:
+    """Call `store` with each row's gradient of each parameter, flat, for a single sample."""
+    if not outputs.requires_grad:
         return
     groups: list[list[str]] = [[]]
     size = 0
     for name, p in parameters.items():
-        if groups[-1] and size + p.numel() > _TOGETHER:
+        if groups[-1] and size + p.numel() > _MAX_NUMBERS_TOGETHER:
             groups.append([])
             size = 0
         groups[-1].append(name)
@@ -192,7 +203,7 @@ def _gradients_of_one(
         for group in groups:
             last = i == len(rows) - 1 and group is groups[-1]
             gradients = torch.autograd.grad(
-                logits,
+                outputs,
                 [parameters[name] for name in group],
                 row[None],
                 retain_graph=not last,
@@ -200,6 +211,6 @@ def _gradients_of_one(
             )
             for name, g in zip(group, gradients, strict=True):
                 if g is not None:
-                    take(i, name, (g.to_dense() if g.is_sparse else g).flatten())
+                    store(i, name, (g.to_dense() if g.is_sparse else g).flatten())
             # Before the next ones are made: they may be as large as a table.
             del gradients, g

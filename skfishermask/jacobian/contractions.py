@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A batched product is so much faster per multiply-add than gathering both factors.
+# How much faster per multiply-add a batched product is than gathering both factors, about.
 _PRODUCT_ADVANTAGE = 32
-# Temporaries are kept under about so many numbers ...
-_CHUNK = 1 << 24
-# ... and on a CPU, where squares are summed while the products are in the cache, under so many.
-_CACHED = 1 << 19
-# Products of so many numbers are made sample by sample there.
-_LARGE = 1 << 16
+# Temporary tensors are kept about this small ...
+_CHUNK_NUMBERS = 1 << 24
+# ... and on a CPU this small, where squares are summed while the products are in its cache.
+_CPU_CACHE_NUMBERS = 1 << 19
+# From this size on, the product of each sample is made by itself there.
+_LARGE_PRODUCT_NUMBERS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Pairs:
+class FeaturePairs:
     """Pairs of a left and a right feature.
 
     Attributes
@@ -26,7 +26,7 @@ class Pairs:
     left, right : Tensor of int64
         The features that occur, increasing.
     i, j : Tensor of int64
-        Of each pair, the places of its features in these.
+        Of each pair, the positions of its features in these.
     """
 
     left: Tensor
@@ -35,26 +35,28 @@ class Pairs:
     j: Tensor
 
     @classmethod
-    def of(cls, place: Tensor, groups: int, left: int, right: int, device: torch.device) -> Pairs:
-        """Find the features of places in (groups, left, right), on the CPU; move them.
+    def at(
+        cls, index: Tensor, groups: int, left: int, right: int, device: torch.device
+    ) -> FeaturePairs:
+        """Return the pairs at flat indices, on the CPU, of an operand (groups, left, right).
 
         Features are counted through all groups.
         """
-        group = place // (left * right)
-        lefts, i = torch.unique(group * left + place // right % left, return_inverse=True)
-        rights, j = torch.unique(group * right + place % right, return_inverse=True)
+        group = index // (left * right)
+        lefts, i = torch.unique(group * left + index // right % left, return_inverse=True)
+        rights, j = torch.unique(group * right + index % right, return_inverse=True)
         return cls(*(t.to(device) for t in (lefts, rights, i, j)))
 
 
-def sums_of_pairs(left: Tensor, right: Tensor, pairs: Pairs) -> Tensor:
+def sums_of_pairs(left: Tensor, right: Tensor, pairs: FeaturePairs) -> Tensor:
     """Sum left[:, i] * right[:, j] over positions.
 
     Parameters
     ----------
     left, right : Tensor of shape (n, features that occur, positions)
         The factors.
-    pairs : Pairs
-        Which to multiply.
+    pairs : FeaturePairs
+        The pairs to multiply.
 
     Returns
     -------
@@ -66,15 +68,15 @@ def sums_of_pairs(left: Tensor, right: Tensor, pairs: Pairs) -> Tensor:
         return left[:, :, 0].index_select(1, i).mul_(right[:, :, 0].index_select(1, j))
     if n_left * n_right <= _PRODUCT_ADVANTAGE * len(i):
         return torch.bmm(left, right.mT).flatten(1).index_select(1, i * n_right + j)
-    step = max(1, _CHUNK // (n * length))
-    parts = zip(i.split(step), j.split(step), strict=True)
+    step = max(1, _CHUNK_NUMBERS // (n * length))
+    chunks = zip(i.split(step), j.split(step), strict=True)
     return torch.cat(
-        [left.index_select(1, a).mul_(right.index_select(1, b)).sum(2) for a, b in parts], 1
+        [left.index_select(1, a).mul_(right.index_select(1, b)).sum(2) for a, b in chunks], 1
     )
 
 
 def squares_of_products(left: Tensor, right: Tensor) -> Tensor:
-    """Sum (left @ right)^2 over samples.
+    """BroadcastGrad (left @ right)^2 over samples.
 
     Parameters
     ----------
@@ -92,18 +94,19 @@ def squares_of_products(left: Tensor, right: Tensor) -> Tensor:
     if length == 1:
         return torch.einsum("nga,ngb->gab", left[..., 0].square(), right[:, :, 0].square())
     total = left.new_zeros(groups, a, b)
-    if left.is_cpu and a * b >= _LARGE:
-        step = max(1, _CACHED // b)
+    if left.is_cpu and a * b >= _LARGE_PRODUCT_NUMBERS:
+        step = max(1, _CPU_CACHE_NUMBERS // b)
         buffer = left.new_empty(min(a, step), b)
         for group in range(groups):
-            for some, into in zip(
-                left[:, group].split(step, 1), total[group].split(step), strict=True
-            ):
-                block = buffer[: len(into)]
-                for x, y in zip(some, right[:, group], strict=True):
-                    into.addcmul_(torch.mm(x, y, out=block), block)
+            chunks = zip(left[:, group].split(step, 1), total[group].split(step), strict=True)
+            for chunk, chunk_total in chunks:
+                block = buffer[: len(chunk_total)]
+                for x, y in zip(chunk, right[:, group], strict=True):
+                    chunk_total.addcmul_(torch.mm(x, y, out=block), block)
         return total
-    step = min(n, max(1, (_CACHED if left.is_cpu else _CHUNK) // (groups * a * b)))
+    step = min(
+        n, max(1, (_CPU_CACHE_NUMBERS if left.is_cpu else _CHUNK_NUMBERS) // (groups * a * b))
+    )
     buffer = left.new_empty(step * groups, a, b)
     for x, y in zip(left.split(step), right.split(step), strict=True):
         block = buffer[: len(x) * groups]
@@ -112,17 +115,17 @@ def squares_of_products(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def added_rows(n: int, index: Tensor, rows: Tensor) -> Tensor:
-    """Add rows at their indices, in an order that is always the same.
+def scatter_add_rows(n: int, index: Tensor, rows: Tensor) -> Tensor:
+    """Add rows up by index, in the same order at every call.
 
     Parameters
     ----------
     n : int
         Length of the result.
     index : Tensor of shape (rows,)
-        Where each is added.
+        The row of the result that each is added to.
     rows : Tensor of shape (rows, ...)
-        What is added.
+        The rows.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The wanted entries of a network's parameters, and where they stand in a batch's operands."""
+"""The entries of a network's parameters to read, and where they lie in a batch's operands."""
 
 from __future__ import annotations
 
@@ -8,125 +8,131 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from skfishermask.jacobian.contractions import Pairs
-from skfishermask.jacobian.gradient_forms import Form, Outer
+from skfishermask.jacobian.contractions import FeaturePairs
+from skfishermask.jacobian.gradient_forms import Form, OuterProductGrad
 from skfishermask.jacobian.graph import Use
-from skfishermask.jacobian.located_uses import Read
+from skfishermask.jacobian.located_uses import LocatedUse
 from skfishermask.jacobian.operations import Node
-from skfishermask.jacobian.per_sample import Budget, Part
-from skfishermask.jacobian.views import Places
+from skfishermask.jacobian.per_sample import TensorCache, UseGroup
+from skfishermask.jacobian.views import EntryPositions
 
-_Located = tuple[Tensor | None, Tensor | None, Pairs | None]
+_OperandPositions = tuple[Tensor | None, Tensor | None, FeaturePairs | None]
 
 
-class Wanted:
-    """Which entries of which parameters of a network are wanted.
+class ParameterEntries:
+    """The entries of a network's parameters to read.
 
     Parameters
     ----------
     module : nn.Module
         The network.
-    entries : dict of str to Tensor, optional
-        Parameter name -> flat indices of the wanted entries, int64, on the CPU. None: all.
+    indices : dict of str to Tensor, optional
+        Parameter name -> flat indices of the entries, int64, on the CPU. None: all.
 
     Attributes
     ----------
     parameters : dict of str to Parameter
-        Those of which any are wanted.
-    entries, here : dict of str to Tensor or None
+        Those with entries to read.
+    indices, device_indices : dict of str to Tensor or None
         As given, on the CPU and on the network's device; None: all of the parameter.
     device, dtype : torch.device, torch.dtype
         The network's.
-    work : torch.dtype
-        In which sums are made.
+    sum_dtype : torch.dtype
+        The dtype of sums.
 
     Raises
     ------
     ValueError
-        If the parameters differ in dtype or device, or `entries` names an unknown one.
+        If the parameters differ in dtype or device, or `indices` names an unknown one.
     """
 
-    def __init__(self, module: nn.Module, entries: Mapping[str, Tensor] | None) -> None:
+    def __init__(self, module: nn.Module, indices: Mapping[str, Tensor] | None) -> None:
         parameters = dict(module.named_parameters())
-        self.entries: dict[str, Tensor | None] = dict(entries or dict.fromkeys(parameters))
-        unknown = [name for name in self.entries if name not in parameters]
+        self.indices: dict[str, Tensor | None] = dict(indices or dict.fromkeys(parameters))
+        unknown = [name for name in self.indices if name not in parameters]
         if unknown:
             raise ValueError(f"The module has no parameter {unknown[0]!r}.")
-        self.device, self.dtype = _one_kind(parameters)
+        self.device, self.dtype = _device_and_dtype(parameters)
         # Sums of 16-bit numbers are made in 32 bits.
-        self.work = torch.promote_types(self.dtype, torch.float32)
-        self.parameters = {name: parameters[name] for name in self.entries}
-        self.here = {
+        self.sum_dtype = torch.promote_types(self.dtype, torch.float32)
+        self.parameters = {name: parameters[name] for name in self.indices}
+        self.device_indices = {
             name: None if index is None else index.to(self.device)
-            for name, index in self.entries.items()
+            for name, index in self.indices.items()
         }
-        self._located: dict[Hashable, _Located] = {}
+        self._positions: dict[Hashable, _OperandPositions] = {}
 
-    def some(self, name: str, most: int) -> Tensor:
-        """Give some of the wanted entries of a parameter, spread over all."""
-        index = self.entries[name]
+    def sample(self, name: str, max_entries: int) -> Tensor:
+        """Return at most `max_entries` of a parameter's entries, at equal distances."""
+        index = self.indices[name]
         size = self.parameters[name].numel() if index is None else len(index)
-        some = torch.linspace(0, size - 1, min(size, most), dtype=torch.float64).long()
+        some = torch.linspace(0, size - 1, min(size, max_entries), dtype=torch.float64).long()
         return some if index is None else index[some]
 
-    def parts(
-        self, reads: Sequence[Read], index: Tensor | None, budget: Budget, *, sampled: bool = False
-    ) -> list[tuple[Part, list[Node]]]:
-        """Put the uses of one parameter together that can be read together.
+    def use_groups(
+        self,
+        uses: Sequence[LocatedUse],
+        index: Tensor | None,
+        cache: TensorCache,
+        *,
+        sampled: bool = False,
+    ) -> list[tuple[UseGroup, list[Node]]]:
+        """Group the uses of one parameter that can be contracted together.
 
-        Unless they are `sampled`, the places of the entries are remembered for other batches.
+        Unless the entries are `sampled`, their positions are kept for other batches.
         """
-        together: dict[Hashable, list[Read]] = defaultdict(list)
-        lasting: dict[Hashable, bool] = {}
-        for read in reads:
-            alike, lasts = _alike(read)
-            together[alike].append(read)
-            lasting[alike] = lasts and not sampled
-        parts = []
-        for alike, some in together.items():
-            located = self._located.get(alike) if lasting[alike] else None
-            if located is None:
-                located = self._locate(some[0].use, some[0].form, index)
-            if lasting[alike]:
-                self._located[alike] = located
-            which, place, pairs = located
-            if which is not None and len(which) == 0:
+        groups: dict[Hashable, list[LocatedUse]] = defaultdict(list)
+        reusable: dict[Hashable, bool] = {}
+        for one in uses:
+            key, is_reusable = _group_key(one)
+            groups[key].append(one)
+            reusable[key] = is_reusable and not sampled
+        result = []
+        for key, group in groups.items():
+            positions = self._positions.get(key) if reusable[key] else None
+            if positions is None:
+                positions = self._operand_positions(group[0].use, group[0].form, index)
+            if reusable[key]:
+                self._positions[key] = positions
+            entry_index, operand_index, pairs = positions
+            if entry_index is not None and len(entry_index) == 0:
                 continue
-            part = Part(
-                [read.form for read in some],
-                [read.arranged for read in some],
-                which,
-                place,
+            use_group = UseGroup(
+                [one.form for one in group],
+                [one.layout for one in group],
+                entry_index,
+                operand_index,
                 pairs,
-                self.work,
-                budget,
+                self.sum_dtype,
+                cache,
             )
-            parts.append((part, [read.use.node for read in some]))
-        return parts
+            result.append((use_group, [one.use.node for one in group]))
+        return result
 
-    def _locate(self, use: Use, form: Form, index: Tensor | None) -> _Located:
-        which, place = Places(self.parameters[use.name].shape, use.views).of(index)
+    def _operand_positions(self, use: Use, form: Form, index: Tensor | None) -> _OperandPositions:
+        found = EntryPositions(self.parameters[use.name].shape, use.views).find(index)
+        entry_index, operand_index = found
         pairs = None
-        if isinstance(form, Outer) and index is not None:
-            assert place is not None
-            pairs = Pairs.of(place, form.groups, form.left, form.right, self.device)
-        which, place = (None if t is None else t.to(self.device) for t in (which, place))
-        return which, place, pairs
+        if isinstance(form, OuterProductGrad) and index is not None:
+            assert operand_index is not None
+            pairs = FeaturePairs.at(operand_index, form.groups, form.left, form.right, self.device)
+        entry_index, operand_index = (None if t is None else t.to(self.device) for t in found)
+        return entry_index, operand_index, pairs
 
 
-def _alike(read: Read) -> tuple[Hashable, bool]:
-    """Say with which other uses one can be read; and whether that holds for other batches too."""
-    keys = [step.key for step in read.use.views]
-    form: Hashable = "sum"
-    if isinstance(read.form, Outer):
-        kind = read.form
-        form = type(kind), kind.groups, kind.left, kind.right, kind.fixed_is_left
-    if None in keys:
-        return (read.use.name, id(read.use.node), read.use.slot, form), False
-    return (read.use.name, tuple(keys), form), True
+def _group_key(located: LocatedUse) -> tuple[Hashable, bool]:
+    """Return what uses of one group have in common, and whether it is so in every batch."""
+    use, grad = located.use, located.form
+    views = [step.key for step in use.views]
+    kind: Hashable = "broadcast"
+    if isinstance(grad, OuterProductGrad):
+        kind = type(grad), grad.groups, grad.left, grad.right, grad.saved_is_left
+    if None in views:
+        return (use.name, id(use.node), use.operand, kind), False
+    return (use.name, tuple(views), kind), True
 
 
-def _one_kind(parameters: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(parameters: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype]:
     kinds = {(str(p.dtype), str(p.device)) for p in parameters.values()}
     if len(kinds) != 1:
         found = ", ".join(f"{dtype} on {device}" for dtype, device in sorted(kinds))

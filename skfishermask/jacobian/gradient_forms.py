@@ -1,9 +1,10 @@
-"""The two forms that an operand's per-sample gradient has.
+"""The two forms of the per-sample gradient of an operand.
 
-In an :class:`Outer` product (linear layers, convolutions, tables) an entry's gradient is a sum over
-positions of one feature of the other operand times one of the output's gradient; in a :class:`Sum`
-(biases, normalisations, broadcasting) it is the output's gradient itself, perhaps times a factor,
-summed over all that the entry was broadcast to. Neither forms the operand anew for each sample.
+In an outer product (:class:`OuterProductGrad`: linear layers, convolutions, tables) the gradient of
+an entry is a sum over positions of one feature of the other operand times one of the output's
+gradient. Of an operand that is broadcast (:class:`BroadcastGrad`: biases, normalisations) it is the
+output's gradient itself, perhaps times a factor, summed over all that the entry was broadcast to.
+Neither form copies the operand for each sample.
 """
 
 from __future__ import annotations
@@ -14,68 +15,68 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Features = Tensor | None
-"""Numbers of features, int64; None: all."""
+"""Indices of features, int64; None: all."""
 
 
 @dataclass(frozen=True)
-class Outer:
+class OuterProductGrad:
     """Sums over positions of left feature x right feature.
 
-    The operand, flattened, is (groups, left, right). One side is the other operand and stays the
-    same for all gradients; the other side is made of the gradient at the output. Rows come first,
-    and belong to a sample each.
+    The operand, flattened, is (groups, left, right). One side is the saved other operand, the same
+    for all gradients; the other side is made of the gradient at the output. Rows come first, and
+    each belongs to one sample.
 
     Attributes
     ----------
     groups, left, right : int
         Numbers of groups, and of features of each side in a group.
-    fixed : callable
+    saved_side : callable
         Features (counted through all groups) -> (rows, features, positions).
-    moving : callable
+    grad_side : callable
         Gradient at the output, features -> the same for the other side.
-    fixed_is_left : bool
-        Which side is which.
-    blocks : callable, optional
-        Gives all features of the fixed side as (rows, positions, groups, features), in another
+    saved_is_left : bool
+        Whether the saved side is the left one.
+    saved_blocks : callable, optional
+        Returns all features of the saved side as (rows, positions, groups, features), in another
         order, where that is faster to make.
-    restored : callable, optional
-        Turns (groups, left, right) in that order into the operand's.
+    restore_order : callable, optional
+        Maps (groups, left, right) in that order to the operand's.
     """
 
     groups: int
     left: int
     right: int
-    fixed: Callable[[Features], Tensor]
-    moving: Callable[[Tensor, Features], Tensor]
-    fixed_is_left: bool = True
-    blocks: Callable[[], Tensor] | None = None
-    restored: Callable[[Tensor], Tensor] | None = None
+    saved_side: Callable[[Features], Tensor]
+    grad_side: Callable[[Tensor, Features], Tensor]
+    saved_is_left: bool = True
+    saved_blocks: Callable[[], Tensor] | None = None
+    restore_order: Callable[[Tensor], Tensor] | None = None
 
     @property
     def axes(self) -> Sequence[int]:
-        """Axes that rows may run along."""
+        """The axes that rows may lie along."""
         return (0,)
 
     def rows(self, g: Tensor, axis: int) -> Tensor:
-        """View a gradient at the output as rows."""
-        return self.moving(g, None)
+        """Return a gradient at the output as rows."""
+        return self.grad_side(g, None)
 
 
 @dataclass(frozen=True)
-class Table(Outer):
-    """An outer product whose left features are the table's rows, one-hot.
+class EmbeddingGrad(OuterProductGrad):
+    """An outer product with one-hot left features: the rows of a table that are looked up.
 
     Attributes
     ----------
     ids : Tensor of shape (rows,)
-        Which row of the table was taken; -1: one that gets no gradient.
+        The row of the table that is looked up; -1: one that gets no gradient.
     """
 
     ids: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Sum:
+class BroadcastGrad:
     """Sums of the output's gradient over what an entry was broadcast to.
 
     Attributes
@@ -83,11 +84,11 @@ class Sum:
     shape : tuple of int
         The operand's, with as many axes as the output's gradient.
     factor : callable, optional
-        What the gradient is multiplied by: a tensor that can be broadcast to it.
+        Returns what the gradient is multiplied by: a tensor that can be broadcast to it.
     view : callable, optional
-        Views the gradient, where its own axes would not do.
+        Maps the gradient to one with the axes of `shape`, where its own differ.
     scale : float
-        Multiplies it.
+        Multiplies the sums.
     """
 
     shape: tuple[int, ...]
@@ -97,12 +98,12 @@ class Sum:
 
     @property
     def axes(self) -> Sequence[int]:
-        """Axes that rows may run along."""
+        """The axes that rows may lie along."""
         return [axis for axis, size in enumerate(self.shape) if size == 1]
 
     def rows(self, g: Tensor, axis: int) -> Tensor:
-        """View a gradient at the output as rows."""
+        """Return a gradient at the output as rows."""
         return self.view(g).movedim(axis, 0)
 
 
-Form = Outer | Sum
+Form = OuterProductGrad | BroadcastGrad

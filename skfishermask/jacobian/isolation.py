@@ -296,7 +296,7 @@ def _own_precisions(operations: Sequence[_Precise]) -> list[str]:
 
 
 @contextmanager
-def visit(module: nn.Module, wanted: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+def isolated(module: nn.Module, wanted: Iterable[nn.Parameter] = ()) -> Iterator[None]:
     """Put a network into evaluation mode with only some parameters trainable, then put all back.
 
     Afterwards, also after an exception, all of this is what it was: every submodule's

@@ -1,4 +1,4 @@
-"""The uses of parameters in a batch's graph, and whose the rows of each are."""
+"""The uses of parameters in a batch's graph, and which rows of each belong to which sample."""
 
 from __future__ import annotations
 
@@ -18,146 +18,157 @@ from skfishermask.jacobian.operations import Node, operation_of
 from skfishermask.jacobian.rules import form_of
 from skfishermask.jacobian.sample_layout import (
     SHARED,
-    Arrangement,
-    arrangement,
+    SampleLayout,
     coded_weights,
-    owners,
+    find_layout,
     radix,
+    sample_of_row,
 )
 
 K = TypeVar("K")
 
 
 @dataclass(frozen=True)
-class Read:
-    """A use, the form of its gradient, and whose its rows are; in one batch."""
+class LocatedUse:
+    """A use, the form of its gradient, and which of its rows belong to which sample."""
 
     use: Use
     form: Form
-    arranged: Arrangement
+    layout: SampleLayout
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What two backward passes or more say of a graph.
+class LayoutProbe:
+    """What a few backward passes with coded weights show of a graph.
 
     Attributes
     ----------
-    arranged : list of Arrangement or None
-        For each use; None: its rows are no sample's, or no rule covers it.
-    lasting : bool
-        Whether that holds for all batches whose graph has the same signature.
+    layouts : list of SampleLayout or None
+        For each use; None: rows belong to several samples, or no rule covers the use.
+    reusable : bool
+        Whether the layouts hold for all batches with a graph of the same signature.
     gradients : dict of node to Tensor
-        At the outputs of the operations, in one of the backward passes.
-    whole : dict of str to Tensor
-        Autograd's own gradients of the parameters that were asked for, in the same pass.
+        At the outputs of the operations, in the first of the backward passes.
+    parameter_gradients : dict of str to Tensor
+        Autograd's own gradients of the given parameters, in the same pass.
     """
 
-    arranged: Sequence[Arrangement | None]
-    lasting: bool
+    layouts: Sequence[SampleLayout | None]
+    reusable: bool
     gradients: Mapping[Node, Tensor]
-    whole: Mapping[str, Tensor]
+    parameter_gradients: Mapping[str, Tensor]
 
 
-def find_rows(
-    logits: Tensor,
+def probe_layouts(
+    outputs: Tensor,
     graph: Graph,
     uses: Sequence[Use],
     constants: Collection[int],
     parameters: Mapping[str, Tensor],
-) -> Finding:
-    """Find whose the rows of each use are.
+) -> LayoutProbe:
+    """Find which rows of each use belong to which sample.
 
     Parameters
     ----------
-    logits : Tensor of shape (n, C)
+    outputs : Tensor of shape (n, ...)
         Of several samples.
     graph : Graph
-        Theirs.
+        Of the outputs.
     uses : sequence of Use
-        In it.
+        In the graph.
     constants : collection of int
         As for `groups_that_mix`.
     parameters : dict of str to Tensor
-        Whose own gradients are wanted, too.
+        Those to return autograd's own gradients of.
     """
-    n = len(logits)
-    generator = torch.Generator().manual_seed(0)
-    # No weight is small: what gets no gradient here gets none in any direction.
-    base = torch.rand(logits.shape, generator=generator, dtype=torch.float64) + 0.5
-    base = base.to(logits.device, logits.dtype)
+    n = len(outputs)
     forms = [form_of(use) for use in uses]
     mixing = groups_that_mix(graph, constants)
     nodes = [use.node for use, form in zip(uses, forms, strict=True) if form is not None]
-    edges = outputs([*nodes, *(node for node, _ in mixing or ())])
-    own = {name: get_gradient_edge(p) for name, p in parameters.items()}
+    edges = output_edges([*nodes, *(node for node, _ in mixing or ())])
     if not edges:
-        return Finding([None] * len(uses), False, {}, {})
+        return LayoutProbe([None] * len(uses), False, {}, {})
+    parameter_edges = {name: get_gradient_edge(p) for name, p in parameters.items()}
     n_digits = radix({node._input_metadata[0].dtype for node in edges})
-    both = backward(logits, {**edges, **own}, base, last=False)
-    first = {node: both[node] for node in edges if node in both}
-    passes = [first]
+    base = _base_weights(outputs)
+    first = backward(outputs, {**edges, **parameter_edges}, base, last=False)
+    gradients = {node: first[node] for node in edges if node in first}
+    passes = [gradients]
     for weights in coded_weights(base, n_digits):
-        passes.append(backward(logits, edges, weights, last=False))
+        passes.append(backward(outputs, edges, weights, last=False))
 
     def at(node: Node) -> list[Tensor]:
-        return [gradients[node] for gradients in passes]
+        return [found[node] for found in passes]
 
-    def arranged(use: Use, form: Form | None) -> Arrangement | None:
-        if form is None or use.node not in first:
+    def layout(use: Use, form: Form | None) -> SampleLayout | None:
+        if form is None or use.node not in gradients:
             return None
-        return arrangement(form.rows, form.axes, at(use.node), n, n_digits)
+        return find_layout(form.rows, form.axes, at(use.node), n, n_digits)
 
-    found = [arranged(use, form) for use, form in zip(uses, forms, strict=True)]
-    reads, _ = resolved(uses, found)
-    lasting = (
+    layouts = [layout(use, form) for use, form in zip(uses, forms, strict=True)]
+    located, _ = locate_uses(uses, layouts)
+    reusable = (
         mixing is not None
-        and all(read.arranged.lasting for read in reads)
+        and all(one.layout.reusable for one in located)
         and all(
-            bool((owners([view(g) for g in at(node)], n, n_digits) != SHARED).all())
-            for node, view in mixing
-            if node in first
+            bool((sample_of_row([grouped(g) for g in at(node)], n, n_digits) != SHARED).all())
+            for node, grouped in mixing
+            if node in gradients
         )
     )
-    return Finding(found, lasting, first, {name: both[name] for name in parameters if name in both})
+    own = {name: first[name] for name in parameters if name in first}
+    return LayoutProbe(layouts, reusable, gradients, own)
 
 
-def resolved(
-    uses: Sequence[Use], found: Sequence[Arrangement | None]
-) -> tuple[list[Read], dict[str, str]]:
-    """Decide which uses to read, and which parameters are loose, with the reason.
+def _base_weights(outputs: Tensor) -> Tensor:
+    """Return random weights of all outputs, the same in every call.
 
-    A use that may be a view is one where its rows are no sample's: then the uses of its output
-    count.
+    No weight is small: an operation that gets no gradient here gets none for any other weights.
     """
-    reads: list[Read] = []
-    loose: dict[str, str] = {}
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(outputs.shape, generator=generator, dtype=torch.float64) + 0.5
+    return base.to(outputs.device, outputs.dtype)
+
+
+def locate_uses(
+    uses: Sequence[Use], layouts: Sequence[SampleLayout | None]
+) -> tuple[list[LocatedUse], dict[str, str]]:
+    """Decide which uses to contract, and which parameters are unsupported, with the reason.
+
+    A use that may be a view is one where its rows belong to no single sample: then the uses of its
+    output count.
+    """
+    located: list[LocatedUse] = []
+    unsupported: dict[str, str] = {}
     settled: dict[str, set[Node]] = defaultdict(set)
-    for use, arranged in zip(uses, found, strict=True):
+    for use, layout in zip(uses, layouts, strict=True):
         if any(step.node in settled[use.name] for step in use.views):
             continue
         if 0 in use.node._input_metadata[0].shape:
             settled[use.name].add(use.node)
-        elif arranged is not None:
+        elif layout is not None:
             form = form_of(use)
             assert form is not None
             settled[use.name].add(use.node)
-            reads.append(Read(use, form, arranged))
+            located.append(LocatedUse(use, form, layout))
         elif operation_of(use.node).view is None:
-            loose.setdefault(use.name, use.operation)
-    return [read for read in reads if read.use.name not in loose], loose
+            unsupported.setdefault(use.name, use.operation)
+    return [one for one in located if one.use.name not in unsupported], unsupported
 
 
-def outputs(nodes: Iterable[Node]) -> dict[Node, GradientEdge]:
-    """Name the outputs of nodes, for `backward`."""
+def output_edges(nodes: Iterable[Node]) -> dict[Node, GradientEdge]:
+    """Return the edges at the outputs of nodes, for `backward`."""
     return {node: GradientEdge(cast(torch.autograd.graph.Node, node), 0) for node in nodes}
 
 
 def backward(
-    logits: Tensor, wanted: Mapping[K, GradientEdge], weights: Tensor, *, last: bool
+    outputs: Tensor, edges: Mapping[K, GradientEdge], weights: Tensor, *, last: bool
 ) -> dict[K, Tensor]:
-    """Give the gradients of sum(weights * logits) at parameters and outputs that get any."""
+    """Compute the gradients of sum(weights * outputs) at those edges that get any.
+
+    The `last` backward pass frees the graph.
+    """
     found = torch.autograd.grad(
-        logits, [*wanted.values()], grad_outputs=weights, retain_graph=not last, allow_unused=True
+        outputs, [*edges.values()], grad_outputs=weights, retain_graph=not last, allow_unused=True
     )
-    return {key: g for key, g in zip(wanted, found, strict=True) if g is not None}
+    return {key: g for key, g in zip(edges, found, strict=True) if g is not None}

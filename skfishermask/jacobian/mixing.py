@@ -1,8 +1,8 @@
-"""Whether it follows from the shapes of a batch alone which rows belong to which sample.
+"""Whether the shapes of a batch alone decide which rows belong to which sample.
 
-Where it does, what is found on one batch holds for every batch whose graph has the same
-operations on the same shapes. Where rows go by their values (routed experts, packed sequences,
-operations that are not in the table), it must be found anew in every batch.
+Where they do, what is found on one batch holds for every batch with the same operations on the same
+shapes. Where values decide (routed experts, packed sequences, operations that are not in the
+table), samples are located anew in every batch.
 """
 
 from __future__ import annotations
@@ -15,53 +15,53 @@ from torch import Tensor
 from skfishermask.jacobian.graph import Graph
 from skfishermask.jacobian.operations import Mixing, Node, operation_of, signed
 
-Grouped = Callable[[Tensor], Tensor]
-"""Views the gradient at a node's output as (groups, entries of a group)."""
+Grouping = Callable[[Tensor], Tensor]
+"""Maps the gradient at a node's output to (groups, entries of a group)."""
 
 
-def groups_that_mix(graph: Graph, constants: Collection[int]) -> list[tuple[Node, Grouped]] | None:
-    """Find the operations that mix entries, and what they mix.
+def groups_that_mix(graph: Graph, constants: Collection[int]) -> list[tuple[Node, Grouping]] | None:
+    """Find the operations that mix entries, and the groups of entries that they mix.
 
     Parameters
     ----------
     graph : Graph
         Of a batch.
     constants : collection of int
-        Addresses of what is the same in all batches: the network's parameters and buffers.
+        Addresses of tensors that are the same in all batches: the network's parameters and buffers.
 
     Returns
     -------
     list of (node, callable), or None
-        With what views the gradient at the node's output by groups. If each group belongs to one
-        sample, it follows from shapes alone which rows belong to which. None: it does not.
+        Each with its grouping. If each group belongs to one sample, shapes alone decide which rows
+        belong to which sample. None: values may decide.
     """
-    found: list[tuple[Node, Grouped]] = []
+    mixing: list[tuple[Node, Grouping]] = []
     for node in graph.nodes:
         sources = [source for source, _ in node.next_functions if source is not None]
         if graph.from_parameters.issuperset(sources):
-            continue  # Behind it there are parameters alone.
+            continue  # It computes from parameters alone.
         match operation_of(node).mixing:
             case Mixing.NONE:
                 continue
             case Mixing.FACTORS:
-                grouped = _kept_apart(node, graph, constants)
+                grouping = _factors(node, graph, constants)
             case Mixing.SOFTMAX:
-                grouped = _without(signed(node._saved_dim))
+                grouping = _along(signed(node._saved_dim))
             case Mixing.LAYER_NORM:
-                grouped = _last(prod(node._saved_normalized_shape))
+                grouping = _along_last(prod(node._saved_normalized_shape))
             case Mixing.BATCH_NORM:
                 if not node._saved_training:
                     continue
                 # Instance normalisation: samples and channels together.
-                grouped = _channels
+                grouping = _channels
             case Mixing.FIRST_AXIS:
-                grouped = _rows
+                grouping = _rows
             case None:
                 return None
-        if grouped is None:
+        if grouping is None:
             return None
-        found.append((node, grouped))
-    return found
+        mixing.append((node, grouping))
+    return mixing
 
 
 def _channels(g: Tensor) -> Tensor:
@@ -72,27 +72,30 @@ def _rows(g: Tensor) -> Tensor:
     return g.flatten(1)
 
 
-def _without(axis: int) -> Grouped:
+def _along(axis: int) -> Grouping:
     return lambda g: g.movedim(axis, -1).flatten(0, -2) if g.dim() > 1 else g[None]
 
 
-def _last(size: int) -> Grouped:
+def _along_last(size: int) -> Grouping:
     return lambda g: g.reshape(-1, size)
 
 
-def _kept_apart(node: Node, graph: Graph, constants: Collection[int]) -> Grouped | None:
-    """Say what a matrix product keeps apart: the rows, if the right factor is the network's own."""
+def _factors(node: Node, graph: Graph, constants: Collection[int]) -> Grouping | None:
+    """Return the grouping of a matrix product: by rows, if the right factor is the network's own.
+
+    None: both factors depend on the batch.
+    """
     factors = operation_of(node).factors
 
-    def is_own(side: int) -> bool:
+    def is_constant(side: int) -> bool:
         source = node.next_functions[len(node.next_functions) - 2 + side][0]
         if source is not None:
             return source in graph.from_parameters
         value = getattr(node, factors[side])
         return value is not None and value.untyped_storage().data_ptr() in constants
 
-    if is_own(1):
+    if is_constant(1):
         return lambda g: g.flatten(0, -2)
-    if is_own(0):
+    if is_constant(0):
         return lambda g: g.mT.flatten(0, -2)
     return _rows if node._input_metadata[0].shape[2:] else None

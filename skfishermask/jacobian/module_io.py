@@ -1,4 +1,4 @@
-"""Calling somebody else's network: batches in, checked logits out, and what they depend on."""
+"""Calls of a user's network: batches in, checked outputs out, and its output layer."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from skfishermask.jacobian.graph import Graph
-from skfishermask.jacobian.isolation import exact_mode, visit
+from skfishermask.jacobian.isolation import exact_mode, isolated
 
 # What a user's module takes first: a tensor, a list of tensors, or a dict of keywords.
 Inputs: TypeAlias = Any
-# What a user's module gives.
+# What a user's module returns.
 Output: TypeAlias = Any
-ToLogits: TypeAlias = Callable[[Output], Tensor]
+ToOutputs: TypeAlias = Callable[[Output], Tensor]
 
 
-def _parts(batch: Inputs) -> list[tuple[int | str, Inputs]]:
+def _items(batch: Inputs) -> list[tuple[int | str, Inputs]]:
     if isinstance(batch, Mapping):
         return list(batch.items())
     if isinstance(batch, list | tuple):
@@ -29,17 +29,17 @@ def _parts(batch: Inputs) -> list[tuple[int | str, Inputs]]:
     )
 
 
-def batch_map(batch: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+def map_tensors(batch: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     """Apply a function to every tensor of a batch, keeping its structure."""
     if isinstance(batch, Tensor):
         return function(batch)
-    mapped = {key: batch_map(part, function) for key, part in _parts(batch)}
+    mapped = {key: map_tensors(item, function) for key, item in _items(batch)}
     return mapped if isinstance(batch, Mapping) else list(mapped.values())
 
 
-def rows_of(batch: Inputs, rows: slice) -> Inputs:
-    """Take some samples of a batch."""
-    return batch_map(batch, lambda t: t[rows])
+def slice_batch(batch: Inputs, rows: slice) -> Inputs:
+    """Return a slice of the samples of a batch."""
+    return map_tensors(batch, lambda t: t[rows])
 
 
 def batch_length(batch: Inputs) -> int:
@@ -50,7 +50,7 @@ def batch_length(batch: Inputs) -> int:
         lengths.append(len(t))
         return t
 
-    batch_map(batch, count)
+    map_tensors(batch, count)
     if not lengths:
         raise ValueError(f"A batch must hold at least one tensor, found {batch!r}.")
     if len(set(lengths)) > 1:
@@ -61,10 +61,10 @@ def batch_length(batch: Inputs) -> int:
 
 
 def first_output(output: Output) -> Output:
-    """Take the logits from a module's output.
+    """Return the tensor of outputs in what a module returns.
 
-    They are its ``.logits`` where it has such (Hugging Face models), the first element of a tuple,
-    or the output itself.
+    It is its ``.logits`` where there are such (Hugging Face models), the first element of a tuple,
+    or the object itself.
     """
     if not isinstance(output, Tensor) and hasattr(output, "logits"):
         return output.logits
@@ -76,18 +76,18 @@ def move(batch: Inputs, module: nn.Module) -> Inputs:
     kind = next(module.parameters())
 
     def move(t: Tensor) -> Tensor:
-        # An input that wants gradients itself is no parameter.
+        # An input that requires gradients itself is no parameter.
         t = t.detach().to(kind.device, kind.dtype if t.is_floating_point() else t.dtype)
         # Autograd cannot save what was made in inference mode.
         return t.clone() if t.is_inference() else t
 
-    return batch_map(batch, move)
+    return map_tensors(batch, move)
 
 
-def logits_of(module: nn.Module, batch: Inputs, to_logits: ToLogits | None) -> Tensor:
-    """Call a module as skorch does (a mapping becomes keyword arguments); give its logits."""
+def call_module(module: nn.Module, batch: Inputs, to_outputs: ToOutputs | None) -> Tensor:
+    """Call a module as skorch does: a mapping becomes keyword arguments. Return its outputs."""
     output = module(**batch) if isinstance(batch, Mapping) else module(batch)
-    return (to_logits or first_output)(output)
+    return (to_outputs or first_output)(output)
 
 
 class NonFiniteOutputError(ValueError):
@@ -118,35 +118,35 @@ def check_outputs(outputs: Output, n: int, first_row: int) -> None:
 
 
 def read_outputs(
-    module: nn.Module, batch: Inputs, to_logits: ToLogits | None = None, first_row: int = 0
+    module: nn.Module, batch: Inputs, to_outputs: ToOutputs | None = None, first_row: int = 0
 ) -> Tensor:
     """Run a module on a batch, moved to its device and dtype; return checked outputs (n, ...).
 
     Raises ValueError, naming the first bad sample counted from `first_row`, unless they are
     finite, with a row a sample.
     """
-    outputs = logits_of(module, move(batch, module), to_logits)
+    outputs = call_module(module, move(batch, module), to_outputs)
     check_outputs(outputs, batch_length(batch), first_row)
     return outputs
 
 
 def output_layer(
-    module: nn.Module, batch: Inputs, *, to_logits: ToLogits | None = None
+    module: nn.Module, batch: Inputs, *, to_outputs: ToOutputs | None = None
 ) -> list[str]:
     """Name the parameters of a network's output layer.
 
-    It is the last matrix product or convolution with parameters to run of those that the logits
-    depend on, with what is added to it at once; in a network that has none, the last operation to
-    run that a matrix enters.
+    It is the last matrix product or convolution with parameters to run of those that the outputs
+    depend on, with what is added to its result directly; in a network that has none, the last
+    operation to run that a matrix enters.
 
     Parameters
     ----------
     module : nn.Module
         The network. It is read in evaluation mode and left as it was.
     batch : tensor, list of tensors or dict of tensors
-        One batch, a single sample will do.
-    to_logits : callable, optional
-        Maps the module's output to logits (n, C).
+        One batch; a single sample suffices.
+    to_outputs : callable, optional
+        Maps what the module returns to outputs (n, ...).
 
     Returns
     -------
@@ -156,7 +156,7 @@ def output_layer(
     Raises
     ------
     ValueError
-        If the logits depend on no such layer.
+        If the outputs depend on no such layer.
 
     Examples
     --------
@@ -168,9 +168,9 @@ def output_layer(
     ['2.weight', '2.bias']
     """
     parameters = dict(module.named_parameters())
-    with visit(module, parameters.values()), exact_mode(next(iter(parameters.values())).device):
-        graph = Graph(read_outputs(module, batch, to_logits), parameters)
-        own = graph.last_layer()
-    if not own:
-        raise ValueError("The network's logits depend on no layer that holds a weight matrix.")
-    return [name for name in parameters if name in own]
+    with isolated(module, parameters.values()), exact_mode(next(iter(parameters.values())).device):
+        graph = Graph(read_outputs(module, batch, to_outputs), parameters)
+        names = graph.output_layer()
+    if not names:
+        raise ValueError("The network's outputs depend on no layer that holds a weight matrix.")
+    return [name for name in parameters if name in names]

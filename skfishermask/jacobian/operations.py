@@ -1,8 +1,8 @@
 """What is known of PyTorch's operations: one row each.
 
-An operation that has no row is read correctly too: samples are then located afresh in every batch,
-and a parameter that it alone transforms has no view. The gradients of its operands are functions
-of :mod:`skfishermask.jacobian.rules`.
+An operation without a row is read correctly, too: samples are then located anew in every batch, and
+no parameter is seen through it. The gradients of operands are functions of
+:mod:`skfishermask.jacobian.rules`.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ class Node(Protocol):
 
     @property
     def next_functions(self) -> tuple[tuple[Node | None, int], ...]:
-        """Where each operand comes from."""
+        """The node that computed each operand, and which of its outputs the operand is."""
 
     def name(self) -> str:
-        """Give the name of the operation's gradient."""
+        """Return the name of the operation's gradient."""
 
     def __call__(self, *gradients: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Give gradients at the outputs back to the operands."""
+        """Return the gradients of the operands, from those of the outputs."""
 
     def __getattr__(self, name: str) -> Any:
-        """Give a saved value: every operation of PyTorch or of a user has its own, of any type."""
+        """Return a saved value: each operation, of PyTorch or a user, has its own, of any type."""
 
 
 class View(Enum):
-    """How an operation that takes a parameter places the parameter's entries in its output."""
+    """Where an operation moves a parameter's entries to in its output."""
 
     SAME_ORDER = auto()
     """All entries once, in order; the dtype may change."""
     MOVED = auto()
-    """Each entry at most once: calling the node with positions tells where each one went."""
+    """Each entry at most once: calling the node with positions shows where each one went."""
     EXPANDED = auto()
     """Each entry several times, as shapes decide. There are rules for one copy a sample."""
     INDEXED = auto()
@@ -72,11 +72,11 @@ class Operation:
     Attributes
     ----------
     view : View or None
-        How it places a parameter's entries; None: it is no view.
+        Where it moves a parameter's entries; None: it is no view.
     mixing : Mixing or None
         What its output entries depend on; None: on values, or unknown.
     transform : bool
-        Whether it may be done to parameters before samples come in. Not: what takes entries by
+        Whether parameters may pass through it before samples come in. Not: what selects entries by
         values that the graph does not show, such as a table of tokens.
     product : bool
         Whether it may be an output layer.
@@ -92,7 +92,7 @@ class Operation:
 
     @property
     def keeps_parameters_apart(self) -> bool:
-        """Whether what it computes from parameters alone still has no sample in it."""
+        """Whether its output depends on no sample if all its operands are parameters."""
         return self.transform or self.view in (View.SAME_ORDER, View.MOVED, View.EXPANDED)
 
 
@@ -244,5 +244,5 @@ def operation_of(node: Node) -> Operation:
 
 
 def signed(number: int) -> int:
-    """Return a number that a node has saved as unsigned with its sign."""
+    """Return the signed number that a node has saved as an unsigned one."""
     return number - 2**64 if number >= 2**63 else number

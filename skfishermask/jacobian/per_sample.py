@@ -8,19 +8,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skfishermask.jacobian.contractions import Pairs, added_rows, squares_of_products, sums_of_pairs
-from skfishermask.jacobian.gradient_forms import Form, Outer, Sum, Table
-from skfishermask.jacobian.sample_layout import Arrangement
+from skfishermask.jacobian.contractions import (
+    FeaturePairs,
+    scatter_add_rows,
+    squares_of_products,
+    sums_of_pairs,
+)
+from skfishermask.jacobian.gradient_forms import (
+    BroadcastGrad,
+    EmbeddingGrad,
+    Form,
+    OuterProductGrad,
+)
+from skfishermask.jacobian.sample_layout import SampleLayout
 
-# Per-sample gradients of whole parameters are formed for so many numbers at once.
-_CHUNK = 1 << 24
+# Per-sample gradients of whole parameters are formed for samples of this size at once.
+_CHUNK_NUMBERS = 1 << 24
 
 Gradients = Sequence[Tensor]
-"""One for each form of a part: the gradient at its operation's output."""
+"""One for each form of a group: the gradient at its operation's output."""
 
 
-class Budget:
-    """How much may be held through the backward passes; what exceeds it is made for each anew.
+class TensorCache:
+    """Holds tensors through the backward passes of a batch, up to a number of bytes.
 
     Parameters
     ----------
@@ -30,236 +40,255 @@ class Budget:
     Attributes
     ----------
     exceeded : bool
-        Whether anything is made anew, from what the graph has saved.
+        Whether a tensor was too large, and is made anew from what the graph has saved.
     """
 
     def __init__(self, n_bytes: int) -> None:
-        self._left = n_bytes
+        self._left_bytes = n_bytes
         self.exceeded = False
 
-    def hold(self, make: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Make a tensor once, if there is room for it."""
+    def get(self, make: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Return a function that returns the tensor: held if it fits, else made at each call."""
         made = make()
-        size = made.untyped_storage().nbytes()
-        if size > self._left:
+        n_bytes = made.untyped_storage().nbytes()
+        if n_bytes > self._left_bytes:
             self.exceeded = True
             return make
-        self._left -= size
+        self._left_bytes -= n_bytes
         return lambda: made
 
 
 @dataclass(frozen=True)
-class Part:
-    """Uses of a parameter that are read together.
+class UseGroup:
+    """Uses of a parameter that are contracted together.
 
     Attributes
     ----------
     forms : sequence of Form
-        All outer products of the same sizes, or all sums.
-    arranged : sequence of Arrangement
+        All outer products of the same sizes, or all broadcast.
+    layouts : sequence of SampleLayout
         Of the rows of each.
-    which, place : Tensor of int64, or None
-        See `Places.of`; on the device.
-    pairs : Pairs or None
-        The features at `place`, for an outer product.
-    work : torch.dtype
-        In which sums are made.
-    budget : Budget
-        For what is held.
+    entry_index, operand_index : Tensor of int64, or None
+        See `EntryPositions.find`; on the device.
+    pairs : FeaturePairs or None
+        The features at `operand_index`, for an outer product.
+    sum_dtype : torch.dtype
+        The dtype of sums.
+    cache : TensorCache
+        For the operands that the operations have saved.
     """
 
     forms: Sequence[Form]
-    arranged: Sequence[Arrangement]
-    which: Tensor | None
-    place: Tensor | None
-    pairs: Pairs | None
-    work: torch.dtype
-    budget: Budget
+    layouts: Sequence[SampleLayout]
+    entry_index: Tensor | None
+    operand_index: Tensor | None
+    pairs: FeaturePairs | None
+    sum_dtype: torch.dtype
+    cache: TensorCache
 
-    def reader(self, *, absolute: bool = False) -> Callable[[Gradients], Tensor]:
-        """Prepare for gradients: each gives (n, number of places).
+    def contraction(self, *, absolute: bool = False) -> Callable[[Gradients], Tensor]:
+        """Return a function of gradients: each sample's, (n, length of `operand_index`).
 
-        With `absolute`, sums are of absolute values: what their rounding is measured by.
+        With `absolute`, sums are of absolute values: their rounding is relative to these.
         """
-        outer = [form for form in self.forms if isinstance(form, Outer)]
-        if not outer:
-            sums = self._sums(absolute=absolute)
-            return lambda gradients: self._placed(sums(gradients))
+        products = self._products()
+        if not products:
+            sums = self._broadcast_sums(absolute=absolute)
+            return lambda gradients: self._at_operand_index(sums(gradients))
         assert self.pairs is not None
-        pairs, is_left = self.pairs, outer[0].fixed_is_left
-        ours, theirs = (pairs.left, pairs.right) if is_left else (pairs.right, pairs.left)
-        fixed = self.budget.hold(
-            lambda: self._features_first([form.fixed(_all(ours, form, is_left)) for form in outer])
+        pairs, saved_is_left = self.pairs, products[0].saved_is_left
+        saved_index, grad_index = (
+            (pairs.left, pairs.right) if saved_is_left else (pairs.right, pairs.left)
+        )
+        saved = self.cache.get(
+            lambda: self._features_first(
+                [form.saved_side(_features(saved_index, form, saved_is_left)) for form in products]
+            )
         )
 
-        def read(gradients: Gradients) -> Tensor:
-            moving = self._features_first(
+        def contract(gradients: Gradients) -> Tensor:
+            grad = self._features_first(
                 [
-                    form.moving(g, _all(theirs, form, not is_left))
-                    for form, g in zip(outer, gradients, strict=True)
+                    form.grad_side(g, _features(grad_index, form, not saved_is_left))
+                    for form, g in zip(products, gradients, strict=True)
                 ]
             )
-            left, right = (fixed(), moving) if is_left else (moving, fixed())
+            left, right = (saved(), grad) if saved_is_left else (grad, saved())
             if absolute:
                 left, right = left.abs(), right.abs()
             return sums_of_pairs(left, right, pairs)
 
-        return read
+        return contract
 
-    def squares(self) -> Callable[[Gradients], Tensor]:
-        """Prepare for gradients: each gives the squares summed over samples, of the operand."""
-        outer = [form for form in self.forms if isinstance(form, Outer)]
-        if not outer:
-            sums = self._sums()
+    def square_sums(self) -> Callable[[Gradients], Tensor]:
+        """Return a function of gradients: squares summed over samples, (numel of the operand,)."""
+        products = self._products()
+        if not products:
+            sums = self._broadcast_sums()
             return lambda gradients: sums(gradients).square().sum(0)
-        if isinstance(outer[0], Table):
-            return self._squares_of_table([form for form in outer if isinstance(form, Table)])
-        first = outer[0]
-        if first.blocks is not None and first.restored is not None:
-            restored = first.restored
-            fixed = self.budget.hold(
-                lambda: self._blocks([form.blocks() for form in outer if form.blocks])
+        if isinstance(products[0], EmbeddingGrad):
+            return self._square_sums_of_tables()
+        first = products[0]
+        if first.saved_blocks is not None and first.restore_order is not None:
+            restore_order = first.restore_order
+            blocks = self.cache.get(
+                lambda: self._blocks(
+                    [form.saved_blocks() for form in products if form.saved_blocks]
+                )
             )
-            return lambda gradients: restored(
-                squares_of_products(self._side(outer, gradients, left=True), fixed())
+            return lambda gradients: restore_order(
+                squares_of_products(self._side(gradients, left=True), blocks())
             ).flatten()
-        fixed = self.budget.hold(lambda: self._side(outer, None, left=first.fixed_is_left))
+        saved = self.cache.get(lambda: self._side(None, left=first.saved_is_left))
 
-        def square(gradients: Gradients) -> Tensor:
-            moving = self._side(outer, gradients, left=not first.fixed_is_left)
-            sides = (fixed(), moving) if first.fixed_is_left else (moving, fixed())
-            return squares_of_products(*sides).flatten()
+        def square_sums(gradients: Gradients) -> Tensor:
+            grad = self._side(gradients, left=not first.saved_is_left)
+            left, right = (saved(), grad) if first.saved_is_left else (grad, saved())
+            return squares_of_products(left, right).flatten()
 
-        return square
+        return square_sums
 
-    def dense(self, gradients: Gradients) -> Callable[[slice], Tensor]:
-        """Give whole gradients, of the operand, of some samples: (number of samples, numel)."""
-        outer = [form for form in self.forms if isinstance(form, Outer)]
-        if not outer:
-            values = self._sums()(gradients)
+    def whole_gradients(self, gradients: Gradients) -> Callable[[slice], Tensor]:
+        """Return a function of a slice of samples: their gradients, (samples, numel of operand)."""
+        products = self._products()
+        if not products:
+            values = self._broadcast_sums()(gradients)
             return lambda samples: values[samples]
-        if isinstance(outer[0], Table):
-            tables = [form for form in outer if isinstance(form, Table)]
-            ids, rows = self._ids(tables), self._rows_of_tables(tables, gradients)
-            n_rows = outer[0].left
+        if isinstance(products[0], EmbeddingGrad):
+            ids, rows = self._ids(), self._table_rows(gradients)
+            n_rows = products[0].left
 
             def of_table(samples: slice) -> Tensor:
-                some, sample = ids[samples], torch.arange(len(ids[samples]), device=ids.device)
-                # One more row takes what belongs to none.
-                key = sample[:, None] * (n_rows + 1) + torch.where(some < 0, n_rows, some)
-                n_keys = len(some) * (n_rows + 1)
-                found = added_rows(n_keys, key.flatten(), rows[samples].flatten(0, 1))
-                return found.view(len(some), n_rows + 1, -1)[:, :n_rows].flatten(1)
+                chunk = ids[samples]
+                sample = torch.arange(len(chunk), device=ids.device)[:, None]
+                # One row more, for the ids that get no gradient.
+                key = sample * (n_rows + 1) + torch.where(chunk < 0, n_rows, chunk)
+                n_keys = len(chunk) * (n_rows + 1)
+                sums = scatter_add_rows(n_keys, key.flatten(), rows[samples].flatten(0, 1))
+                return sums.view(len(chunk), n_rows + 1, -1)[:, :n_rows].flatten(1)
 
             return of_table
-        is_left = outer[0].fixed_is_left
-        left = self._side(outer, None if is_left else gradients, left=True)
-        right = self._side(outer, gradients if is_left else None, left=False)
+        saved_is_left = products[0].saved_is_left
+        left = self._side(None if saved_is_left else gradients, left=True)
+        right = self._side(gradients if saved_is_left else None, left=False)
         return lambda samples: (left[samples] @ right[samples]).flatten(1)
 
-    def _placed(self, values: Tensor) -> Tensor:
-        return values if self.place is None else values.index_select(1, self.place)
+    def at_entries(self, values: Tensor, numel: int) -> Tensor:
+        """Return gradients of the whole operand as those of the whole parameter, (n, numel)."""
+        return scatter_to_entries(self, self._at_operand_index(values), numel)
 
-    def _arranged(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Arrange rows (rows, ...) by sample: (n, rows of a sample, ...)."""
-        pairs = zip(self.arranged, parts, strict=True)
-        return [arranged(part).to(self.work) for arranged, part in pairs]
+    def _products(self) -> list[OuterProductGrad]:
+        return [form for form in self.forms if isinstance(form, OuterProductGrad)]
 
-    def _features_first(self, parts: Sequence[Tensor]) -> Tensor:
-        """Lay (rows, features, positions) out as (n, features, all positions)."""
-        laid = [
-            part[:, 0] if part.shape[1] == 1 else part.transpose(1, 2).flatten(2)
-            for part in self._arranged(parts)
+    def _at_operand_index(self, values: Tensor) -> Tensor:
+        return values if self.operand_index is None else values.index_select(1, self.operand_index)
+
+    def _by_sample(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return each use's rows (rows, ...) by sample: (n, rows of a sample, ...)."""
+        pairs = zip(self.layouts, tensors, strict=True)
+        return [layout(t).to(self.sum_dtype) for layout, t in pairs]
+
+    def _features_first(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return (rows, features, positions) as (n, features, all positions)."""
+        by_sample = [
+            t[:, 0] if t.shape[1] == 1 else t.transpose(1, 2).flatten(2)
+            for t in self._by_sample(tensors)
         ]
-        return laid[0] if len(laid) == 1 else torch.cat(laid, 2)
+        return _joined(by_sample, 2)
 
-    def _side(self, outer: Sequence[Outer], gradients: Gradients | None, *, left: bool) -> Tensor:
-        """Lay all features of a side out.
+    def _side(self, gradients: Gradients | None, *, left: bool) -> Tensor:
+        """Return all features of a side: of the gradients, or without them the saved one.
 
-        (n, groups, left, positions) or (n, groups, positions, right).
+        The shape is (n, groups, left, positions) or (n, groups, positions, right).
         """
-        first = outer[0]
+        products = self._products()
         if gradients is None:
-            parts = [form.fixed(None) for form in outer]
+            sides = [form.saved_side(None) for form in products]
         else:
-            parts = [form.moving(g, None) for form, g in zip(outer, gradients, strict=True)]
+            sides = [form.grad_side(g, None) for form, g in zip(products, gradients, strict=True)]
+        first = products[0]
         if left:
-            grouped: Tensor = self._features_first(parts).unflatten(1, (first.groups, first.left))
+            grouped: Tensor = self._features_first(sides).unflatten(1, (first.groups, first.left))
             return grouped
-        laid = [part.transpose(2, 3).flatten(1, 2) for part in self._arranged(parts)]
-        whole = laid[0] if len(laid) == 1 else torch.cat(laid, 1)
+        whole = _joined([t.transpose(2, 3).flatten(1, 2) for t in self._by_sample(sides)], 1)
         grouped = whole.unflatten(2, (first.groups, first.right)).transpose(1, 2)
         # A plain product is faster than a transposed one.
         return grouped.contiguous()
 
-    def _blocks(self, parts: Sequence[Tensor]) -> Tensor:
-        laid = [part.flatten(1, 2) for part in self._arranged(parts)]
-        whole = laid[0] if len(laid) == 1 else torch.cat(laid, 1)
+    def _blocks(self, blocks: Sequence[Tensor]) -> Tensor:
+        whole = _joined([t.flatten(1, 2) for t in self._by_sample(blocks)], 1)
         return whole.transpose(1, 2).contiguous()
 
-    def _sums(self, *, absolute: bool = False) -> Callable[[Gradients], Tensor]:
-        """Prepare for gradients: each gives (n, numel of the operand)."""
-        forms = [form for form in self.forms if isinstance(form, Sum)]
-        factors = [None if f.factor is None else self.budget.hold(f.factor) for f in forms]
+    def _broadcast_sums(self, *, absolute: bool = False) -> Callable[[Gradients], Tensor]:
+        """Return a function of gradients: each sample's, (n, numel of the operand)."""
+        forms = [form for form in self.forms if isinstance(form, BroadcastGrad)]
+        factors = [None if f.factor is None else self.cache.get(f.factor) for f in forms]
 
-        def add(gradients: Gradients) -> Tensor:
+        def sums(gradients: Gradients) -> Tensor:
             total: Tensor | None = None
-            for form, arranged, factor, g in zip(
-                forms, self.arranged, factors, gradients, strict=True
+            for form, layout, factor, g in zip(
+                forms, self.layouts, factors, gradients, strict=True
             ):
-                g = form.view(g).to(self.work)
-                g = g if factor is None else g * factor().to(self.work)
-                g = arranged(g.abs() if absolute else g)
-                others = [size for axis, size in enumerate(form.shape) if axis != arranged.axis]
+                g = form.view(g).to(self.sum_dtype)
+                g = g if factor is None else g * factor().to(self.sum_dtype)
+                g = layout(g.abs() if absolute else g)
+                others = [size for axis, size in enumerate(form.shape) if axis != layout.axis]
                 axes = [1, *(2 + i for i, size in enumerate(others) if size == 1)]
-                found = g.sum(axes).reshape(len(g), -1)
+                values = g.sum(axes).reshape(len(g), -1)
                 scale = abs(form.scale) if absolute else form.scale
-                found = found if scale == 1 else found * scale
-                total = found if total is None else total + found
+                values = values if scale == 1 else values * scale
+                total = values if total is None else total + values
             assert total is not None
             return total
 
-        return add
+        return sums
 
-    def _ids(self, tables: Sequence[Table]) -> Tensor:
-        pairs = zip(self.arranged, (form.ids for form in tables), strict=True)
-        # Where a sample has fewer rows, an arrangement fills up with zeros.
-        return torch.cat([arranged(ids + 1) - 1 for arranged, ids in pairs if ids is not None], 1)
+    def _ids(self) -> Tensor:
+        """Return which rows of its table each sample looks up, -1 for none: (n, rows)."""
+        tables = [form for form in self.forms if isinstance(form, EmbeddingGrad)]
+        pairs = zip(self.layouts, (form.ids for form in tables), strict=True)
+        # Where a sample has fewer rows, a layout fills up with zeros.
+        return torch.cat([layout(ids + 1) - 1 for layout, ids in pairs if ids is not None], 1)
 
-    def _rows_of_tables(self, tables: Sequence[Table], gradients: Gradients) -> Tensor:
-        parts = [form.moving(g, None)[..., 0] for form, g in zip(tables, gradients, strict=True)]
-        return torch.cat(self._arranged(parts), 1)
+    def _table_rows(self, gradients: Gradients) -> Tensor:
+        """Return the gradients of the rows that each sample looks up: (n, rows, columns)."""
+        pairs = zip(self._products(), gradients, strict=True)
+        return torch.cat(self._by_sample([form.grad_side(g, None)[..., 0] for form, g in pairs]), 1)
 
-    def _squares_of_table(self, tables: Sequence[Table]) -> Callable[[Gradients], Tensor]:
+    def _square_sums_of_tables(self) -> Callable[[Gradients], Tensor]:
         # Equal rows of a sample are added up first, then squared, then added over samples.
-        ids, n_rows = self._ids(tables), tables[0].left
+        ids, n_rows = self._ids(), self._products()[0].left
         sample = torch.arange(len(ids), device=ids.device)[:, None]
-        whole = sample * (n_rows + 1) + torch.where(ids < 0, n_rows, ids)
-        key, number = torch.unique(whole, return_inverse=True)
-        row = key % (n_rows + 1)
+        keys = sample * (n_rows + 1) + torch.where(ids < 0, n_rows, ids)
+        unique, inverse = torch.unique(keys, return_inverse=True)
+        row = unique % (n_rows + 1)
 
-        def square(gradients: Gradients) -> Tensor:
-            rows = self._rows_of_tables(tables, gradients).flatten(0, 1)
-            sums = added_rows(len(key), number.flatten(), rows)
-            return added_rows(n_rows + 1, row, sums.square_())[:n_rows].flatten()
+        def square_sums(gradients: Gradients) -> Tensor:
+            rows = self._table_rows(gradients).flatten(0, 1)
+            sums = scatter_add_rows(len(unique), inverse.flatten(), rows)
+            return scatter_add_rows(n_rows + 1, row, sums.square_())[:n_rows].flatten()
 
-        return square
+        return square_sums
 
 
-def _all(which: Tensor, form: Outer, left: bool) -> Tensor | None:
-    """Give None where the features that occur are all there are."""
+def _joined(tensors: list[Tensor], axis: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, axis)
+
+
+def _features(index: Tensor, form: OuterProductGrad, left: bool) -> Tensor | None:
+    """Return which features of a side to compute; None: all."""
     size = form.groups * (form.left if left else form.right)
-    return None if len(which) == size else which
+    return None if len(index) == size else index
 
 
 def squares_of_parameter(
-    parts: Sequence[Part], gradients: Sequence[Gradients], n: int, numel: int
+    groups: Sequence[UseGroup], gradients: Sequence[Gradients], n: int, numel: int
 ) -> Tensor:
-    """Sum squares over samples where several parts must be added up first.
+    """Sum squares over samples where the gradients of several groups must be added up first.
 
     Parameters
     ----------
-    parts : sequence of Part
+    groups : sequence of UseGroup
         Of all entries of the parameter.
     gradients : sequence of Gradients
         For each.
@@ -270,23 +299,23 @@ def squares_of_parameter(
     -------
     Tensor of shape (numel,)
     """
-    given = [part.dense(g) for part, g in zip(parts, gradients, strict=True)]
+    of_samples = [group.whole_gradients(g) for group, g in zip(groups, gradients, strict=True)]
     total: Tensor | None = None
-    step = max(1, _CHUNK // numel)
+    step = max(1, _CHUNK_NUMBERS // numel)
     for start in range(0, n, step):
-        some = None
-        for part, dense in zip(parts, given, strict=True):
-            values = spread(part, part._placed(dense(slice(start, start + step))), numel)
-            some = values if some is None else some + values
-        assert some is not None
-        squares = some.square().sum(0)
+        chunk = None
+        for group, gradients_of in zip(groups, of_samples, strict=True):
+            values = group.at_entries(gradients_of(slice(start, start + step)), numel)
+            chunk = values if chunk is None else chunk + values
+        assert chunk is not None
+        squares = chunk.square().sum(0)
         total = squares if total is None else total + squares
     assert total is not None
     return total
 
 
-def spread(part: Part, values: Tensor, numel: int) -> Tensor:
-    """Bring values at a part's places, (n, places), to the parameter's entries, (n, numel)."""
-    if part.which is None:
+def scatter_to_entries(group: UseGroup, values: Tensor, numel: int) -> Tensor:
+    """Add values at a group's positions, (n, positions), up at its entries: (n, numel)."""
+    if group.entry_index is None:
         return values
-    return added_rows(numel, part.which, values.T).T
+    return scatter_add_rows(numel, group.entry_index, values.T).T

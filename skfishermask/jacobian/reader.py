@@ -1,9 +1,9 @@
-"""Rows R(x) J(x) of a network for one batch, at chosen parameter entries.
+"""R(x) J(x) for batches of samples: a network's Jacobian at chosen entries, times given rows.
 
-One forward pass makes the batch's autograd graph. It names every operation that a wanted parameter
-enters; one backward pass a direction brings the gradients at the outputs of these operations, and
-the rules contract them, sample by sample, with the operations' other operands. A parameter with a
-use that no rule covers is *loose*: it is read by a forward pass of each sample alone.
+One forward pass makes the batch's autograd graph. It names every operation that a parameter
+enters; one backward pass for each row of R brings the gradients at the outputs of these operations,
+and the rules contract them, sample by sample, with the operations' other operands. A parameter with
+a use that no rule covers is *unsupported*: it is read by a forward pass of each sample alone.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from skfishermask.jacobian.batch_jacobian import Reading
-from skfishermask.jacobian.entries import Wanted
+from skfishermask.jacobian.batch_jacobian import BatchJacobian
+from skfishermask.jacobian.entries import ParameterEntries
 from skfishermask.jacobian.graph import Graph, Use
-from skfishermask.jacobian.isolation import exact_mode, visit
-from skfishermask.jacobian.located_uses import Finding, Read, find_rows, resolved
+from skfishermask.jacobian.isolation import exact_mode, isolated
+from skfishermask.jacobian.located_uses import LayoutProbe, LocatedUse, locate_uses, probe_layouts
 from skfishermask.jacobian.module_io import (
     Inputs,
-    ToLogits,
+    ToOutputs,
     batch_length,
+    call_module,
     check_outputs,
-    logits_of,
     move,
-    rows_of,
+    slice_batch,
 )
-from skfishermask.jacobian.per_sample import Budget, spread
+from skfishermask.jacobian.per_sample import TensorCache, scatter_to_entries
 from skfishermask.jacobian.rules import form_of
-from skfishermask.jacobian.sample_layout import Arrangement
+from skfishermask.jacobian.sample_layout import SampleLayout
 
-# Entries of each parameter at which the books are balanced.
-_BALANCED = 64
-# ... up to so many roundings of the sum of absolute values.
-_ROUNDINGS = 256
+# Entries of each parameter at which the rules are checked against autograd's gradient.
+_CHECKED_ENTRIES = 64
+# Largest difference from autograd's gradient, in roundings of the sum of absolute values.
+_MAX_ROUNDINGS = 256
 
 
 @dataclass(frozen=True)
-class _Known:
+class _GraphLayout:
     """What is known of all graphs with a signature.
 
     Attributes
     ----------
-    arranged : list of Arrangement or None
+    layouts : list of SampleLayout or None
         For each use.
-    unbalanced : set of str
-        Parameters whose rules do not give autograd's own gradient.
+    wrong : set of str
+        Parameters for which the rules do not give autograd's gradient.
     """
 
-    arranged: Sequence[Arrangement | None]
-    unbalanced: frozenset[str]
+    layouts: Sequence[SampleLayout | None]
+    wrong: frozenset[str]
 
 
 class JacobianReader:
@@ -65,48 +65,49 @@ class JacobianReader:
     module : nn.Module
         The network. In evaluation mode its output for a sample must not depend on the other
         samples of the batch.
-    entries : dict of str to Tensor, optional
-        Parameter name -> flat indices of the wanted entries, int64, on the CPU. None: all.
-    to_logits : callable, optional
-        Maps the module's output to logits (n, C). Default: it is logits, a tuple whose first
-        element is, or has them as ``.logits``.
+    indices : dict of str to Tensor, optional
+        Parameter name -> flat indices of the entries to read, int64, on the CPU. None: all.
+    to_outputs : callable, optional
+        Maps what the module returns to outputs (n, ...). Default: it is the outputs, a tuple that
+        begins with them, or an object that has them as ``.logits``.
 
     Raises
     ------
     ValueError
-        If the parameters differ in dtype or device, or `entries` names an unknown one.
+        If the parameters differ in dtype or device, or `indices` names an unknown one.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        entries: Mapping[str, Tensor] | None = None,
-        to_logits: ToLogits | None = None,
+        indices: Mapping[str, Tensor] | None = None,
+        to_outputs: ToOutputs | None = None,
     ) -> None:
         self.module = module
-        self.to_logits = to_logits
-        self.wanted = Wanted(module, entries)
+        self.to_outputs = to_outputs
+        self.entries = ParameterEntries(module, indices)
         tensors = [*module.parameters(), *module.buffers()]
         self._constants = {t.untyped_storage().data_ptr() for t in tensors}
-        self._graphs: dict[Hashable, _Known] = {}
-        self._checked: set[Hashable] = set()
-        self._balanced: set[Hashable] = set()
-        self._told: set[str] = set()
+        # By a graph's signature; by the kind of a use.
+        self._graph_layouts: dict[Hashable, _GraphLayout] = {}
+        self._unmixed: set[Hashable] = set()
+        self._verified: set[Hashable] = set()
+        self._warned: set[str] = set()
 
     @contextmanager
     def open(self) -> Iterator[JacobianReader]:
-        """Visit the network: evaluation mode, and no trace afterwards."""
-        with visit(self.module, self.wanted.parameters.values()):
+        """Isolate the network: evaluation mode inside, no side effects afterwards."""
+        with isolated(self.module, self.entries.parameters.values()):
             yield self
 
-    def logits(self, batch: Inputs, first_row: int = 0) -> Tensor:
-        """Run a forward pass; give checked logits, with their graph."""
-        logits = logits_of(self.module, batch, self.to_logits)
-        check_outputs(logits, batch_length(batch), first_row)
-        return logits
+    def outputs(self, batch: Inputs, first_row: int = 0) -> Tensor:
+        """Run a forward pass; return checked outputs, with their graph."""
+        outputs = call_module(self.module, batch, self.to_outputs)
+        check_outputs(outputs, batch_length(batch), first_row)
+        return outputs
 
-    def forward(self, batch: Inputs, first_row: int = 0) -> Reading:
-        """Run a forward pass, and find out how its graph is to be read.
+    def forward(self, batch: Inputs, first_row: int = 0) -> BatchJacobian:
+        """Run a forward pass, and find the uses of parameters in its graph.
 
         Parameters
         ----------
@@ -117,129 +118,135 @@ class JacobianReader:
 
         Returns
         -------
-        Reading
+        BatchJacobian
             Of this batch.
 
         Raises
         ------
         ValueError
-            If the logits have another shape, are not finite, or of a sample depend on the
+            If the outputs have another length, are not finite, or of a sample depend on the
             other samples of the batch.
         """
-        with exact_mode(self.wanted.device):
+        with exact_mode(self.entries.device):
             batch = move(batch, self.module)
-            logits = self.logits(batch, first_row)
-            if len(logits) == 1 or not logits.requires_grad:
-                return Reading(self.wanted, self.logits, batch, logits, {}, [])
+            outputs = self.outputs(batch, first_row)
+            if len(outputs) == 1 or not outputs.requires_grad:
+                return BatchJacobian(self.entries, self.outputs, batch, outputs, {}, [])
             with torch.no_grad():
-                reads, loose = self._uses(batch, logits)
-        self._tell(loose)
-        by_name: dict[str, list[Read]] = defaultdict(list)
-        for read in reads:
-            by_name[read.use.name].append(read)
-        return Reading(self.wanted, self.logits, batch, logits, by_name, [*loose])
+                located, unsupported = self._locate(batch, outputs)
+        self._warn(unsupported)
+        uses: dict[str, list[LocatedUse]] = defaultdict(list)
+        for one in located:
+            uses[one.use.name].append(one)
+        return BatchJacobian(self.entries, self.outputs, batch, outputs, uses, [*unsupported])
 
-    def _uses(self, batch: Inputs, logits: Tensor) -> tuple[list[Read], dict[str, str]]:
-        """Find the uses of the wanted parameters; name those that are loose, and why."""
-        graph = Graph(logits, self.wanted.parameters)
+    def _locate(self, batch: Inputs, outputs: Tensor) -> tuple[list[LocatedUse], dict[str, str]]:
+        """Locate the uses of parameters; name the unsupported ones, with the reason."""
+        graph = Graph(outputs, self.entries.parameters)
         uses = [*graph.uses()]
-        key = graph.signature()
-        if key not in self._checked:
-            self._check_alone(batch, logits)
-            self._checked.add(key)
-        known = self._graphs.get(key)
+        signature = graph.signature()
+        if signature not in self._unmixed:
+            self._check_unmixed(batch, outputs)
+            self._unmixed.add(signature)
+        known = self._graph_layouts.get(signature)
         if known is None:
-            finding = find_rows(logits, graph, uses, self._constants, self._new(uses))
-            reads, _ = resolved(uses, finding.arranged)
-            known = _Known(finding.arranged, self._unbalanced(reads, finding))
-            if finding.lasting:
-                self._graphs[key] = known
-        reads, loose = resolved(uses, known.arranged)
-        for name in known.unbalanced:
-            loose[name] = "its rule does not give autograd's gradient"
-        return [read for read in reads if read.use.name not in loose], loose
+            unverified = self._unverified_parameters(uses)
+            probe = probe_layouts(outputs, graph, uses, self._constants, unverified)
+            located, _ = locate_uses(uses, probe.layouts)
+            known = _GraphLayout(probe.layouts, self._wrong_parameters(located, probe))
+            if probe.reusable:
+                self._graph_layouts[signature] = known
+        located, unsupported = locate_uses(uses, known.layouts)
+        for name in known.wrong:
+            unsupported[name] = "its rule does not give autograd's gradient"
+        return [one for one in located if one.use.name not in unsupported], unsupported
 
-    def _check_alone(self, batch: Inputs, logits: Tensor) -> None:
-        """Raise ValueError if the first or the last sample's logits depend on the others."""
+    def _check_unmixed(self, batch: Inputs, outputs: Tensor) -> None:
+        """Raise ValueError if the first or the last sample's outputs depend on the others."""
         hint = (
             "In evaluation mode the network's output for a sample must not depend on the other "
             "samples of its batch (a BatchNorm with track_running_stats=False does that)"
         )
-        n = len(logits)
-        tolerance = _coarsest([logits]) ** 0.5 * logits.abs().max()
+        n = len(outputs)
+        tolerance = _largest_eps([outputs]) ** 0.5 * outputs.abs().max()
         gap = torch.zeros_like(tolerance)
         for s in (0, n - 1):
             try:
-                alone = self.logits(rows_of(batch, slice(s, s + 1)))
+                alone = self.outputs(slice_batch(batch, slice(s, s + 1)))
             except ValueError as error:
-                raise ValueError(f"{hint}; alone it gave: {error}") from error
-            gap = torch.maximum(gap, (alone - logits[s]).abs().max())
+                raise ValueError(f"{hint}; for one sample alone: {error}") from error
+            gap = torch.maximum(gap, (alone - outputs[s]).abs().max())
         if gap <= tolerance:
             return
-        again = self.logits(batch)
-        if (again - logits).abs().max() > tolerance:
+        again = self.outputs(batch)
+        if (again - outputs).abs().max() > tolerance:
             raise ValueError(
-                "The network's output is another at each evaluation of the same batch, also in "
+                "The network's output differs between two evaluations of the same batch, also in "
                 "evaluation mode; expected one that does not draw random numbers there."
             )
-        raise ValueError(f"{hint}; alone, its logits differ by {float(gap):.3g}.")
+        raise ValueError(f"{hint}; the output for one sample alone differs by {float(gap):.3g}.")
 
-    def _new(self, uses: Sequence[Use]) -> dict[str, Tensor]:
-        """Give the parameters with a kind of use whose books have not been balanced yet."""
+    def _unverified_parameters(self, uses: Sequence[Use]) -> dict[str, Tensor]:
+        """Return the parameters with a kind of use that has not been verified yet."""
         names = {
-            use.name for use in uses if use.kind not in self._balanced and form_of(use) is not None
+            use.name for use in uses if use.kind not in self._verified and form_of(use) is not None
         }
-        return {name: p for name, p in self.wanted.parameters.items() if name in names}
+        return {name: p for name, p in self.entries.parameters.items() if name in names}
 
-    def _unbalanced(self, reads: Sequence[Read], finding: Finding) -> frozenset[str]:
-        """Name parameters for which the rules, summed over samples, do not give what autograd does.
+    def _wrong_parameters(
+        self, located: Sequence[LocatedUse], probe: LayoutProbe
+    ) -> frozenset[str]:
+        """Check the rules, summed over samples, against autograd's gradient of each parameter.
 
-        That is looked at once for each kind of use.
+        Returns the names of those that differ. Each kind of use is checked once.
         """
-        bad = set()
-        for name, whole in finding.whole.items():
-            some = [read for read in reads if read.use.name == name]
-            if not some:
+        wrong = set()
+        for name, gradient in probe.parameter_gradients.items():
+            uses = [one for one in located if one.use.name == name]
+            if not uses:
                 continue
-            whole = (whole.to_dense() if whole.is_sparse else whole).flatten()
-            index = self.wanted.some(name, _BALANCED)
-            values, sizes = self._sums(some, index, finding)
-            eps = _coarsest([*(finding.gradients[read.use.node] for read in some), whole])
-            gap = values - whole[index.to(whole.device)]
-            if bool((gap.abs() > _ROUNDINGS * eps * sizes).any()):
-                bad.add(name)
+            gradient = (gradient.to_dense() if gradient.is_sparse else gradient).flatten()
+            index = self.entries.sample(name, _CHECKED_ENTRIES)
+            sums, absolute_sums = (
+                self._sums_over_samples(uses, index, probe, absolute=absolute)
+                for absolute in (False, True)
+            )
+            eps = _largest_eps([*(probe.gradients[one.use.node] for one in uses), gradient])
+            gap = sums - gradient[index.to(gradient.device)]
+            if bool((gap.abs() > _MAX_ROUNDINGS * eps * absolute_sums).any()):
+                wrong.add(name)
             else:
-                self._balanced |= {read.use.kind for read in some}
-        return frozenset(bad)
+                self._verified |= {one.use.kind for one in uses}
+        return frozenset(wrong)
 
-    def _sums(
-        self, reads: Sequence[Read], index: Tensor, finding: Finding
-    ) -> tuple[Tensor, Tensor]:
-        """Contract a parameter at some entries, summed over samples; also in absolute values."""
-        sums = []
-        for absolute in (False, True):
-            total = torch.zeros(len(index), dtype=self.wanted.work, device=self.wanted.device)
-            for part, nodes in self.wanted.parts(reads, index, Budget(0), sampled=True):
-                values = part.reader(absolute=absolute)([finding.gradients[node] for node in nodes])
-                total += spread(part, values, len(index)).sum(0)
-            sums.append(total)
-        return sums[0], sums[1]
+    def _sums_over_samples(
+        self, uses: Sequence[LocatedUse], index: Tensor, probe: LayoutProbe, *, absolute: bool
+    ) -> Tensor:
+        """Contract a parameter's uses at some entries, summed over samples."""
+        entries = self.entries
+        total = torch.zeros(len(index), dtype=entries.sum_dtype, device=entries.device)
+        for group, nodes in entries.use_groups(uses, index, TensorCache(0), sampled=True):
+            contract = group.contraction(absolute=absolute)
+            values = contract([probe.gradients[node] for node in nodes])
+            total += scatter_to_entries(group, values, len(index)).sum(0)
+        return total
 
-    def _tell(self, loose: Mapping[str, str]) -> None:
-        new = {name: reason for name, reason in loose.items() if name not in self._told}
+    def _warn(self, unsupported: Mapping[str, str]) -> None:
+        """Warn of parameters that are read sample by sample, once for each."""
+        new = {name: reason for name, reason in unsupported.items() if name not in self._warned}
         if not new:
             return
-        self._told |= new.keys()
+        self._warned |= new.keys()
         named = ", ".join(f"{name} ({reason})" for name, reason in new.items())
         warnings.warn(
-            f"Reading sample by sample, which is slow: {named}. There is no rule for what these "
-            "parameters go through, so each sample needs a forward pass of its own. A mask that "
-            "leaves them out is read fast.",
+            f"Reading sample by sample, which is slow: {named}. There is no rule for an operation "
+            "that these parameters enter, so each sample needs a forward pass of its own. A mask "
+            "without them is read fast.",
             UserWarning,
             stacklevel=2,
         )
 
 
-def _coarsest(tensors: Sequence[Tensor]) -> float:
-    """Give the largest rounding of their types."""
+def _largest_eps(tensors: Sequence[Tensor]) -> float:
+    """Return the largest rounding of the tensors' types."""
     return max(torch.finfo(t.dtype).eps for t in tensors)

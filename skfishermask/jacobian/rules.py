@@ -1,22 +1,32 @@
 """Per-sample gradients of an operand, from the gradient at its operation's output.
 
-A rule says, for one operation and one of its operands, which of the :mod:`forms
-<skfishermask.jacobian.gradient_forms>` the gradient of the operand's entries has.
+A rule returns, for one operation and one of its operands, the :mod:`form
+<skfishermask.jacobian.gradient_forms>` of the gradient of the operand's entries.
 
 To add a rule, write a function of the node and the operand's shape, and register it under the
-node's name and the operand's number. What autograd has saved for the node, it has as `_saved_...`.
+node's name and the operand's number. The number in the node's name tells variants apart: the
+exponent of ``PowBackward0`` is a number, of ``PowBackward1`` a tensor. What autograd has saved for
+the node are its attributes ``_saved_...``. The rest that is known of an operation is its row in
+:mod:`skfishermask.jacobian.operations`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skfishermask.jacobian.gradient_forms import Features, Form, Outer, Sum, Table
+from skfishermask.jacobian.gradient_forms import (
+    BroadcastGrad,
+    EmbeddingGrad,
+    Features,
+    Form,
+    OuterProductGrad,
+)
 from skfishermask.jacobian.graph import Use
 from skfishermask.jacobian.operations import Node, signed
 
@@ -25,7 +35,7 @@ RULES: dict[tuple[str, int], Rule] = {}
 
 
 def rule(*operands: tuple[str, int]) -> Callable[[Rule], Rule]:
-    """Register a rule for these operations (their nodes' names) and operands (their numbers)."""
+    """Register a rule for operands: pairs of a node's name and an operand's number."""
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(operands, function))
@@ -35,13 +45,13 @@ def rule(*operands: tuple[str, int]) -> Callable[[Rule], Rule]:
 
 
 def form_of(use: Use) -> Form | None:
-    """Find what a use's gradient is made of; None: no rule covers it."""
-    found = RULES.get((use.node.name(), use.slot))
-    return found(use.node, use.shape) if found else None
+    """Return the form of a use's gradient; None: no rule covers it."""
+    registered = RULES.get((use.node.name(), use.operand))
+    return registered(use.node, use.shape) if registered else None
 
 
-def _take(t: Tensor, which: Features) -> Tensor:
-    return t if which is None else t.index_select(1, which)
+def _select(t: Tensor, features: Features) -> Tensor:
+    return t if features is None else t.index_select(1, features)
 
 
 def _output_shape(node: Node) -> torch.Size:
@@ -51,30 +61,34 @@ def _output_shape(node: Node) -> torch.Size:
 # Matrix products
 
 
-def _right_factor(x: Tensor, shape: torch.Size, scale: float = 1.0) -> Outer:
-    """Give the form of W (groups, in, out) in y = x W, with x (groups, rows, in)."""
+def _right_factor(x: Tensor, shape: torch.Size, scale: float = 1.0) -> OuterProductGrad:
+    """Return the form of W (groups, in, out) in y = x W, with x (groups, rows, in)."""
     groups, left, right = shape
     x = x.transpose(0, 1).flatten(1)
-    return Outer(
+    return OuterProductGrad(
         groups,
         left,
         right,
-        lambda which: _take(x, which)[..., None],
-        lambda g, which: _take(_scaled(g, scale).transpose(0, 1).flatten(1), which)[..., None],
+        lambda features: _select(x, features)[..., None],
+        lambda g, features: _select(_scaled(g, scale).transpose(0, 1).flatten(1), features)[
+            ..., None
+        ],
     )
 
 
-def _left_factor(x: Tensor, shape: torch.Size, scale: float = 1.0) -> Outer:
-    """Give the form of W (groups, out, in) in y = W x, with x (groups, in, rows)."""
+def _left_factor(x: Tensor, shape: torch.Size, scale: float = 1.0) -> OuterProductGrad:
+    """Return the form of W (groups, out, in) in y = W x, with x (groups, in, rows)."""
     groups, left, right = shape
     x = x.permute(2, 0, 1).flatten(1)
-    return Outer(
+    return OuterProductGrad(
         groups,
         left,
         right,
-        lambda which: _take(x, which)[..., None],
-        lambda g, which: _take(_scaled(g, scale).permute(2, 0, 1).flatten(1), which)[..., None],
-        fixed_is_left=False,
+        lambda features: _select(x, features)[..., None],
+        lambda g, features: _select(_scaled(g, scale).permute(2, 0, 1).flatten(1), features)[
+            ..., None
+        ],
+        saved_is_left=False,
     )
 
 
@@ -82,39 +96,32 @@ def _scaled(t: Tensor, scale: float) -> Tensor:
     return t if scale == 1 else t * scale
 
 
-def _matrices(found: Outer) -> Outer:
-    """Let a rule for groups of matrices take the gradient of a single one."""
-    moving = found.moving
-    return Outer(
-        found.groups,
-        found.left,
-        found.right,
-        found.fixed,
-        lambda g, which: moving(g[None], which),
-        found.fixed_is_left,
-    )
+def _ungrouped(form: OuterProductGrad) -> OuterProductGrad:
+    """Return the form of a group of one matrix for the gradient of a product without groups."""
+    grad_side = form.grad_side
+    return replace(form, grad_side=lambda g, features: grad_side(g[None], features))
 
 
 @rule(("MmBackward0", 1))
 def _mm_right(node: Node, shape: torch.Size) -> Form:
-    return _matrices(_right_factor(node._saved_self[None], torch.Size([1, *shape])))
+    return _ungrouped(_right_factor(node._saved_self[None], torch.Size([1, *shape])))
 
 
 @rule(("MmBackward0", 0))
 def _mm_left(node: Node, shape: torch.Size) -> Form:
-    return _matrices(_left_factor(node._saved_mat2[None], torch.Size([1, *shape])))
+    return _ungrouped(_left_factor(node._saved_mat2[None], torch.Size([1, *shape])))
 
 
 @rule(("AddmmBackward0", 2))
 def _addmm_right(node: Node, shape: torch.Size) -> Form:
     x, alpha = node._saved_mat1[None], node._saved_alpha
-    return _matrices(_right_factor(x, torch.Size([1, *shape]), alpha))
+    return _ungrouped(_right_factor(x, torch.Size([1, *shape]), alpha))
 
 
 @rule(("AddmmBackward0", 1))
 def _addmm_left(node: Node, shape: torch.Size) -> Form:
     x, alpha = node._saved_mat2[None], node._saved_alpha
-    return _matrices(_left_factor(x, torch.Size([1, *shape]), alpha))
+    return _ungrouped(_left_factor(x, torch.Size([1, *shape]), alpha))
 
 
 @rule(("BmmBackward0", 1))
@@ -142,27 +149,27 @@ def _bilinear(node: Node, shape: torch.Size) -> Form | None:
     if (node._saved_expand1, node._saved_expand3) != ((1, 3), (1, 2)):  # nn.Bilinear's axes.
         return None
     x = (node._saved_i1[:, :, None] * node._saved_i3[:, None, :]).flatten(1)
-    return Outer(
+    return OuterProductGrad(
         1,
         shape[0],
         shape[1:].numel(),
-        lambda which: _take(x, which)[..., None],
-        lambda g, which: _take(g.flatten(1), which)[..., None],
-        fixed_is_left=False,
+        lambda features: _select(x, features)[..., None],
+        lambda g, features: _select(g.flatten(1), features)[..., None],
+        saved_is_left=False,
     )
 
 
 @rule(("MvBackward0", 1))
 def _mv_vector(node: Node, shape: torch.Size) -> Form:
     # (rows, in) @ (in,)
-    return Sum((1, *shape), lambda: node._saved_self, lambda g: g[:, None])
+    return BroadcastGrad((1, *shape), lambda: node._saved_self, lambda g: g[:, None])
 
 
 # Convolutions
 
 
 def _windows(x: Tensor, node: Node, kernel: Sequence[int]) -> Tensor:
-    """View all windows of an input as (n, channels, *positions, *kernel)."""
+    """Return a view of all windows of an input: (n, channels, *positions, *kernel)."""
     padding = [p for p in reversed(node._saved_padding) for _ in range(2)]
     x = F.pad(x, padding) if any(padding) else x
     for d, size in enumerate(kernel):
@@ -172,19 +179,19 @@ def _windows(x: Tensor, node: Node, kernel: Sequence[int]) -> Tensor:
 
 
 def _columns(
-    x: Tensor, node: Node, kernel: Sequence[int], which: Features, positions: Sequence[int] = ()
+    x: Tensor, node: Node, kernel: Sequence[int], features: Features, positions: Sequence[int] = ()
 ) -> Tensor:
-    """Take columns of the (first) windows, counted by channel and place in the kernel."""
+    """Return columns of the (first) windows, counted by channel and position in the kernel."""
     n_axes = len(kernel)
     x = _windows(x, node, kernel)
     for d, length in enumerate(positions):
         x = x.narrow(2 + d, 0, length)
     x = x.movedim(tuple(range(-n_axes, 0)), tuple(range(2, 2 + n_axes)))
     taps = x.shape[1 : 2 + n_axes]
-    if which is None:
+    if features is None:
         return x.reshape(len(x), prod(taps), -1)
-    places: list[slice | Tensor] = [slice(None), *torch.unravel_index(which, taps)]
-    return x[tuple(places)].flatten(2)
+    index: list[slice | Tensor] = [slice(None), *torch.unravel_index(features, taps)]
+    return x[tuple(index)].flatten(2)
 
 
 @rule(("ConvolutionBackward0", 1))
@@ -192,35 +199,37 @@ def _convolution(node: Node, shape: torch.Size) -> Form:
     x, groups, kernel = node._saved_input, node._saved_groups, shape[2:]
     left, right = shape[0] // groups, shape[1:].numel()
     if node._saved_transposed:
-        # The roles of input and output are exchanged. Output padding may let in further windows.
-        def windows(g: Tensor, which: Features) -> Tensor:
-            return _columns(g, node, kernel, which, x.shape[2:])
+        # The roles of input and output are exchanged. Output padding may add further windows.
+        def windows(g: Tensor, features: Features) -> Tensor:
+            return _columns(g, node, kernel, features, x.shape[2:])
 
-        return Outer(groups, left, right, lambda which: _take(x.flatten(2), which), windows)
+        return OuterProductGrad(
+            groups, left, right, lambda features: _select(x.flatten(2), features), windows
+        )
 
     def blocks() -> Tensor:
-        # Channels last: windows are then copied in long runs.
-        last = x.movedim(1, -1).contiguous().movedim(-1, 1)
-        found: Tensor = _windows(last, node, kernel).unflatten(1, (groups, -1))
+        # Channels last in memory: windows are then copied in long runs.
+        channels_last = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        windows: Tensor = _windows(channels_last, node, kernel).unflatten(1, (groups, -1))
         n_axes = len(kernel)
-        found = found.movedim((1, 2), (1 + n_axes, -1))
-        return found.reshape(len(x), found.shape[1 : 1 + n_axes].numel(), groups, -1)
+        windows = windows.movedim((1, 2), (1 + n_axes, -1))
+        return windows.reshape(len(x), windows.shape[1 : 1 + n_axes].numel(), groups, -1)
 
-    return Outer(
+    return OuterProductGrad(
         groups,
         left,
         right,
-        lambda which: _columns(x, node, kernel, which),
-        lambda g, which: _take(g.flatten(2), which),
-        fixed_is_left=False,
-        blocks=blocks,
-        restored=lambda t: t.view(shape[0], *kernel, -1).movedim(-1, 1),
+        lambda features: _columns(x, node, kernel, features),
+        lambda g, features: _select(g.flatten(2), features),
+        saved_is_left=False,
+        saved_blocks=blocks,
+        restore_order=lambda t: t.view(shape[0], *kernel, -1).movedim(-1, 1),
     )
 
 
 @rule(("ConvolutionBackward0", 2))
 def _convolution_bias(node: Node, shape: torch.Size) -> Form:
-    return Sum((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
+    return BroadcastGrad((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
 
 
 # Sums and products that broadcast
@@ -228,10 +237,10 @@ def _convolution_bias(node: Node, shape: torch.Size) -> Form:
 
 def _broadcast(
     node: Node, shape: torch.Size, factor: Callable[[], Tensor] | None = None, scale: float = 1.0
-) -> Sum:
-    """Give the form of an operand that is broadcast, if only to a sample's own output."""
+) -> BroadcastGrad:
+    """Return the form of an operand that is broadcast, if only to a sample's own output."""
     ones = [1] * (len(_output_shape(node)) - len(shape))
-    return Sum((1, *ones, *shape), factor, lambda g: g[None], scale)
+    return BroadcastGrad((1, *ones, *shape), factor, lambda g: g[None], scale)
 
 
 @rule(("AddBackward0", 0), ("SubBackward0", 0), ("AddcmulBackward0", 0))
@@ -293,9 +302,9 @@ def _expanded(node: Node, shape: torch.Size) -> Form:
 def _repeated(node: Node, shape: torch.Size) -> Form:
     repeats = node._saved_repeats
     sizes = (*[1] * (len(repeats) - len(shape)), *shape)
-    # Each axis is so many copies of the operand's.
+    # Along each axis, copies of the operand's axis follow one another.
     pairs = [number for pair in zip(repeats, sizes, strict=True) for number in pair]
-    return Sum(
+    return BroadcastGrad(
         tuple(number for size in sizes for number in (1, size)), view=lambda g: g.reshape(pairs)
     )
 
@@ -312,15 +321,15 @@ def _batch_norm_weight(node: Node, shape: torch.Size) -> Form | None:
     def normalized() -> Tensor:
         mean, variance = node._saved_running_mean, node._saved_running_var
         scale: Tensor = (variance + node._saved_eps).rsqrt().view(sizes)
-        normal: Tensor = scale * (node._saved_input - mean.view(sizes))
-        return normal
+        x: Tensor = scale * (node._saved_input - mean.view(sizes))
+        return x
 
-    return Sum(sizes, normalized)
+    return BroadcastGrad(sizes, normalized)
 
 
 @rule(("NativeBatchNormBackward0", 2), ("CudnnBatchNormBackward0", 2))
 def _batch_norm_bias(node: Node, shape: torch.Size) -> Form:
-    return Sum((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
+    return BroadcastGrad((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
 
 
 @rule(("NativeLayerNormBackward0", 1))
@@ -351,12 +360,12 @@ def _group_norm_weight(node: Node, shape: torch.Size) -> Form:
         x = (x - node._saved_result1[:, :, None]) * node._saved_result2[:, :, None]
         return x.view(output)
 
-    return Sum((1, *shape, *[1] * (len(output) - 2)), normalized)
+    return BroadcastGrad((1, *shape, *[1] * (len(output) - 2)), normalized)
 
 
 @rule(("NativeGroupNormBackward0", 2))
 def _group_norm_bias(node: Node, shape: torch.Size) -> Form:
-    return Sum((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
+    return BroadcastGrad((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
 
 
 # Tables
@@ -368,22 +377,22 @@ def _table(
     padding: int,
     rows: Callable[[Tensor], Tensor],
     dtype: torch.dtype,
-) -> Table:
+) -> EmbeddingGrad:
     ids = ids.flatten()
     if padding >= 0:
         ids = torch.where(ids == padding, -1, ids)
 
-    def one_hot(which: Features) -> Tensor:
-        if which is None:
-            which = torch.arange(shape[0], device=ids.device)
-        return (ids[:, None] == which).to(dtype)[..., None]
+    def one_hot(features: Features) -> Tensor:
+        if features is None:
+            features = torch.arange(shape[0], device=ids.device)
+        return (ids[:, None] == features).to(dtype)[..., None]
 
-    return Table(
+    return EmbeddingGrad(
         1,
         shape[0],
         shape[1:].numel(),
         one_hot,
-        lambda g, which: _take(rows(g), which)[..., None],
+        lambda g, features: _select(rows(g), features)[..., None],
         ids=ids,
     )
 
@@ -421,13 +430,16 @@ def _selected(node: Node, shape: torch.Size) -> Form | None:
 @rule(("EmbeddingBagBackward0", 0))
 def _embedding_bag(node: Node, shape: torch.Size) -> Form | None:
     mode, padding = node._saved_mode, signed(node._saved_padding_idx)
-    if mode not in (0, 1):  # The sum and the mean; the maximum takes other rows in each column.
+    if mode not in (
+        0,
+        1,
+    ):  # The sum and the mean; the maximum differs by column.
         return None
     ids, offsets, given = node._saved_indices, node._saved_offsets, node._saved_per_sample_weights
     n_bags = _output_shape(node)[0]
-    places = torch.arange(len(ids), device=ids.device)
-    # Offsets may end in the number of all, beside the first of each bag.
-    bag = torch.searchsorted(offsets[:n_bags].contiguous(), places, right=True) - 1
+    positions = torch.arange(len(ids), device=ids.device)
+    # Beside the first position of each bag, offsets may end in the number of all.
+    bag = torch.searchsorted(offsets[:n_bags].contiguous(), positions, right=True) - 1
     weight = None if given is None else given[:, None]
     if mode == 1:
         sizes = torch.bincount(bag[ids != padding], minlength=n_bags)

@@ -1,4 +1,4 @@
-"""Views of parameters: operations that only place a parameter's entries elsewhere."""
+"""Views of parameters: operations that only move or copy a parameter's entries."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from skfishermask.jacobian.operations import Node, View, operation_of, signed
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step of a parameter's way: a node, which input of it and which output is on the way."""
+class ViewStep:
+    """One view of a parameter: a node, and the operand and output that the parameter passes."""
 
     node: Node
-    slot: int
+    operand: int
     output: int
 
     @cached_property
     def shape(self) -> torch.Size:
-        """Shape of the output."""
+        """The shape of the output."""
         return torch.Size(self.node._input_metadata[self.output].shape)
 
     @property
     def key(self) -> Hashable:
-        """What says, for views, where entries go; None: their values do."""
+        """What decides where entries go; None: the values of an index do."""
         if operation_of(self.node).view is View.INDEXED:
             return None
-        return self.node.name(), self.slot, self.output, tuple(self.shape), static_values(self.node)
+        return (
+            self.node.name(),
+            self.operand,
+            self.output,
+            tuple(self.shape),
+            static_values(self.node),
+        )
 
 
 @cache
@@ -41,7 +47,7 @@ def _static_names(kind: type) -> tuple[str, ...]:
 
 
 def static_values(node: Node) -> tuple[Hashable, ...]:
-    """Give what a node has saved besides tensors: axes, sizes, strides ..."""
+    """Return what a node has saved besides tensors: axes, sizes, strides ..."""
     values = []
     kind: type = type(node)
     for name in _static_names(kind):
@@ -50,20 +56,20 @@ def static_values(node: Node) -> tuple[Hashable, ...]:
     return tuple(values)
 
 
-class Places:
-    """Where a parameter's entries stand in an operand.
+class EntryPositions:
+    """Where a parameter's entries lie in an operand.
 
     Parameters
     ----------
     shape : torch.Size
         The parameter's.
-    views : sequence of Step
+    views : sequence of ViewStep
         From the parameter to the operand.
     """
 
-    def __init__(self, shape: torch.Size, views: Sequence[Step]) -> None:
+    def __init__(self, shape: torch.Size, views: Sequence[ViewStep]) -> None:
         self.numel = shape.numel()
-        # Entry by place of the operand, -1 where another tensor's are; None: in the same order.
+        # The entry at each position of the operand, -1: of another tensor; None: in the same order.
         self._entries: Tensor | None = None
         steps = [step for step in views if operation_of(step.node).view is not View.SAME_ORDER]
         if not steps:
@@ -74,7 +80,7 @@ class Places:
             entries = (_moved if is_moved else _copied)(step, entries)
         self._entries = entries.flatten()
 
-    def of(self, index: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def find(self, index: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Find entries.
 
         Parameters
@@ -84,47 +90,50 @@ class Places:
 
         Returns
         -------
-        which : Tensor of int64, or None
-            Positions in `index`, once for each place; None: all of them once, in order.
-        place : Tensor of int64, or None
-            The flat places in the operand; None: these are in order and all.
+        entry_index : Tensor of int64, or None
+            Positions in `index`, one for each position in the operand; None: all of them once, in
+            order.
+        operand_index : Tensor of int64, or None
+            The flat positions in the operand; None: all, in order.
         """
         if self._entries is None:
             return None, index
-        numbers = torch.full((self.numel + 1,), -1)
-        wanted = torch.arange(self.numel) if index is None else index
-        numbers[wanted] = torch.arange(len(wanted))
-        found = numbers[self._entries]  # An entry of -1 finds the last number, which is -1.
-        place = torch.nonzero(found >= 0).flatten()
-        which, order = found[place].sort(stable=True)
-        place = place[order]
-        if len(which) == len(wanted) and bool((which == torch.arange(len(which))).all()):
-            return None, place
-        return which, place
+        index = torch.arange(self.numel) if index is None else index
+        # One more than there are entries: an entry of -1 finds it, and so is not in `index`.
+        position_in_index = torch.full((self.numel + 1,), -1)
+        position_in_index[index] = torch.arange(len(index))
+        positions = position_in_index[self._entries]
+        operand_index = torch.nonzero(positions >= 0).flatten()
+        entry_index, order = positions[operand_index].sort(stable=True)
+        operand_index = operand_index[order]
+        if len(entry_index) == len(index) and bool((entry_index == torch.arange(len(index))).all()):
+            return None, operand_index
+        return entry_index, operand_index
 
 
-def _moved(step: Step, entries: Tensor) -> Tensor:
-    """Follow entries through a node that moves them."""
-    # Counted from one: what the step leaves out gets zero.
-    place = _called(step, torch.arange(1.0, step.shape.numel() + 1, dtype=torch.float64))
+def _moved(step: ViewStep, entries: Tensor) -> Tensor:
+    """Return the entry at each position of the output of a node that moves entries."""
+    # Counted from one: an entry that the output leaves out gets zero.
+    numbers = torch.arange(1.0, step.shape.numel() + 1, dtype=torch.float64)
+    position = _backward_of(step, numbers).flatten()
     moved = torch.full((step.shape.numel(),), -1)
-    kept = place.flatten() > 0
-    moved[place.flatten()[kept].long() - 1] = entries.flatten()[kept]
+    kept = position > 0
+    moved[position[kept].long() - 1] = entries.flatten()[kept]
     return moved.view(step.shape)
 
 
-def _called(step: Step, numbers: Tensor) -> Tensor:
-    """Call a node, which gives gradients at its outputs back to its inputs, with numbers."""
-    given = [numbers.new_zeros(tuple(m.shape)) for m in step.node._input_metadata]
-    given[step.output] = numbers.view(step.shape)
+def _backward_of(step: ViewStep, gradient: Tensor) -> Tensor:
+    """Call a node, which maps gradients at its outputs to gradients of its operands."""
+    gradients = [gradient.new_zeros(tuple(m.shape)) for m in step.node._input_metadata]
+    gradients[step.output] = gradient.view(step.shape)
     with torch.no_grad():
-        back = step.node(*given)
-    taken: Tensor = back[step.slot] if isinstance(back, tuple) else back
-    return taken
+        result = step.node(*gradients)
+    of_operand: Tensor = result[step.operand] if isinstance(result, tuple) else result
+    return of_operand
 
 
-def _copied(step: Step, entries: Tensor) -> Tensor:
-    """Follow entries through a node that copies them: do to their numbers what it did to them."""
+def _copied(step: ViewStep, entries: Tensor) -> Tensor:
+    """Return the entry at each position of the output of a node that copies entries."""
     node, name = step.node, step.node.name()
     if name == "ExpandBackward0":
         return entries.expand(step.shape)

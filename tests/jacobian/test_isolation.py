@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
 from skfishermask.fisher import embedding_blocks
-from skfishermask.jacobian.isolation import exact_mode, seeded, visit
+from skfishermask.jacobian.isolation import exact_mode, isolated, seeded
 from skfishermask.jacobian.module_io import output_layer
 from tests import forked, networks
 
@@ -180,7 +180,7 @@ def changed(before: dict[str, object], after: dict[str, object]) -> list[str]:
 def gradients(module: nn.Module, x: object) -> dict[str, Tensor]:
     """The gradient of the sum of the outputs, read in a visit."""
     wanted = dict(module.named_parameters())
-    with visit(module, wanted.values()), exact_mode():
+    with isolated(module, wanted.values()), exact_mode():
         output = module(**x) if isinstance(x, dict) else module(x)
         output = output[0] if isinstance(output, tuple) else output
         grads = torch.autograd.grad(output.sum(), list(wanted.values()), allow_unused=True)
@@ -243,11 +243,11 @@ def test_a_generator_that_is_dropped_leaves_no_trace() -> None:
 def test_only_wanted_parameters_are_trainable() -> None:
     module = careless()
     wanted = [module.hidden.weight, module.frozen.weight]
-    with visit(module, wanted):
+    with isolated(module, wanted):
         assert not any(m.training for m in module.modules())
         trainable = [p for p in module.parameters() if p.requires_grad]
         assert list(map(id, trainable)) == list(map(id, wanted))
-    with visit(module):
+    with isolated(module):
         assert not any(p.requires_grad for p in module.parameters())
 
 
@@ -289,7 +289,7 @@ def test_evaluation_mode_is_a_flag_alone() -> None:
 
 def test_evaluation_mode_reaches_scripted_networks() -> None:
     module = torch.jit.script(networks.mlp()).train()
-    with visit(module):
+    with isolated(module):
         assert not any(m.training for m in module.modules())
     assert all(m.training for m in module.modules())
 
@@ -343,17 +343,17 @@ def test_two_visits_overlap_in_any_order(order: tuple[int, ...], same_network: b
     first = recurrent()
     modules = [first, first if same_network else recurrent()]
     wanted = [list(modules[0].parameters())[:2], list(modules[1].parameters())[1:3]]
-    visits = [visit(m, w) for m, w in zip(modules, wanted, strict=True)]
+    contexts = [isolated(m, w) for m, w in zip(modules, wanted, strict=True)]
     before = [state(m) for m in modules]
     inside: list[int] = []
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
         threads = [one, other]
         for i in order:
             if i in inside:
-                threads[i].submit(visits[i].__exit__, None, None, None).result()
+                threads[i].submit(contexts[i].__exit__, None, None, None).result()
                 inside.remove(i)
             else:
-                threads[i].submit(visits[i].__enter__).result()
+                threads[i].submit(contexts[i].__enter__).result()
                 inside.append(i)
             for j in inside:
                 assert not any(m.training for m in modules[j].modules())
@@ -377,13 +377,13 @@ def test_three_visits_overlap_in_any_order() -> None:
     module = careless()
     before = state(module)
     for order in orders(3):
-        visits = [visit(module), visit(module, [module.hidden.weight]), visit(module)]
+        contexts = [isolated(module), isolated(module, [module.hidden.weight]), isolated(module)]
         inside: set[int] = set()
         for i in order:
             if i in inside:
-                visits[i].__exit__(None, None, None)
+                contexts[i].__exit__(None, None, None)
             else:
-                visits[i].__enter__()
+                contexts[i].__enter__()
             inside ^= {i}
             assert not any(m.training for m in module.modules()) or not inside
             assert module.hidden.weight.requires_grad or 1 not in inside
@@ -400,7 +400,7 @@ def test_many_threads_visit() -> None:
         draws = random.Random(seed)
         for _ in range(15):
             module = draws.choice(modules)
-            with visit(module, list(module.parameters())[:1]):
+            with isolated(module, list(module.parameters())[:1]):
                 time.sleep(draws.uniform(0, 0.003))
                 if any(m.training for m in module.modules()):
                     failures.append("training")
@@ -521,7 +521,7 @@ def test_full_precision_inside_and_the_users_outside(
     precision(name)
     expected = later()
     precision(name)
-    with visit(PLACES[place]), visit(PLACES[place]):
+    with isolated(PLACES[place]), isolated(PLACES[place]):
         assert reduced()[place] == []
     assert same(later(), expected)
 
@@ -531,7 +531,7 @@ def test_full_precision_inside_and_the_users_outside(
 def test_cudnn_flags_inside(precision: Callable[[str], None], name: str, place: str) -> None:
     precision(name)
     before = switches()
-    with visit(PLACES[place]):
+    with isolated(PLACES[place]):
         with torch.backends.cudnn.flags(enabled=False):
             assert not torch.backends.cudnn.enabled
         torch.get_float32_matmul_precision()
@@ -545,7 +545,7 @@ def test_reductions_without_split_k(precision: Callable[[str], None]) -> None:
         pytest.skip("PyTorch has no such switch yet")
     try:
         matmul.allow_fp16_reduced_precision_reduction = (False, False)
-        with visit(ELSEWHERE):
+        with isolated(ELSEWHERE):
             assert not matmul.allow_fp16_reduced_precision_reduction
         assert not matmul.allow_fp16_reduced_precision_reduction_split_k
     finally:
@@ -556,7 +556,7 @@ def test_reductions_without_split_k(precision: Callable[[str], None]) -> None:
 @pytest.mark.parametrize("layer", [nn.RNN, nn.GRU, nn.LSTM])
 def test_recurrent_layers_run_as_products(layer: type[nn.RNNBase], dtype: torch.dtype) -> None:
     module, x = layer(3, 4).to(dtype), torch.randn(5, 2, 3, dtype=dtype)
-    with visit(module, module.parameters()), exact_mode():
+    with isolated(module, module.parameters()), exact_mode():
         todo = [module(x)[0].grad_fn]
         names = set()
         while todo:
@@ -571,7 +571,7 @@ def test_attention_runs_its_layers() -> None:
     layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
     module, calls = nn.TransformerEncoder(layer, 1).train(), []
     module.layers[0].linear1.register_forward_hook(lambda *_: calls.append(1))
-    with visit(module), torch.no_grad():
+    with isolated(module), torch.no_grad():
         module(torch.randn(2, 3, 4))
     assert calls == [1]
 
@@ -625,10 +625,10 @@ def test_modes_of_the_caller_do_not_count(mode: str) -> None:
 
 def test_modes_of_the_caller_hold_while_a_visit_is_open() -> None:
     module = careless()
-    with torch.inference_mode(), torch.autocast("cpu"), visit(module):
+    with torch.inference_mode(), torch.autocast("cpu"), isolated(module):
         assert torch.is_inference_mode_enabled()
         assert torch.is_autocast_enabled("cpu")
-    with visit(module), torch.no_grad():
+    with isolated(module), torch.no_grad():
         assert not torch.is_grad_enabled()
 
 
@@ -662,7 +662,7 @@ def test_seeds_nest() -> None:
         found = [draws()]
         with seeded(2):
             draws()
-        with visit(module):
+        with isolated(module):
             draws()
         found.append(draws())
     assert found == alone
@@ -716,7 +716,7 @@ def test_seeds_where_cuda_has_not_begun(inside: str) -> None:
 
 
 def begins_cuda() -> bool:
-    with seeded(1), visit(nn.Linear(1, 1)):
+    with seeded(1), isolated(nn.Linear(1, 1)):
         pass
     return torch.cuda.is_initialized()
 

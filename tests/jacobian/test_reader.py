@@ -121,7 +121,7 @@ def test_a_pool_sorted_by_what_decides_the_way(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:Reading sample by sample")
 def test_what_is_not_held_is_made_anew(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in batches whose operands are too large to be held, in the last backward pass too."""
-    monkeypatch.setattr("skfishermask.jacobian.batch_jacobian.HELD_BYTES", 0)
+    monkeypatch.setattr("skfishermask.jacobian.batch_jacobian.TENSOR_CACHE_BYTES", 0)
     module, x, diagonal, V = pooled(name)
     found_diagonal, found_V = read(module, [x])
     assert_close(found_diagonal, diagonal)
