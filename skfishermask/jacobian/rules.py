@@ -58,6 +58,11 @@ def _output_shape(node: Node) -> torch.Size:
     return torch.Size(node._input_metadata[0].shape)
 
 
+def _channels(node: Node, shape: torch.Size) -> tuple[int, ...]:
+    """Return the shape of an operand of channels, with as many axes as the output."""
+    return (1, *shape, *[1] * (len(_output_shape(node)) - 2))
+
+
 # Matrix products
 
 
@@ -227,11 +232,6 @@ def _convolution(node: Node, shape: torch.Size) -> Form:
     )
 
 
-@rule(("ConvolutionBackward0", 2))
-def _convolution_bias(node: Node, shape: torch.Size) -> Form:
-    return BroadcastGrad((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
-
-
 # Sums and products that broadcast
 
 
@@ -243,9 +243,25 @@ def _broadcast(
     return BroadcastGrad((1, *ones, *shape), factor, lambda g: g[None], scale)
 
 
-@rule(("AddBackward0", 0), ("SubBackward0", 0), ("AddcmulBackward0", 0))
+@rule(
+    ("AddBackward0", 0),
+    ("SubBackward0", 0),
+    ("AddcmulBackward0", 0),
+    ("ExpandBackward0", 0),
+    ("NativeLayerNormBackward0", 2),
+)
 def _added(node: Node, shape: torch.Size) -> Form:
     return _broadcast(node, shape)
+
+
+@rule(
+    ("ConvolutionBackward0", 2),
+    ("NativeBatchNormBackward0", 2),
+    ("CudnnBatchNormBackward0", 2),
+    ("NativeGroupNormBackward0", 2),
+)
+def _added_to_channels(node: Node, shape: torch.Size) -> Form:
+    return BroadcastGrad(_channels(node, shape))
 
 
 @rule(("AddBackward0", 1))
@@ -293,11 +309,6 @@ def _prelu(node: Node, shape: torch.Size) -> Form:
     return _broadcast(node, shape, lambda: node._saved_self.clamp(max=0))
 
 
-@rule(("ExpandBackward0", 0))
-def _expanded(node: Node, shape: torch.Size) -> Form:
-    return _broadcast(node, shape)
-
-
 @rule(("RepeatBackward0", 0))
 def _repeated(node: Node, shape: torch.Size) -> Form:
     repeats = node._saved_repeats
@@ -316,7 +327,7 @@ def _repeated(node: Node, shape: torch.Size) -> Form:
 def _batch_norm_weight(node: Node, shape: torch.Size) -> Form | None:
     if node._saved_training:
         return None
-    sizes = (1, *shape, *[1] * (len(_output_shape(node)) - 2))
+    sizes = _channels(node, shape)
 
     def normalized() -> Tensor:
         mean, variance = node._saved_running_mean, node._saved_running_var
@@ -327,11 +338,6 @@ def _batch_norm_weight(node: Node, shape: torch.Size) -> Form | None:
     return BroadcastGrad(sizes, normalized)
 
 
-@rule(("NativeBatchNormBackward0", 2), ("CudnnBatchNormBackward0", 2))
-def _batch_norm_bias(node: Node, shape: torch.Size) -> Form:
-    return BroadcastGrad((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
-
-
 @rule(("NativeLayerNormBackward0", 1))
 def _layer_norm_weight(node: Node, shape: torch.Size) -> Form:
     def normalized() -> Tensor:
@@ -339,11 +345,6 @@ def _layer_norm_weight(node: Node, shape: torch.Size) -> Form:
         return centred.mul_(node._saved_result2)  # One over the standard deviation.
 
     return _broadcast(node, shape, normalized)
-
-
-@rule(("NativeLayerNormBackward0", 2))
-def _layer_norm_bias(node: Node, shape: torch.Size) -> Form:
-    return _broadcast(node, shape)
 
 
 @rule(("FusedRmsNormBackward0", 1))
@@ -360,12 +361,7 @@ def _group_norm_weight(node: Node, shape: torch.Size) -> Form:
         x = (x - node._saved_result1[:, :, None]) * node._saved_result2[:, :, None]
         return x.view(output)
 
-    return BroadcastGrad((1, *shape, *[1] * (len(output) - 2)), normalized)
-
-
-@rule(("NativeGroupNormBackward0", 2))
-def _group_norm_bias(node: Node, shape: torch.Size) -> Form:
-    return BroadcastGrad((1, *shape, *[1] * (len(_output_shape(node)) - 2)))
+    return BroadcastGrad(_channels(node, shape), normalized)
 
 
 # Tables
