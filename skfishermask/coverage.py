@@ -37,12 +37,12 @@ _LEAST_WEIGHT = 1e-3
 
 
 def predicted_balance(probabilities: Tensor) -> float:
-    """Say how balanced the predicted classes are.
+    """Compute how balanced the predicted classes are.
 
     Parameters
     ----------
-    probabilities : Tensor of shape (n, C)
-        Of the classes.
+    probabilities : Tensor of shape (n, C) or (n, L, C)
+        Of the classes; of each of L labels, over which the balance is averaged.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def predicted_balance(probabilities: Tensor) -> float:
         predicted as often.
     """
     mean = probabilities.mean(0)
-    return 1 / (float(mean.square().sum()) * len(mean))
+    return float((1 / (mean.square().sum(-1) * mean.shape[-1])).mean())
 
 
 def early_share(n_labeled: int, n_classes: int) -> float:
@@ -62,14 +62,14 @@ def early_share(n_labeled: int, n_classes: int) -> float:
     n_labeled : int
         Labelled samples so far.
     n_classes : int
-        Number of classes.
+        Number of classes; zero where labels are no classes.
 
     Returns
     -------
     float
-        1 without labels, falling to 0 at 20 labels for each class.
+        1 without labels, falling to 0 at 20 labels for each class; 0 without classes.
     """
-    return max(0.0, 1 - n_labeled / (_ENOUGH_LABELS * n_classes))
+    return max(0.0, 1 - n_labeled / (_ENOUGH_LABELS * n_classes)) if n_classes else 0.0
 
 
 def automatic_share(probabilities: Tensor, n_labeled: int) -> float:
@@ -77,19 +77,19 @@ def automatic_share(probabilities: Tensor, n_labeled: int) -> float:
 
     Parameters
     ----------
-    probabilities : Tensor of shape (n, C)
-        Of the classes, for the pool.
+    probabilities : Tensor of shape (n, C) or (n, L, C)
+        Of the classes, for the pool. C is zero where labels are no classes.
     n_labeled : int
         Labelled samples so far.
 
     Returns
     -------
     float
-        :func:`early_share`, times 2 b - 1 where that is positive, b the predicted balance.
+        :func:`early_share`, times 2 b - 1 where that is positive, b the predicted balance; zero
+        where labels are no classes, for which no rule was measured.
     """
-    return early_share(n_labeled, probabilities.shape[1]) * max(
-        0.0, 2 * predicted_balance(probabilities) - 1
-    )
+    early = early_share(n_labeled, probabilities.shape[-1])
+    return early and early * max(0.0, 2 * predicted_balance(probabilities) - 1)
 
 
 @dataclass(frozen=True)

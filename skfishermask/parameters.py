@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from skfishermask.compat import Interval, StrOptions, validate_parameter_constraints
-from skfishermask.fisher import MASK_STRATEGIES
+from skfishermask.compat import HasMethods, Interval, StrOptions, validate_parameter_constraints
+from skfishermask.fisher import LIKELIHOODS, MASK_STRATEGIES, Likelihood
 from skfishermask.jacobian import ToOutputs
 from skfishermask.selection import EMBEDDING_DTYPES
 
@@ -57,9 +57,18 @@ class MethodParameters:
     n_mask_samples : int or None, default=1024
         Number of samples, drawn from the labelled ones and the pool, for the diagonal Fisher
         information; None takes all.
-    n_directions : int, float or None, default=None
-        Rows of V(x). None: exact. An int: so many leading ones; a float in (0, 1): as many as
-        keep that share of the trace. The cost of everything falls in proportion.
+    likelihood : {"auto", "categorical", "bernoulli", "gaussian"} or object, default="auto"
+        The distribution of a label, given the network's output. ``"auto"``: by the net's
+        criterion. ``"categorical"``: classes, of a sample or of each of its positions (cross
+        entropy); ``"bernoulli"``: several labels a sample (binary cross entropy); ``"gaussian"``:
+        numbers (squared errors and the like). An object: a
+        :class:`skfishermask.fisher.Categorical`, ``Bernoulli`` or ``Gaussian`` with parameters, or
+        one of your own, see :class:`skfishermask.fisher.Likelihood`.
+    n_directions : int, float, None or "auto", default="auto"
+        Rows of V(x). None: all, exact. An int: that number of leading ones or, where no row leads
+        (a label a position, numbers), of random combinations, exact in the mean. A float in
+        (0, 1): as many leading ones as keep that share of the trace. The cost of everything falls
+        in proportion. ``"auto"``: all; of outputs with positions, 16 combinations.
     target : {"pool", "identity"}, default="pool"
         F in the objective: the mean Fisher information of labelled and pool samples, or the
         identity matrix. Samples that a query is given as `X_target` go before it.
@@ -102,8 +111,11 @@ class MethodParameters:
         "auto", Interval(Real, 0, 1, closed="right"), at_least_one(), StrOptions({"auto"})
     )
     n_mask_samples: int | None = parameter(1024, at_least_one(), None)
-    n_directions: int | float | None = parameter(
-        None, Interval(Real, 0, 1, closed="neither"), at_least_one(), None
+    likelihood: str | Likelihood = parameter(
+        "auto", StrOptions({"auto", *LIKELIHOODS}), HasMethods(["check", "rank", "factor"])
+    )
+    n_directions: int | float | Literal["auto"] | None = parameter(
+        "auto", Interval(Real, 0, 1, closed="neither"), at_least_one(), None, StrOptions({"auto"})
     )
     target: Literal["pool", "identity"] = parameter("pool", StrOptions({"pool", "identity"}))
     use_labeled: bool = parameter(True, "boolean")

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # Coverage looks at so many candidates at most, of so many numbers together, and is automatic for
 # inputs of so many numbers.
 _MOST_COVERED, _MOST_NUMBERS, _MOST_INPUTS = 20_000, 1 << 27, 2048
+# Random combinations of directions, by default, where each position has its own.
+_N_COMBINATIONS = 16
 _CALLED = {"X_labeled": "the labelled samples", "X_target": "the target samples"}
 # Rows of several sets of samples.
 Sample = list[tuple[LocalSamples | Pool, np.ndarray]]
@@ -113,7 +115,9 @@ class Query:
         self._start = time.perf_counter()
         cluster = None if client is None else _cluster(client)
         self._first = pool.first()
-        self._net, self._outputs = read_net(net, self._first, settings.to_logits)
+        self._net, self._outputs = read_net(
+            net, self._first, settings.to_logits, settings.likelihood
+        )
         self._progress = Progress(settings.verbose > 0, self._net.device)
         for samples in others:
             self._net.outputs_of(samples.first(), samples.name)
@@ -138,7 +142,7 @@ class Query:
                     "found others, such as integers. Set coverage_share=0."
                 )
             return n_inputs if settings.coverage_share > 0 else 0
-        n_classes = self._net.likelihood.class_probabilities(self._outputs).shape[1]
+        n_classes = self._net.likelihood.class_probabilities(self._outputs).shape[-1]
         covers = (
             n_inputs <= _MOST_INPUTS
             and self._target is None
@@ -225,11 +229,17 @@ class Query:
 
     def _n_directions(self, sample: Sample) -> int:
         rank = self._net.likelihood.rank(self._outputs)
+        has_positions = self._outputs.dim() > 2
         wanted = self._settings.n_directions
+        if wanted == "auto":
+            wanted = _N_COMBINATIONS if has_positions else None
         if isinstance(wanted, Real) and not isinstance(wanted, Integral):
             norms = [samples.direction_norms(rows).cpu() for samples, rows in sample]
             wanted = directions_that_keep(torch.stack(norms).sum(0), float(wanted))
-        return rank if wanted is None else min(int(wanted), rank)
+        if wanted is None:
+            return rank
+        # The rank of the first sample's positions may be that of a short sequence.
+        return int(wanted) if has_positions else min(int(wanted), rank)
 
     def _make_mask(
         self,

@@ -131,3 +131,45 @@ def herd(
         picks.append(first_near(gain, gain.max(), scale=float(weights.sum())))
         covered = torch.maximum(covered, each[picks[-1]])
     return picks
+
+
+def jacobian(module: nn.Module, x: Batch) -> tuple[Tensor, Tensor]:
+    """J of every output by every parameter, (n, outputs, P), and the outputs (n, ...).
+
+    In evaluation mode and float64, one `autograd.grad` of one output of one sample at a time.
+    """
+    module = copy.deepcopy(module).double().eval().requires_grad_()
+    parameters = [p for _, p in module.named_parameters()]
+    J, outputs = [], []
+    with sdpa_kernel(SDPBackend.MATH):
+        for i in range(n_samples(x)):
+            sample = cast(rows(x, slice(i, i + 1)))
+            output = module(sample) if isinstance(sample, Tensor) else module(**sample)
+            output = output[0] if isinstance(output, tuple) else output
+            for one in output.flatten():
+                grads = torch.autograd.grad(one, parameters, retain_graph=True, allow_unused=True)
+                J += [
+                    torch.zeros(q.numel()).double() if d is None else d.to_dense().flatten()
+                    for q, d in zip(parameters, grads, strict=True)
+                ]
+            outputs.append(output.detach())
+    flat = torch.cat(J).view(n_samples(x), outputs[0].numel(), -1)
+    return flat, torch.cat(outputs)
+
+
+def information_of_loss(J: Tensor, outputs: Tensor, expected_loss: Callable[..., Tensor]) -> Tensor:
+    """J^T H J, (n, P, P), with H the second derivative of an expected loss by a sample's outputs.
+
+    `expected_loss(f, f0)` is the loss of outputs f in the mean over labels of the distribution
+    that the outputs f0 stand for; both are one sample's, (1, ...).
+    """
+    found = []
+    for j, f0 in zip(J, outputs, strict=True):
+        f0 = f0[None]
+
+        def loss(f: Tensor, f0: Tensor = f0) -> Tensor:
+            return expected_loss(f.view_as(f0), f0)
+
+        H = torch.autograd.functional.hessian(loss, f0.flatten())
+        found.append(j.T @ H @ j)
+    return torch.stack(found)

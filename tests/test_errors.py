@@ -94,15 +94,20 @@ TABLE = {
         r"Sequential, a torch module: wrap it",
     ),
     "no classifier": (ask(classifier=None), TypeError, "NoneType"),
-    "a regressor": (
-        ask(classifier=NeuralNetRegressor(nets.mlp(1)).initialize()),
+    "a regressor of classes": (
+        ask(classifier=NeuralNetRegressor(nets.mlp(), criterion=nn.CrossEntropyLoss).initialize()),
         TypeError,
-        "NeuralNetRegressor",
+        "NeuralNetRegressor is a regressor, but its criterion CrossEntropyLoss is for classes",
     ),
-    "a multi-label loss": (
-        ask(classifier=net(criterion=nn.BCEWithLogitsLoss).initialize()),
+    "a classifier of numbers": (
+        ask(classifier=net(criterion=nn.MSELoss).initialize()),
         TypeError,
-        "BCEWithLogitsLoss is a multi-label",
+        "NeuralNetClassifier is a classifier, but its criterion MSELoss is for numbers",
+    ),
+    "a loss without a likelihood": (
+        ask(classifier=net(criterion=nn.MultiLabelMarginLoss).initialize()),
+        TypeError,
+        "MultiLabelMarginLoss, of which no likelihood is known. Known are.*gaussian: MSELoss",
     ),
     "empty pool": (ask(X_POOL[:0]), ValueError, "at least one sample"),
     "empty pool of a sampler": (query(X_POOL[:0]), ValueError, "0 sample"),

@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import torch
 from _digits import fitted
 
-from skfishermask.fisher.likelihood import categorical_factor, kept_trace, squared_norms
+from skfishermask.fisher.directions import kept_trace, squared_norms
+from skfishermask.fisher.likelihood import categorical_factor
 
 figure, axes = plt.subplots(figsize=(5.2, 3.2))
 styles = {0: ("0.45", "o"), 20: ("#CCBB44", "s"), 100: ("#4477AA", "D"), 500: ("#AA3377", "^")}

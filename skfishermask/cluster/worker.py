@@ -76,7 +76,7 @@ class ChunkRows:
         net = net_from_state(kind, parts, "cuda" if torch.cuda.is_available() else "cpu")
         batches = chunk_batches(net, chunk, self.rows, self.start, transform, self.batch_size)
         module = NetModule(net, criteria)
-        readable = ReadableNet(net, module, to_logits_of(net, to_logits), likelihood)
+        readable = ReadableNet(net, module, to_logits_of(net, to_logits, likelihood), likelihood)
         with naming_rows(batches, readable.to_logits):
             yield readable, batches
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from skfishermask.compat import predict_nonlinearity_of
 from skfishermask.data.net import criterion_of, is_binary
 from skfishermask.data.types import Whatever
+from skfishermask.fisher import Bernoulli, Categorical, OutputLikelihood
 from skfishermask.jacobian import ToOutputs, first_output
 
 
@@ -70,34 +71,59 @@ class _LogProbabilities:
         output = _logits(output)
         p: Tensor = self._nonlinearity(output.reshape(len(output)) if self._binary else output)
         seen = p.detach()
-        wrong = (seen < 0).any(-1) | ((seen.sum(-1) - 1).abs() > 0.01)
+        wrong = (seen < 0).any(1) | ((seen.sum(1) - 1).abs() > 0.01)
         # p (d log p) has the limit zero where p underflows.
-        return p.clamp_min(torch.finfo(p.dtype).tiny).log().masked_fill(wrong[..., None], math.nan)
+        return p.clamp_min(torch.finfo(p.dtype).tiny).log().masked_fill(wrong[:, None], math.nan)
 
 
-def to_logits_of(net: skorch.NeuralNet, to_logits: ToOutputs | None = None) -> ToOutputs:
-    """Find how a net's raw output becomes logits (n, C).
+class _LogOdds:
+    """Logits of a net that outputs a probability for each label."""
+
+    expected = "With BCELoss the module is expected to output probabilities between 0 and 1."
+
+    def __call__(self, output: Whatever) -> Tensor:
+        p = _logits(output)
+        # p (1 - p) has the limit zero at both ends; others are NaN, to be reported with their row.
+        info = torch.finfo(p.dtype)
+        inside = p.clamp(info.tiny, 1 - info.eps / 2)
+        wrong = (p.detach() < 0) | (p.detach() > 1)
+        return (inside.log() - (-inside).log1p()).masked_fill(wrong, math.nan)
+
+
+def to_logits_of(
+    net: skorch.NeuralNet,
+    to_logits: ToOutputs | None = None,
+    likelihood: OutputLikelihood | None = None,
+) -> ToOutputs:
+    """Find how a net's raw output becomes what its likelihood takes: logits, or means.
 
     Parameters
     ----------
-    net : skorch classifier
+    net : skorch.NeuralNet
         Initialized.
     to_logits : callable, optional
         The user's own, which goes before all rules.
+    likelihood : OutputLikelihood, optional
+        Of the net's labels. None: classes.
 
     Returns
     -------
     callable
-        Whatever of ``net.infer`` -> logits. Where the criterion takes logits, they are used as
-        they are; else the net's own ``predict_nonlinearity`` gives probabilities, and their
-        logarithm is what is needed, since a softmax undoes it.
+        Output of ``net.infer`` -> outputs of the likelihood. Where the criterion takes these, they
+        are used as they are. For classes, the net's own ``predict_nonlinearity`` gives
+        probabilities otherwise, and their logarithm is what is needed, since a softmax undoes it.
     """
     if to_logits is not None:
         return to_logits
+    criterion = criterion_of(net)
+    if isinstance(likelihood, Bernoulli) and isinstance(criterion, nn.BCELoss):
+        return _LogOdds()
+    if likelihood is not None and not isinstance(likelihood, Categorical):
+        return _logits
     if net.predict_nonlinearity == "auto":
-        if isinstance(criterion_of(net), nn.CrossEntropyLoss):
+        if isinstance(criterion, nn.CrossEntropyLoss):
             return _logits
-        if isinstance(criterion_of(net), nn.BCEWithLogitsLoss):
+        if isinstance(criterion, nn.BCEWithLogitsLoss):
             return _binary_logits
     return _LogProbabilities(net)
 
@@ -105,6 +131,6 @@ def to_logits_of(net: skorch.NeuralNet, to_logits: ToOutputs | None = None) -> T
 def not_finite(row: int, name: str, to_logits: ToOutputs) -> ValueError:
     """Say that the output for a row of the user's data is of no use."""
     what, why = "NaN or infinite", ""
-    if isinstance(to_logits, _LogProbabilities):
+    if isinstance(to_logits, _LogProbabilities | _LogOdds):
         what, why = "NaN, infinite or not probabilities", f" {to_logits.expected}"
     return ValueError(f"The network's output is {what} for row {row} of {name}.{why}")

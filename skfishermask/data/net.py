@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import skorch
 import torch
-from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
@@ -60,25 +59,8 @@ def explaining_labels(y: Labels) -> Iterator[None]:
 
 
 def check_net(net: skorch.NeuralNet) -> None:
-    """Raise NotFittedError or TypeError unless the net is an initialized classifier."""
-    if not is_classifier(net):
-        raise TypeError(
-            "Expected a skorch classifier (NeuralNetClassifier or NeuralNetBinaryClassifier), "
-            f"found {type(net).__name__}."
-        )
+    """Raise NotFittedError unless the net is initialized."""
     net.check_is_fitted(["module_", "criterion_"])
-    criterion = criterion_of(net)
-    binary = is_binary(net)
-    multilabel = (nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss)
-    if isinstance(criterion, nn.BCELoss | nn.BCEWithLogitsLoss) and not binary:
-        raise TypeError(
-            f"{type(net).__name__} with {type(criterion).__name__} is a multi-label classifier, "
-            "expected one label a sample (for two classes: NeuralNetBinaryClassifier)."
-        )
-    if isinstance(criterion, multilabel):
-        raise TypeError(
-            f"{type(criterion).__name__} is a multi-label loss, expected one label a sample."
-        )
 
 
 def criterion_of(net: skorch.NeuralNet) -> nn.Module:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from skfishermask.data.diagnostics import image_hint
+from skfishermask.data.likelihoods import likelihood_of
 from skfishermask.data.logits import not_finite, to_logits_of
 from skfishermask.data.net import NetModule, net_module
-from skfishermask.fisher import Categorical, Likelihood, map_outputs
+from skfishermask.fisher import Likelihood, OutputLikelihood, map_outputs
 from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToOutputs
 
 _CALLED = {"X_pool": "pool", "X_labeled": "labelled data", "X_target": "target data"}
@@ -37,7 +38,7 @@ class ReadableNet:
     net: skorch.NeuralNet
     module: NetModule
     to_logits: ToOutputs
-    likelihood: Likelihood
+    likelihood: OutputLikelihood
 
     @property
     def read_options(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class ReadableNet:
             If the net cannot read it, or gives NaN or infinity.
         """
         try:
-            [outputs] = map_outputs(Tensor.detach, self.module, [first], **self.read_options)
+            [outputs] = map_outputs(_outputs_alone, self.module, [first], **self.read_options)
         except torch.OutOfMemoryError:
             raise
         except NonFiniteOutputError as error:
@@ -82,7 +83,10 @@ class ReadableNet:
 
 
 def read_net(
-    net: skorch.NeuralNet, first: Inputs, to_logits: ToOutputs | None
+    net: skorch.NeuralNet,
+    first: Inputs,
+    to_logits: ToOutputs | None,
+    likelihood: str | Likelihood = "auto",
 ) -> tuple[ReadableNet, Tensor]:
     """Try a net on the first sample of a pool.
 
@@ -94,6 +98,8 @@ def read_net(
         The sample.
     to_logits : callable or None
         The user's own.
+    likelihood : str or Likelihood
+        The user's parameter.
 
     Returns
     -------
@@ -102,9 +108,14 @@ def read_net(
     outputs : Tensor of shape (1, ...)
         Of the sample.
     """
-    plain = ReadableNet(net, NetModule(net), to_logits_of(net, to_logits), Categorical())
+    model = likelihood_of(net, likelihood)
+    plain = ReadableNet(net, NetModule(net), to_logits_of(net, to_logits, model), model)
     outputs = plain.outputs_of(first, "X_pool")
     return replace(plain, module=net_module(net, first, plain.to_logits)), outputs
+
+
+def _outputs_alone(outputs: Tensor, counted: Tensor | None) -> Tensor:
+    return outputs.detach()
 
 
 def _described(batch: Inputs) -> str:

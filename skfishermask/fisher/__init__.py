@@ -1,16 +1,19 @@
 """Fisher information of any torch module: likelihood, diagonal, mask and embedding."""
 
+from skfishermask.fisher.directions import check_n_directions, directions_that_keep
 from skfishermask.fisher.information import embedding_blocks, fisher_diagonal, fisher_embedding
 from skfishermask.fisher.likelihood import (
+    LIKELIHOODS,
+    Bernoulli,
     Categorical,
-    Likelihood,
+    Gaussian,
     Weighting,
-    check_n_directions,
-    directions_that_keep,
+    as_likelihood,
     margin_uncertainty,
 )
 from skfishermask.fisher.mask import MASK_STRATEGIES, MaskStrategy, ParameterMask, mask_size
 from skfishermask.fisher.matrix import FisherSum, fisher_matrix
+from skfishermask.fisher.output_likelihood import Likelihood, OutputLikelihood
 from skfishermask.fisher.predictions import (
     Predictions,
     direction_norms,
@@ -21,14 +24,19 @@ from skfishermask.fisher.predictions import (
 )
 
 __all__ = [
+    "LIKELIHOODS",
     "MASK_STRATEGIES",
+    "Bernoulli",
     "Categorical",
     "FisherSum",
+    "Gaussian",
     "Likelihood",
     "MaskStrategy",
+    "OutputLikelihood",
     "ParameterMask",
     "Predictions",
     "Weighting",
+    "as_likelihood",
     "check_n_directions",
     "direction_norms",
     "directions_for_share",

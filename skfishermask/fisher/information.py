@@ -7,27 +7,37 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from skfishermask.fisher.directions import check_n_directions
 from skfishermask.fisher.likelihood import (
-    Likelihood,
+    Categorical,
     UnweightedCategorical,
     Weighting,
-    check_n_directions,
+    as_likelihood,
 )
 from skfishermask.fisher.mask import ParameterMask
-from skfishermask.fisher.predictions import CATEGORICAL, directions_for_share, read_all
-from skfishermask.jacobian import Inputs, JacobianReader, ToOutputs, exact_mode
+from skfishermask.fisher.output_likelihood import Likelihood, OutputLikelihood
+from skfishermask.fisher.predictions import directions_for_share, read_all
+from skfishermask.jacobian import BatchJacobian, Inputs, JacobianReader, ToOutputs, exact_mode
 
 
-def _factor(likelihood: Likelihood, outputs: Tensor, n_directions: int | None) -> Tensor:
+def _directions(
+    likelihood: OutputLikelihood,
+    jacobian: BatchJacobian,
+    batch: Inputs,
+    n_directions: int | None,
+    first_row: int,
+) -> Tensor:
+    outputs = jacobian.outputs
     likelihood.check(outputs)
-    return likelihood.factor(outputs, n_directions)
+    counted = likelihood.counted(batch, outputs)
+    return likelihood.directions(outputs, n_directions, counted=counted, first_row=first_row)
 
 
 def fisher_diagonal(
     module: nn.Module,
     batches: Iterable[Inputs],
     *,
-    likelihood: Likelihood = CATEGORICAL,
+    likelihood: str | Likelihood = "categorical",
     n_directions: int | None = None,
     to_logits: ToOutputs | None = None,
 ) -> dict[str, Tensor]:
@@ -45,8 +55,11 @@ def fisher_diagonal(
     batches : iterable of tensor, list of tensors or dict of tensors
         What the module's forward takes first, samples along the first axis; a dict gives
         keyword arguments. Moved to the module's device and floating-point dtype.
-    likelihood : Likelihood, default=Categorical()
-        The distribution of a label, given the module's outputs.
+    likelihood : {"categorical", "bernoulli", "gaussian"} or Likelihood, default="categorical"
+        The distribution of a label, given the module's outputs: a name, a
+        :class:`skfishermask.fisher.Categorical`, :class:`skfishermask.fisher.Bernoulli` or
+        :class:`skfishermask.fisher.Gaussian`, or an object of your own
+        (:class:`skfishermask.fisher.Likelihood`).
     n_directions : int, optional
         Use only the leading rows of R, see :func:`skfishermask.fisher_embedding`.
     to_logits : callable, optional
@@ -80,11 +93,12 @@ def fisher_diagonal(
     {'weight': (3, 4), 'bias': (3,)}
     """
     check_n_directions(n_directions, shares=False)
+    model = as_likelihood(likelihood)
     reader = JacobianReader(module, None, to_logits)
 
     def read(batch: Inputs, first_row: int) -> tuple[int, dict[str, Tensor]]:
         jacobian = reader.forward(batch, first_row)
-        rows = _factor(likelihood, jacobian.outputs, n_directions)
+        rows = _directions(model, jacobian, batch, n_directions, first_row)
         return len(rows), jacobian.sum_of_squares(rows)
 
     n = 0
@@ -107,7 +121,7 @@ def embedding_blocks(
     batches: Iterable[Inputs],
     mask: ParameterMask,
     *,
-    likelihood: Likelihood = CATEGORICAL,
+    likelihood: str | Likelihood = "categorical",
     n_directions: int | None = None,
     to_logits: ToOutputs | None = None,
 ) -> Iterator[Tensor]:
@@ -130,11 +144,12 @@ def embedding_blocks(
             f"The mask was made for parameters {_shapes(mask.shapes)}, the module has "
             f"{_shapes(shapes)}."
         )
+    model = as_likelihood(likelihood)
     reader = JacobianReader(module, mask.indices, to_logits)
 
     def read(batch: Inputs, first_row: int) -> Tensor:
         jacobian = reader.forward(batch, first_row)
-        return jacobian.multiply(_factor(likelihood, jacobian.outputs, n_directions))
+        return jacobian.multiply(_directions(model, jacobian, batch, n_directions, first_row))
 
     with reader.open():
         yield from read_all(batches, read)
@@ -149,7 +164,7 @@ def fisher_embedding(
     batches: Iterable[Inputs],
     mask: ParameterMask,
     *,
-    likelihood: Likelihood = CATEGORICAL,
+    likelihood: str | Likelihood = "categorical",
     weighting: Weighting = "probability",
     n_directions: int | float | None = None,
     dtype: torch.dtype = torch.float32,
@@ -170,8 +185,11 @@ def fisher_embedding(
         keyword arguments. Moved to the module's device and floating-point dtype.
     mask : ParameterMask
         The parameters to look at, k of them.
-    likelihood : Likelihood, default=Categorical()
-        The distribution of a label, given the module's outputs.
+    likelihood : {"categorical", "bernoulli", "gaussian"} or Likelihood, default="categorical"
+        The distribution of a label, given the module's outputs: a name, a
+        :class:`skfishermask.fisher.Categorical`, :class:`skfishermask.fisher.Bernoulli` or
+        :class:`skfishermask.fisher.Gaussian`, or an object of your own
+        (:class:`skfishermask.fisher.Likelihood`).
     weighting : {"probability", "none"}
         ``"none"`` leaves the probabilities out: rows :math:`g_c` (r = C), as in the
         FisherMask authors' code.
@@ -220,6 +238,8 @@ def fisher_embedding(
             module, batches, n_directions, likelihood=likelihood, to_logits=to_logits
         )
     if weighting == "none":
+        if type(as_likelihood(likelihood)) is not Categorical:
+            raise ValueError(f'weighting="none" is for classes, found likelihood={likelihood!r}.')
         likelihood = UnweightedCategorical()
     blocks = embedding_blocks(
         module, batches, mask, likelihood=likelihood, n_directions=r, to_logits=to_logits

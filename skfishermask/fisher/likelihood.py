@@ -6,73 +6,97 @@ label's distribution with respect to the outputs. A likelihood gives a factor R 
 
 from __future__ import annotations
 
-from numbers import Integral, Real
-from typing import Literal, Protocol
+import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from skfishermask.fisher.output_likelihood import (
+    Ignored,
+    Likelihood,
+    OutputLikelihood,
+    diagonal_rows,
+    weighted_mean,
+)
+
 Weighting = Literal["probability", "none"]
 
 
-class Likelihood(Protocol):
-    """The distribution of a sample's label, given the network's outputs for it."""
+class Categorical(OutputLikelihood):
+    r"""One of C classes, for each position where there are several; outputs are logits (n, C, ...).
 
-    def check(self, outputs: Tensor) -> None:
-        """Raise ValueError unless outputs of this shape, samples first, are of this likelihood."""
+    The information in the logits of a position is :math:`\mathrm{diag}(p) - p p^\top`, with p
+    their softmax.
 
-    def rank(self, outputs: Tensor) -> int:
-        """Return the number of rows of the exact factor."""
-
-    def factor(self, outputs: Tensor, n_directions: int | None = None) -> Tensor:
-        """Return rows R, (n, r, ...) for outputs (n, ...), with R^T R the information in them.
-
-        With `n_directions`, at most that many rows.
-        """
-
-    def mean(self, outputs: Tensor) -> Tensor:
-        """Return the mean of the label's distribution, in float64."""
-
-    def uncertainty(self, outputs: Tensor) -> Tensor:
-        """Return how uncertain the label of each sample is, (n,), in float64."""
-
-    def class_probabilities(self, outputs: Tensor) -> Tensor:
-        """Return the probabilities of the classes, (n, C), in float64."""
-
-
-class Categorical:
-    r"""One of C classes; the outputs are logits (n, C).
-
-    The information in the logits is :math:`\mathrm{diag}(p) - p p^\top`, with p their softmax.
+    Parameters
+    ----------
+    ignored : callable or None, default=None
+        Maps a batch of inputs to a bool tensor (n, ...) that is True at positions without a label,
+        such as padding.
     """
 
     def check(self, outputs: Tensor) -> None:
-        """Raise ValueError unless the outputs are (n, C), with two classes at least."""
-        if outputs.dim() != 2 or outputs.shape[1] < 2:
+        """Raise ValueError unless the outputs are (n, C, ...), with two classes at least."""
+        if outputs.dim() < 2 or outputs.shape[1] < 2:
             raise ValueError(
-                f"Expected logits of shape ({len(outputs)}, C) with one row a sample and at least "
-                f"two classes, found {tuple(outputs.shape)}."
+                f"Expected logits of shape ({len(outputs)}, C), or ({len(outputs)}, C, ...) for a "
+                f"label a position, with at least two classes, found {tuple(outputs.shape)}."
             )
 
     def rank(self, outputs: Tensor) -> int:
-        """Return the number of rows of the exact factor: C - 1."""
-        return outputs.shape[1] - 1
+        """Return C - 1 for each position."""
+        return (outputs.shape[1] - 1) * math.prod(outputs.shape[2:])
 
-    def factor(self, outputs: Tensor, n_directions: int | None = None) -> Tensor:
-        """Return rows R(x), (n, r, C): see :func:`categorical_factor`."""
-        return categorical_factor(self.mean(outputs), n_directions)
+    def is_ordered(self, outputs: Tensor) -> bool:
+        """Return whether there is one label a sample."""
+        return outputs.dim() == 2
+
+    def factor(self, outputs: Tensor) -> Tensor:
+        """Return rows R(x), (n, rank, C, ...): see :func:`categorical_factor`."""
+        p = self.mean(outputs)
+        if p.dim() == 2:
+            return categorical_factor(p)
+        n, n_classes = p.shape[:2]
+        p = p.flatten(2).movedim(1, 2)  # (n, positions, C)
+        blocks = categorical_factor(p.flatten(0, 1)).unflatten(0, p.shape[:2])
+        # (n, C - 1, C, positions, positions), of which the first are rows.
+        spread = torch.diag_embed(blocks.movedim(1, 3))
+        rows: Tensor = spread.permute(0, 3, 1, 2, 4).reshape(n, -1, n_classes, *outputs.shape[2:])
+        return rows
+
+    def directions(
+        self,
+        outputs: Tensor,
+        n_directions: int | None = None,
+        *,
+        counted: Tensor | None = None,
+        first_row: int = 0,
+    ) -> Tensor:
+        """Return these, of one label a sample without the rows that are not wanted."""
+        if outputs.dim() == 2 and counted is None:
+            return categorical_factor(self.mean(outputs), n_directions)
+        return super().directions(outputs, n_directions, counted=counted, first_row=first_row)
+
+    def combined(self, outputs: Tensor, signs: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """Return a combination of the C rows sqrt(p_c) (e_c - p) of each position."""
+        p = self.mean(outputs)
+        weighted = p.sqrt() * signs(tuple(p.shape))
+        return weighted - p * weighted.sum(1, keepdim=True)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Return the class probabilities (n, C)."""
+        """Return the class probabilities (n, C, ...)."""
         return outputs.detach().double().softmax(dim=1)
 
-    def uncertainty(self, outputs: Tensor) -> Tensor:
-        """Return one minus the margin of the probabilities."""
-        return margin_uncertainty(self.mean(outputs))
+    def uncertainty(self, outputs: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return one minus the margin of the probabilities, in the mean over positions."""
+        return weighted_mean(margin_uncertainty(self.mean(outputs)), counted, 1)
 
-    def class_probabilities(self, outputs: Tensor) -> Tensor:
-        """Return the class probabilities (n, C)."""
-        return self.mean(outputs)
+    def class_probabilities(self, outputs: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return the class probabilities (n, C), in the mean over positions."""
+        counted = None if counted is None else counted[:, None].expand(outputs.shape)
+        return weighted_mean(self.mean(outputs), counted, 2)
 
 
 class UnweightedCategorical(Categorical):
@@ -85,12 +109,178 @@ class UnweightedCategorical(Categorical):
         """Return the number of classes."""
         return outputs.shape[1]
 
-    def factor(self, outputs: Tensor, n_directions: int | None = None) -> Tensor:
-        """Return rows (n, r, C), which are no factor of the Fisher information."""
+    def factor(self, outputs: Tensor) -> Tensor:
+        """Return rows (n, C, C), which are no factor of the Fisher information."""
         p = self.mean(outputs)
-        order = p.argsort(dim=1, descending=True, stable=True)[:, :n_directions]
+        order = p.argsort(dim=1, descending=True, stable=True)
         rows = torch.zeros(*order.shape, p.shape[1], dtype=p.dtype, device=p.device)
         return rows.scatter_(2, order[:, :, None], 1) - p[:, None, :]
+
+    def directions(
+        self,
+        outputs: Tensor,
+        n_directions: int | None = None,
+        *,
+        counted: Tensor | None = None,
+        first_row: int = 0,
+    ) -> Tensor:
+        """Return the leading rows."""
+        return self.factor(outputs)[:, :n_directions]
+
+
+class Bernoulli(OutputLikelihood):
+    """Several labels a sample, each present or not; the outputs are logits (n, L) or (n, L, ...).
+
+    The information in a logit is p (1 - p), with p its sigmoid. Labels are independent.
+
+    Parameters
+    ----------
+    ignored : callable or None, default=None
+        As for :class:`Categorical`.
+    """
+
+    def check(self, outputs: Tensor) -> None:
+        """Take outputs of any shape: they are a logit each."""
+
+    def rank(self, outputs: Tensor) -> int:
+        """Return the number of logits of a sample."""
+        return math.prod(outputs.shape[1:])
+
+    def is_ordered(self, outputs: Tensor) -> bool:
+        """Return whether there are no positions: the rows of the least certain labels lead."""
+        return outputs.dim() <= 2
+
+    def factor(self, outputs: Tensor) -> Tensor:
+        """Return rows (n, L, ...) with one entry each; without positions, large ones first."""
+        rows = diagonal_rows(self._scale(outputs))
+        if outputs.dim() != 2:
+            return rows
+        order = self._scale(outputs).argsort(dim=1, descending=True, stable=True)
+        return rows.gather(1, order[:, :, None].expand_as(rows))
+
+    def combined(self, outputs: Tensor, signs: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """Return each row's entry with a random sign."""
+        return self._scale(outputs) * signs(tuple(outputs.shape))
+
+    @staticmethod
+    def _scale(outputs: Tensor) -> Tensor:
+        z = outputs.detach().double()
+        return (z.sigmoid() * (-z).sigmoid()).sqrt()
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each label."""
+        return outputs.detach().double().sigmoid()
+
+    def uncertainty(self, outputs: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return the mean over labels of 1 - abs(2 p - 1)."""
+        each = 1 - (2 * self.mean(outputs) - 1).abs()
+        counted = None if counted is None else counted[:, None].expand(each.shape)
+        return weighted_mean(each, counted, 1)
+
+    def class_probabilities(self, outputs: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return the probabilities that each label is absent and present, (n, L, 2)."""
+        p = self.mean(outputs)
+        counted = None if counted is None else counted[:, None].expand(p.shape)
+        present = weighted_mean(p, counted, 2) if p.dim() > 1 else p[:, None]
+        return torch.stack([1 - present, present], 2)
+
+
+class Gaussian(OutputLikelihood):
+    r"""Numbers, one or several a sample, with equal variance; the outputs are their means.
+
+    The information in an output is :math:`1 / \sigma^2`.
+
+    Parameters
+    ----------
+    variance : float, default=1.0
+        :math:`\sigma^2`, of a label about its mean.
+    ignored : callable or None, default=None
+        As for :class:`Categorical`.
+    """
+
+    def __init__(self, variance: float = 1.0, ignored: Ignored | None = None) -> None:
+        super().__init__(ignored)
+        if not 0 < variance < math.inf:
+            raise ValueError(f"variance must be a positive number, got {variance!r}.")
+        self.variance = variance
+
+    def check(self, outputs: Tensor) -> None:
+        """Take outputs of any shape: they are a mean each."""
+
+    def rank(self, outputs: Tensor) -> int:
+        """Return the number of outputs of a sample."""
+        return math.prod(outputs.shape[1:])
+
+    def factor(self, outputs: Tensor) -> Tensor:
+        """Return the rows of the identity, over sigma."""
+        return diagonal_rows(self._scale(outputs))
+
+    def combined(self, outputs: Tensor, signs: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """Return each row's entry with a random sign."""
+        return self._scale(outputs) * signs(tuple(outputs.shape))
+
+    def _scale(self, outputs: Tensor) -> Tensor:
+        return torch.full_like(outputs.detach(), self.variance**-0.5, dtype=torch.float64)
+
+
+class _Given(OutputLikelihood):
+    """A user's likelihood, with what the package asks for beside."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__()
+        self._likelihood = likelihood
+
+    def check(self, outputs: Tensor) -> None:
+        self._likelihood.check(outputs)
+
+    def rank(self, outputs: Tensor) -> int:
+        return int(self._likelihood.rank(outputs))
+
+    def factor(self, outputs: Tensor) -> Tensor:
+        factor = self._likelihood.factor(outputs.detach())
+        expected = (len(outputs), self.rank(outputs), *outputs.shape[1:])
+        if not isinstance(factor, Tensor) or factor.shape != expected:
+            found = tuple(getattr(factor, "shape", ())) or type(factor).__name__
+            raise ValueError(
+                f"The factor of {type(self._likelihood).__name__} must be a tensor of shape (n, "
+                f"rank, ...), here {expected}, found {found}."
+            )
+        return factor.double()
+
+
+LIKELIHOODS: dict[str, type[OutputLikelihood]] = {
+    "categorical": Categorical,
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+}
+
+
+def as_likelihood(likelihood: str | Likelihood) -> OutputLikelihood:
+    """Return the likelihood of a name, or that of a user with all methods.
+
+    Parameters
+    ----------
+    likelihood : {"categorical", "bernoulli", "gaussian"} or Likelihood
+        A name or an object.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    """
+    if isinstance(likelihood, OutputLikelihood):
+        return likelihood
+    if isinstance(likelihood, str) and likelihood in LIKELIHOODS:
+        return LIKELIHOODS[likelihood]()
+    methods = ("check", "rank", "factor")
+    if isinstance(likelihood, type) or not all(
+        callable(getattr(likelihood, name, None)) for name in methods
+    ):
+        raise TypeError(
+            f"likelihood must be one of {(*LIKELIHOODS,)} or an object with the methods "
+            f"check, rank and factor, got {likelihood!r}."
+        )
+    return _Given(likelihood)  # type: ignore[arg-type]
 
 
 def categorical_factor(probabilities: Tensor, n_directions: int | None = None) -> Tensor:
@@ -152,70 +342,13 @@ def margin_uncertainty(probabilities: Tensor) -> Tensor:
 
     Parameters
     ----------
-    probabilities : Tensor of shape (n, C)
+    probabilities : Tensor of shape (n, C, ...)
         Of the classes.
 
     Returns
     -------
-    Tensor of shape (n,)
+    Tensor of shape (n, ...)
         From 0 (certain) to 1.
     """
     top = probabilities.topk(2, dim=1).values
     return 1 - (top[:, 0] - top[:, 1])
-
-
-def squared_norms(factor: Tensor) -> Tensor:
-    """Sum the squared norms of each row of R(x), (n, r, ...), over the samples: (r,)."""
-    return factor.flatten(2).square().sum(dim=(0, 2))
-
-
-def kept_trace(norms: Tensor) -> Tensor:
-    """Compute the share of the trace of R^T R that the first r rows keep, for each r.
-
-    Parameters
-    ----------
-    norms : Tensor of shape (rank,)
-        Squared norms of the rows, summed over samples: :func:`squared_norms`.
-
-    Returns
-    -------
-    Tensor of shape (rank,)
-        Ends in one.
-    """
-    total = norms.sum()
-    if total == 0:  # Every label is certain: one direction loses nothing.
-        return torch.ones_like(norms)
-    return norms.cumsum(0) / total
-
-
-def directions_that_keep(norms: Tensor, share: float) -> int:
-    """Find how many rows keep a share, between 0 and 1, of the trace.
-
-    Parameters
-    ----------
-    norms : Tensor of shape (rank,)
-        As in :func:`kept_trace`.
-    share : float
-        Of the trace, summed over the samples.
-
-    Returns
-    -------
-    int
-        The smallest such number.
-    """
-    return 1 + int((kept_trace(norms) < share).sum())
-
-
-def check_n_directions(n_directions: int | float | None, *, shares: bool = True) -> None:
-    """Raise ValueError unless `n_directions` is None, an int >= 1 or, as a share, in (0, 1)."""
-    if n_directions is None:
-        return
-    if isinstance(n_directions, Integral) and not isinstance(n_directions, bool):
-        if n_directions >= 1:
-            return
-    elif shares and isinstance(n_directions, Real) and 0 < n_directions < 1:
-        return
-    share = ", or a float between 0 and 1 (share of the trace to keep)" if shares else ""
-    raise ValueError(
-        f"n_directions must be None or an int of at least 1{share}, got {n_directions!r}."
-    )

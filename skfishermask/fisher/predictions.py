@@ -9,12 +9,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from skfishermask.fisher.likelihood import (
-    Categorical,
-    Likelihood,
-    directions_that_keep,
-    squared_norms,
-)
+from skfishermask.fisher.directions import directions_that_keep, squared_norms
+from skfishermask.fisher.likelihood import as_likelihood
+from skfishermask.fisher.output_likelihood import Likelihood
 from skfishermask.jacobian import (
     Inputs,
     ToOutputs,
@@ -26,7 +23,6 @@ from skfishermask.jacobian import (
 )
 
 _T = TypeVar("_T")
-CATEGORICAL = Categorical()
 
 
 def read_all(batches: Iterable[Inputs], read: Callable[[Inputs, int], _T]) -> Iterator[_T]:
@@ -58,11 +54,11 @@ def read_all(batches: Iterable[Inputs], read: Callable[[Inputs, int], _T]) -> It
 
 
 def map_outputs(
-    function: Callable[[Tensor], _T],
+    function: Callable[[Tensor, Tensor | None], _T],
     module: nn.Module,
     batches: Iterable[Inputs],
     *,
-    likelihood: Likelihood = CATEGORICAL,
+    likelihood: str | Likelihood = "categorical",
     to_logits: ToOutputs | None = None,
 ) -> list[_T]:
     """Compute a function of each batch's outputs: the network in evaluation mode, left as it was.
@@ -70,7 +66,7 @@ def map_outputs(
     Parameters
     ----------
     function : callable
-        Of outputs (n, ...) that the likelihood has checked.
+        Of outputs (n, ...) that the likelihood has checked, and of the positions that count.
     module, batches, likelihood, to_logits
         As in :func:`skfishermask.fisher_diagonal`.
 
@@ -79,11 +75,12 @@ def map_outputs(
     list
         A result for each batch.
     """
+    model = as_likelihood(likelihood)
 
     def read(batch: Inputs, first_row: int) -> _T:
         outputs = read_outputs(module, batch, to_logits, first_row)
-        likelihood.check(outputs)
-        return function(outputs)
+        model.check(outputs)
+        return function(outputs, model.counted(batch, outputs))
 
     device = next(module.parameters()).device
     with isolated(module), exact_mode(device), torch.no_grad():
@@ -94,7 +91,7 @@ def predicted_means(
     module: nn.Module,
     batches: Iterable[Inputs],
     *,
-    likelihood: Likelihood = CATEGORICAL,
+    likelihood: str | Likelihood = "categorical",
     to_logits: ToOutputs | None = None,
 ) -> Tensor:
     """Predict the mean of each label's distribution.
@@ -110,9 +107,12 @@ def predicted_means(
         Class probabilities, float64, on the module's device; of other likelihoods as their
         outputs.
     """
-    return torch.cat(
-        map_outputs(likelihood.mean, module, batches, likelihood=likelihood, to_logits=to_logits)
-    )
+    model = as_likelihood(likelihood)
+
+    def mean(outputs: Tensor, counted: Tensor | None) -> Tensor:
+        return model.mean(outputs)
+
+    return torch.cat(map_outputs(mean, module, batches, likelihood=model, to_logits=to_logits))
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class Predictions:
     Attributes
     ----------
     uncertainty : Tensor of shape (n,)
-        See `Likelihood.uncertainty`.
-    class_probabilities : Tensor of shape (n, C)
-        See `Likelihood.class_probabilities`.
+        See `OutputLikelihood.uncertainty`.
+    class_probabilities : Tensor of shape (n, C) or (n, L, 2)
+        See `OutputLikelihood.class_probabilities`.
     """
 
     uncertainty: Tensor
@@ -152,7 +152,7 @@ def predict(
     module: nn.Module,
     batches: Iterable[Inputs],
     *,
-    likelihood: Likelihood = CATEGORICAL,
+    likelihood: str | Likelihood = "categorical",
     to_logits: ToOutputs | None = None,
 ) -> Predictions:
     """Predict the label of each sample.
@@ -167,12 +167,15 @@ def predict(
     Predictions
         In float64, on the module's device.
     """
+    model = as_likelihood(likelihood)
 
-    def of_batch(outputs: Tensor) -> Predictions:
-        return Predictions(likelihood.uncertainty(outputs), likelihood.class_probabilities(outputs))
+    def of_batch(outputs: Tensor, counted: Tensor | None) -> Predictions:
+        return Predictions(
+            model.uncertainty(outputs, counted), model.class_probabilities(outputs, counted)
+        )
 
     return Predictions.concatenate(
-        map_outputs(of_batch, module, batches, likelihood=likelihood, to_logits=to_logits)
+        map_outputs(of_batch, module, batches, likelihood=model, to_logits=to_logits)
     )
 
 
@@ -180,7 +183,7 @@ def direction_norms(
     module: nn.Module,
     batches: Iterable[Inputs],
     *,
-    likelihood: Likelihood = CATEGORICAL,
+    likelihood: str | Likelihood = "categorical",
     to_logits: ToOutputs | None = None,
 ) -> Tensor:
     """Sum the squared norms of each row of R(x) over samples.
@@ -195,11 +198,18 @@ def direction_norms(
     Tensor of shape (rank,)
         In float64, on the module's device.
     """
+    model = as_likelihood(likelihood)
 
-    def norms(outputs: Tensor) -> Tensor:
-        return squared_norms(likelihood.factor(outputs))
+    def norms(outputs: Tensor, counted: Tensor | None) -> Tensor:
+        if not model.is_ordered(outputs):
+            raise ValueError(
+                "n_directions as a share of the trace needs directions in order of it, which "
+                f"{type(model).__name__} has not for outputs of shape {tuple(outputs.shape)}: "
+                "expected an int, the number of random combinations, or None."
+            )
+        return squared_norms(model.factor(outputs))
 
-    found = map_outputs(norms, module, batches, likelihood=likelihood, to_logits=to_logits)
+    found = map_outputs(norms, module, batches, likelihood=model, to_logits=to_logits)
     return torch.stack(found).sum(0)
 
 
@@ -208,7 +218,7 @@ def directions_for_share(
     batches: Iterable[Inputs],
     share: float,
     *,
-    likelihood: Likelihood = CATEGORICAL,
+    likelihood: str | Likelihood = "categorical",
     to_logits: ToOutputs | None = None,
 ) -> int:
     """Find how many directions keep a share of the trace of R^T R.

@@ -1,6 +1,6 @@
 """R(x) J(x): the per-sample Jacobian of any torch module at chosen entries, times given rows."""
 
-from skfishermask.jacobian.batch_jacobian import TENSOR_CACHE_BYTES
+from skfishermask.jacobian.batch_jacobian import TENSOR_CACHE_BYTES, BatchJacobian
 from skfishermask.jacobian.isolation import exact_mode, isolated, seeded
 from skfishermask.jacobian.module_io import (
     Inputs,
@@ -16,6 +16,7 @@ from skfishermask.jacobian.reader import JacobianReader
 
 __all__ = [
     "TENSOR_CACHE_BYTES",
+    "BatchJacobian",
     "Inputs",
     "JacobianReader",
     "NonFiniteOutputError",

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
+from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier
 from skorch.exceptions import NotInitializedError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -115,25 +115,6 @@ def test_probabilities_can_be_mapped_over_samples() -> None:
     to_logits, x = to_logits_of(net), torch.as_tensor(X[:5])
     mapped = torch.vmap(lambda sample: to_logits(net.module_(sample[None]))[0])(x)
     torch.testing.assert_close(mapped, to_logits(net.module_(x)))
-
-
-@pytest.mark.parametrize(
-    ("net", "message"),
-    [
-        (NeuralNetRegressor(nets.mlp()), "found NeuralNetRegressor"),
-        (
-            NeuralNetClassifier(nets.mlp(), criterion=nn.BCEWithLogitsLoss),
-            "BCEWithLogitsLoss is a multi-label classifier",
-        ),
-        (
-            NeuralNetClassifier(nets.mlp(), criterion=nn.MultiLabelSoftMarginLoss),
-            "MultiLabelSoftMarginLoss is a multi-label loss",
-        ),
-    ],
-)
-def test_not_a_classifier_of_one_label(net: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        check_net(net.initialize())
 
 
 def test_not_initialized() -> None:

@@ -11,7 +11,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
-from skorch import NeuralNetRegressor
 
 from skfishermask.data.unwrap import unwrap
 from skfishermask.modal import ActiveLearner
@@ -86,7 +85,6 @@ def test_deep_active_learner_keeps_no_data() -> None:
             "found RandomForestClassifier inside ActiveLearner",
         ),
         (Committee([learner(nets.logits_net())], strategy), "found Committee"),
-        (NeuralNetRegressor(nets.mlp(1)).initialize(), "found NeuralNetRegressor"),
         (nets.mlp(), "found Sequential"),
         (None, "found NoneType"),
         ("net", "found str"),

@@ -151,7 +151,7 @@ def test_rows_are_the_directions_times_the_jacobian(
     # R J = R (scores), since the rows of R sum to zero where J's common part is left out.
     rows = categorical_factor(p, n_directions)
     if weighting == "none":
-        rows = UnweightedCategorical().factor(p.log(), n_directions)
+        rows = UnweightedCategorical().directions(p.log(), n_directions)
     expected = rows @ g[:, :, oracles.columns(module, mask.indices)]
     assert error(V, expected) < TOLERANCE[torch.float64]
 
@@ -298,7 +298,7 @@ def _two_dtypes() -> nn.Module:
         (_two_dtypes(), [torch.randn(4, 5)], ValueError, r"float32 on cpu, torch.float64 on cpu"),
         (nn.ReLU(), [torch.randn(4, 5)], ValueError, "found no parameters"),
         (_Constant(torch.ones(1, 1)), [torch.randn(4, 5)], ValueError, r"found \(4, 1\)"),
-        (_Constant(torch.ones(1, 2, 3)), [torch.randn(4, 5)], ValueError, r"found \(4, 2, 3\)"),
+        (_Constant(torch.ones(1, 1, 3)), [torch.randn(4, 5)], ValueError, r"found \(4, 1, 3\)"),
         (_Constant("hello"), [torch.randn(4, 5)], TypeError, "found str"),
         (networks.mlp(), ["hello"], TypeError, "found str"),
         (

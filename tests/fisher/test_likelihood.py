@@ -5,13 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skfishermask.fisher.directions import check_n_directions, kept_trace, squared_norms
 from skfishermask.fisher.likelihood import (
     Categorical,
     UnweightedCategorical,
     categorical_factor,
-    check_n_directions,
-    kept_trace,
-    squared_norms,
 )
 
 
@@ -79,7 +77,7 @@ def test_unweighted_rows_are_the_scores_in_logit_space() -> None:
     expected = torch.eye(5).double()[order] - p[:, None, :]
     unweighted = UnweightedCategorical()
     torch.testing.assert_close(unweighted.factor(p.log()), expected)
-    torch.testing.assert_close(unweighted.factor(p.log(), 2), expected[:, :2])
+    torch.testing.assert_close(unweighted.directions(p.log(), 2), expected[:, :2])
     assert unweighted.rank(p) == 5
     assert Categorical().rank(p) == 4
 

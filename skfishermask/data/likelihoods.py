@@ -1,0 +1,127 @@
+"""Which likelihood a net's criterion stands for, and whether labels are of its kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import skorch
+from sklearn.base import is_classifier, is_regressor
+from torch import nn
+
+from skfishermask.compat import as_written
+from skfishermask.data.net import is_binary
+from skfishermask.data.types import Labels
+from skfishermask.fisher import Likelihood, OutputLikelihood, as_likelihood
+
+# Likelihood -> the criteria of PyTorch that are its negative logarithm, or treated so.
+_CRITERIA: dict[str, tuple[type[nn.Module], ...]] = {
+    "categorical": (nn.CrossEntropyLoss, nn.NLLLoss),
+    "bernoulli": (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss),
+    "gaussian": (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss),
+}
+
+
+def criterion_type(net: skorch.NeuralNet) -> type:
+    """Return the class of a net's criterion, initialized or not."""
+    criterion = getattr(net, "criterion_", net.criterion)
+    return criterion if isinstance(criterion, type) else type(as_written(criterion))
+
+
+def likelihood_name(net: skorch.NeuralNet) -> str:
+    """Return the name of the likelihood that a net's criterion stands for.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        Initialized or not.
+
+    Raises
+    ------
+    TypeError
+        If it stands for none, or for one that the kind of net contradicts.
+    """
+    criterion = criterion_type(net)
+    found = next((name for name, known in _CRITERIA.items() if issubclass(criterion, known)), None)
+    kind, loss = type(net).__name__, criterion.__name__
+    if is_binary(net):
+        # Its one logit is that of the second of two classes.
+        found = "categorical" if found in ("bernoulli", None) else found
+    elif found is None and is_classifier(net) and not issubclass(criterion, _UNSUPPORTED):
+        found = "categorical"  # a loss of one's own, as its predict_proba says
+    if found is None:
+        listed = "; ".join(
+            f"{name}: {', '.join(loss.__name__ for loss in known)}"
+            for name, known in _CRITERIA.items()
+        )
+        raise TypeError(
+            f"{kind} has the criterion {loss}, of which no likelihood is known. Known are, and "
+            f"classes derived from them, {listed}. For others, likelihood is one of these names, "
+            "or an object with the methods check, rank and factor."
+        )
+    if is_classifier(net) and found == "gaussian":
+        raise TypeError(
+            f"{kind} is a classifier, but its criterion {loss} is for numbers: expected "
+            "CrossEntropyLoss for classes, or a NeuralNetRegressor."
+        )
+    if is_regressor(net) and found != "gaussian":
+        raise TypeError(
+            f"{kind} is a regressor, but its criterion {loss} is for classes: expected MSELoss, or "
+            "a NeuralNetClassifier."
+        )
+    return found
+
+
+# Criteria of several labels a sample with no likelihood.
+_UNSUPPORTED = (nn.MultiLabelMarginLoss,)
+
+
+def likelihood_of(net: skorch.NeuralNet, likelihood: str | Likelihood) -> OutputLikelihood:
+    """Return the likelihood of a net.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        Initialized.
+    likelihood : "auto", another name or Likelihood
+        The user's parameter.
+    """
+    if isinstance(likelihood, str) and likelihood == "auto":
+        likelihood = likelihood_name(net)
+    return as_likelihood(likelihood)
+
+
+def check_labels_fit(net: skorch.NeuralNet, y: Labels) -> None:
+    """Raise ValueError at labels of another kind than those of the net's criterion.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        Initialized or not. One with a criterion that has no known likelihood passes.
+    y : array-like
+        Labels as the net is to be trained on.
+    """
+    try:
+        name = likelihood_name(net)
+    except TypeError:
+        return
+    values = np.asarray(y)
+    loss, kind = criterion_type(net).__name__, values.dtype.kind
+    is_integral = kind in "biuOUS" or bool((values == np.rint(values)).all())
+    if name == "gaussian" and kind not in "biuf":
+        raise ValueError(
+            f"{loss} is for numbers, but y has labels of dtype {values.dtype}, such as "
+            f"{values.flat[0]!r}. For classes, expected a NeuralNetClassifier with "
+            "CrossEntropyLoss."
+        )
+    if name == "categorical" and kind == "f" and not is_integral:
+        raise ValueError(
+            f"{loss} is for classes, but y has numbers such as {values.flat[0]!r}. To predict "
+            "numbers, expected a NeuralNetRegressor with MSELoss."
+        )
+    if name == "bernoulli":
+        known = values[~np.isnan(values)] if kind == "f" else values
+        if kind not in "biuf" or values.ndim < 2 or not np.isin(known, (0, 1)).all():
+            raise ValueError(
+                f"{loss} is for several labels a sample: expected y of shape (n, n_labels) with 0 "
+                f"and 1, found shape {values.shape} and values such as {values.flat[0]!r}. For one "
+                "class a sample, expected CrossEntropyLoss."
+            )

@@ -1,0 +1,188 @@
+"""What a likelihood is: what a user's must have, and what the package asks of one."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from skfishermask.fisher.directions import random_signs
+from skfishermask.jacobian import Inputs
+
+# Inputs of a batch -> the positions of its samples that have no label.
+Ignored = Callable[[Inputs], Tensor]
+
+
+class Likelihood(Protocol):
+    """The distribution of a sample's label given the network's outputs: three methods.
+
+    Examples
+    --------
+    Counts with a Poisson distribution of mean exp(f), as with ``torch.nn.PoissonNLLLoss``. The
+    Fisher information in an output f is exp(f), so the factor of n x 1 outputs is exp(f / 2):
+
+    >>> import torch
+    >>> from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
+    >>> class Poisson:
+    ...     def check(self, outputs):
+    ...         if outputs.dim() != 2 or outputs.shape[1] != 1:
+    ...             raise ValueError(f"Expected outputs (n, 1), found {tuple(outputs.shape)}.")
+    ...     def rank(self, outputs):
+    ...         return 1
+    ...     def factor(self, outputs):
+    ...         return torch.exp(outputs.double() / 2)[:, None]
+    >>> module, x = torch.nn.Linear(4, 1), torch.randn(8, 4)
+    >>> diagonal = fisher_diagonal(module, [x], likelihood=Poisson())
+    >>> expected = (module(x).exp() * x**2).mean(0)
+    >>> torch.allclose(diagonal["weight"][0].float(), expected)
+    True
+    """
+
+    def check(self, outputs: Tensor) -> None:
+        """Raise ValueError unless outputs of this shape, samples first, are of this likelihood."""
+
+    def rank(self, outputs: Tensor) -> int:
+        """Return the number of rows of the factor."""
+
+    def factor(self, outputs: Tensor) -> Tensor:
+        """Return rows R, (n, rank, ...) for outputs (n, ...), with R^T R the information in them.
+
+        The information is the expected second derivative of the negative log-likelihood.
+        """
+
+
+class OutputLikelihood(ABC):
+    """What the package asks of a likelihood; :class:`Likelihood` is what a user's must have.
+
+    Parameters
+    ----------
+    ignored : callable or None, default=None
+        For outputs with positions, (n, C, ...): maps a batch of inputs, as the module takes it, to
+        a bool tensor (n, ...) that is True at positions without a label, such as padding. They
+        count nothing.
+    """
+
+    def __init__(self, ignored: Ignored | None = None) -> None:
+        self.ignored = ignored
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value)
+        return f"{type(self).__name__}({given})"
+
+    @abstractmethod
+    def check(self, outputs: Tensor) -> None:
+        """Raise ValueError unless outputs of this shape are of this likelihood."""
+
+    @abstractmethod
+    def rank(self, outputs: Tensor) -> int:
+        """Return the number of rows of the exact factor."""
+
+    @abstractmethod
+    def factor(self, outputs: Tensor) -> Tensor:
+        """Return rows R, (n, rank, ...), in float64."""
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Return the mean of the label's distribution, in float64."""
+        return outputs.detach().double()
+
+    def is_ordered(self, outputs: Tensor) -> bool:
+        """Return whether the leading rows of the factor carry most of its trace."""
+        return False
+
+    def combined(self, outputs: Tensor, signs: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """Return a random combination of the rows of the factor, (n, ...).
+
+        `signs` returns one random sign for each entry of a shape (n, ...).
+        """
+        factor = self.factor(outputs)
+        flat = signs(tuple(factor.shape[:2]))[:, None] @ factor.flatten(2)
+        return flat.view(outputs.shape)
+
+    def uncertainty(self, outputs: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return how uncertain the label of each sample is, (n,); of counted positions."""
+        return torch.ones(len(outputs), dtype=torch.float64, device=outputs.device)
+
+    def class_probabilities(self, outputs: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Return probabilities of classes, (n, C), or (n, L, 2) for L labels; none: (n, 0)."""
+        return torch.ones(len(outputs), 0, dtype=torch.float64, device=outputs.device)
+
+    def counted(self, batch: Inputs, outputs: Tensor) -> Tensor | None:
+        """Return one (n, ...) where a position counts and zero where not; None: all count."""
+        if self.ignored is None:
+            return None
+        counted = ~self.ignored(batch).to(outputs.device)
+        expected = (len(outputs), *outputs.shape[2:])
+        if counted.shape != expected:
+            raise ValueError(
+                f"Expected ignored positions of shape {expected} for outputs of shape "
+                f"{tuple(outputs.shape)}, found {tuple(counted.shape)}."
+            )
+        return counted.double()
+
+    def directions(
+        self,
+        outputs: Tensor,
+        n_directions: int | None = None,
+        *,
+        counted: Tensor | None = None,
+        first_row: int = 0,
+    ) -> Tensor:
+        r"""Compute the rows that a network is differentiated along.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, ...)
+            That :meth:`check` takes.
+        n_directions : int, optional
+            The number of rows. Fewer than the rank: the leading ones where these carry most of the
+            trace, else random combinations :math:`\frac{1}{\sqrt r} \sum_j \pm R_j`, for which
+            :math:`R^\top R` is exact in the mean over the signs. None: all rows.
+        counted : Tensor of shape (n, ...), optional
+            Of :meth:`counted`.
+        first_row : int
+            The number of the first sample, on which the signs depend.
+
+        Returns
+        -------
+        Tensor of shape (n, r, ...)
+            In float64, and in the outputs' dtype for combinations.
+        """
+        rank = self.rank(outputs)
+        r = rank if n_directions is None else n_directions
+        if r >= rank or self.is_ordered(outputs):
+            rows = self.factor(outputs)[:, :r]
+            if outputs.dim() > 2 and n_directions is not None and r > rank:
+                # Sequences of another length may have more rows.
+                rows = torch.cat([rows, rows.new_zeros(len(rows), r - rank, *rows.shape[2:])], 1)
+        else:
+            combined = [
+                self.combined(outputs, partial(random_signs, first_row, i, outputs.device))
+                for i in range(r)
+            ]
+            rows = torch.stack([row.to(outputs.dtype) for row in combined], 1) / math.sqrt(r)
+        if counted is None:
+            return rows
+        # (n, ...) beside (n, r, C, ...), or (n, r) of outputs (n,).
+        return rows * counted.view(len(rows), *[1] * min(2, rows.dim() - 1), *counted.shape[1:])
+
+
+def diagonal_rows(scale: Tensor) -> Tensor:
+    """Return rows (n, m, ...) with one of the m entries (n, ...) each."""
+    flat = scale.reshape(len(scale), -1)
+    return torch.diag_embed(flat).view(len(flat), flat.shape[1], *scale.shape[1:])
+
+
+def weighted_mean(values: Tensor, counted: Tensor | None, first: int) -> Tensor:
+    """Return the mean over the axes from `first` on, with weights."""
+    if values.dim() == first:
+        return values if counted is None else values * counted
+    values = values.flatten(first)
+    if counted is None:
+        return values.mean(-1)
+    counted = counted.flatten(first)
+    return (values * counted).sum(-1) / counted.sum(-1).clamp_min(1)
