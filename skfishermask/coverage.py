@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skfishermask.selection import SelectionProblem, select, stored
+from skfishermask.selection import Batch, SelectionProblem, select, stored
 
 # With this number of labels for each class, what they do not cover matters no more.
 _ENOUGH_LABELS = 20
@@ -168,7 +168,7 @@ def select_by_coverage(
     rng: np.random.RandomState,
     *,
     on_pick: Callable[[int], object] = lambda count: None,
-) -> list[int]:
+) -> Batch:
     """Select greedily the samples that reduce the weighted posterior variance of the pool most.
 
     With the uncertainty of the predictions as weights this is close to UHerding [1]_, which counts
@@ -189,8 +189,9 @@ def select_by_coverage(
 
     Returns
     -------
-    list of int
-        Rows of `pool` in the order chosen; of equal ones the first.
+    Batch
+        Positions in `pool` in the order chosen, of equal ones the first; gains, and the objective
+        before and after, of the mean weighted variance.
 
     References
     ----------
@@ -212,4 +213,4 @@ def select_by_coverage(
     flat = embedding[:, 0]
     fisher = (flat.T * weights.to(flat)) @ flat / n
     problem = SelectionProblem(n_instances, fisher.double(), regularization=_NOISE)
-    return select(stored(embedding), problem, on_pick=on_pick).positions.tolist()
+    return select(stored(embedding), problem, on_pick=on_pick)

@@ -102,7 +102,7 @@ class Query:
         client: DaskObject = None,
     ) -> None:
         self._settings = settings
-        self._n_instances = _check_n_instances(n_instances, len(pool))
+        self._n_instances = check_n_instances(n_instances, len(pool))
         if target is not None and len(target) == 0:
             raise ValueError("Expected X_target with at least one sample, found an empty one.")
         others = [samples for samples in (labeled, target) if samples]
@@ -336,7 +336,7 @@ class Query:
             picks = select_by_coverage(
                 inputs, covered, weights, n, settings.rng, on_pick=bar.update
             )
-        return drawn[picks].tolist(), n / self._n_instances
+        return drawn[picks.positions.numpy(force=True)].tolist(), n / self._n_instances
 
     def _utilities(self, rows: np.ndarray, batch: Batch, problem: SelectionProblem) -> np.ndarray:
         if not isinstance(self._pool, LocalPool):
@@ -379,7 +379,7 @@ def _mean_diagonal(parts: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tens
     return found
 
 
-def _check_n_instances(n_instances: object, n_pool: int) -> int:
+def check_n_instances(n_instances: object, n_pool: int) -> int:
     if n_pool == 0:
         raise ValueError("Expected a pool with at least one sample, found an empty one.")
     if not isinstance(n_instances, Integral) or isinstance(n_instances, bool):

@@ -37,7 +37,7 @@ from skfishermask.data.rows import (
 )
 from skfishermask.data.serialization import net_from_state, net_state
 from skfishermask.data.types import DaskObject, Data, Estimator, Labels, Whatever
-from skfishermask.data.unwrap import Unwrapped, innermost, unwrap
+from skfishermask.data.unwrap import Unfitted, Unwrapped, innermost, unwrap, unwrap_unfitted
 
 __all__ = [
     "Batches",
@@ -51,6 +51,7 @@ __all__ = [
     "ReadableNet",
     "Relabeled",
     "Source",
+    "Unfitted",
     "UnitInputs",
     "Unwrapped",
     "Whatever",
@@ -85,4 +86,5 @@ __all__ = [
     "take_rows",
     "to_logits_of",
     "unwrap",
+    "unwrap_unfitted",
 ]

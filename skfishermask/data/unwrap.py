@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import skorch
+import torch
+from sklearn.base import clone
 from sklearn.ensemble import BaseEnsemble
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -130,3 +133,73 @@ def unwrap(classifier: Estimator) -> Unwrapped:
             )
     check_net(inner)
     return Unwrapped(inner, transformers, X_training)
+
+
+@dataclass
+class Unfitted:
+    """A net that is not fitted, and the transformers before it.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNet
+        Gives the dataset and the iterator that read samples.
+    transformers : list of transformer
+        Clones, in the order in which data go through them.
+    is_own : bool
+        Whether `net` is the user's: then integers may stand for tokens.
+    """
+
+    net: skorch.NeuralNet
+    transformers: list[Estimator]
+    is_own: bool
+
+    def fit_transform(self, X: Data) -> Data:
+        """Fit the transformers to samples, and return these as the net would see them."""
+        for transformer in self.transformers:
+            try:
+                X = transformer.fit_transform(X)
+            except Exception as error:
+                error.add_note(
+                    f"Without labels, {type(transformer).__name__} is fitted to X_pool alone: "
+                    "transform the samples before the query where that does not do."
+                )
+                raise
+        return self._inputs(X)
+
+    def transform(self, X: Data) -> Data:
+        """Return further samples as the net would see them."""
+        for transformer in self.transformers:
+            X = transformer.transform(X)
+        return self._inputs(X)
+
+    def _inputs(self, X: Data) -> Data:
+        X = np.asarray(X) if hasattr(X, "columns") else X
+        if self.is_own or not hasattr(X, "dtype"):
+            return X
+        if isinstance(X, torch.Tensor):
+            return X if X.is_floating_point() else X.float()
+        return X.astype("float32") if X.dtype.kind in "biu" else X
+
+
+def unwrap_unfitted(estimator: Estimator) -> Unfitted:
+    """Find what reads and transforms samples for an estimator that is not fitted.
+
+    Parameters
+    ----------
+    estimator : estimator or None
+        A skorch net, or one inside modAL learners, pipelines, search objects and
+        meta-estimators. Without one, samples are read as arrays.
+    """
+    transformers: list[Estimator] = []
+    while not is_net(estimator):
+        if isinstance(estimator, Pipeline):
+            steps = [step for _, step in estimator.steps[:-1] if step not in (None, "passthrough")]
+            # Resamplers change the training data alone.
+            transformers += [clone(step) for step in steps if hasattr(step, "transform")]
+            estimator = estimator.steps[-1][1]
+        elif hasattr(estimator, "estimator"):
+            estimator = estimator.estimator
+        else:
+            reader = skorch.NeuralNet(torch.nn.Identity, torch.nn.MSELoss, batch_size=1024)
+            return Unfitted(reader, transformers, is_own=False)
+    return Unfitted(estimator, transformers, is_own=True)
