@@ -13,19 +13,20 @@ where i runs over the labelled samples and the batch, and j over the pool.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from skfishermask.selection import Batch, SelectionProblem, select, stored
+from skfishermask.selection import SelectionProblem, StoredEmbedding, stored
 
 # With this number of labels for each class, what they do not cover matters no more.
 _ENOUGH_LABELS = 20
 # Landmarks of the kernel: 500 keep 97% of what exact features reduce, at a tenth of the cost.
 _N_LANDMARKS = 500
+# ... and at least this number for each pick, or the last picks have nothing left to explain.
+_LANDMARKS_PER_PICK = 5
 # Labelled samples that the kernel is conditioned on, exactly; more of them change few picks.
 _N_CONDITIONED = 2000
 # Noise of the Gaussian process, for a kernel of 1 on the diagonal.
@@ -160,19 +161,18 @@ def kernel(a: Tensor, b: Tensor, radius: float) -> Tensor:
 
 
 @torch.no_grad()
-def select_by_coverage(
+def coverage_problem(
     pool: Tensor,
     labeled: Tensor,
     weights: Tensor,
     n_instances: int,
     rng: np.random.RandomState,
-    *,
-    on_pick: Callable[[int], object] = lambda count: None,
-) -> Batch:
-    """Select greedily the samples that reduce the weighted posterior variance of the pool most.
+) -> tuple[StoredEmbedding, SelectionProblem]:
+    """Return the embedding and the problem of a batch that covers the pool.
 
-    With the uncertainty of the predictions as weights this is close to UHerding [1]_, which counts
-    the nearest pick alone; with equal ones it needs no predictions.
+    The batch reduces the weighted posterior variance of the pool most. With the uncertainty of the
+    predictions as weights this is close to UHerding [1]_, which counts the nearest pick alone; with
+    equal ones it needs no predictions.
 
     Parameters
     ----------
@@ -184,33 +184,42 @@ def select_by_coverage(
         Number of samples to select, at most n.
     rng : RandomState
         Draws landmarks, in proportion to the weights, from pools of more than 500 samples.
-    on_pick : callable, optional
-        Called with the number of picks since the last call.
 
     Returns
     -------
-    Batch
-        Positions in `pool` in the order chosen, of equal ones the first; gains, and the objective
-        before and after, of the mean weighted variance.
+    embedding : StoredEmbedding of shape (n, 1, n_features)
+        Features of the kernel, given the labelled samples.
+    problem : SelectionProblem
+        With the noise for the regularization, and the mean of u phi^T phi for F.
 
     References
     ----------
     .. [1] W. Bae, G. L. Oliveira, D. J. Sutherland, "Uncertainty Herding: One Active Learning
        Method for All Label Budgets", ICLR 2025, arXiv 2412.20644.
     """
-    n = len(pool)
+    n, n_landmarks = len(pool), max(_N_LANDMARKS, _LANDMARKS_PER_PICK * n_instances)
     if not bool(weights.any()):
         weights = torch.ones_like(weights)
-    rows = np.arange(n)
-    if n > _N_LANDMARKS:
+    landmarks = pool
+    if n > n_landmarks:
         share = weights.double().cpu().numpy() + _LEAST_WEIGHT * float(weights.mean())
-        rows = np.sort(rng.choice(n, _N_LANDMARKS, replace=False, p=share / share.sum()))
+        landmarks = pool[_drawn(rng, n, n_landmarks, pool.device, share / share.sum())]
     if len(labeled) > _N_CONDITIONED:
-        some = np.sort(rng.choice(len(labeled), _N_CONDITIONED, replace=False))
-        labeled = labeled[torch.as_tensor(some, device=labeled.device)]
-    features = KernelFeatures.at(pool[torch.as_tensor(rows, device=pool.device)], labeled)
-    embedding = features(pool)
+        labeled = labeled[_drawn(rng, len(labeled), _N_CONDITIONED, labeled.device)]
+    embedding = KernelFeatures.at(landmarks, labeled)(pool)
     flat = embedding[:, 0]
     fisher = (flat.T * weights.to(flat)) @ flat / n
     problem = SelectionProblem(n_instances, fisher.double(), regularization=_NOISE)
-    return select(stored(embedding), problem, on_pick=on_pick)
+    return stored(embedding), problem
+
+
+def _drawn(
+    rng: np.random.RandomState,
+    n: int,
+    size: int,
+    device: torch.device,
+    probabilities: np.ndarray | None = None,
+) -> Tensor:
+    """Draw some of n rows, ascending."""
+    rows = rng.choice(n, size, replace=False, p=probabilities)
+    return torch.as_tensor(np.sort(rows), device=device)

@@ -12,13 +12,12 @@ import skorch
 import torch
 from torch import Tensor
 
-from skfishermask.coverage import automatic_share, early_share, select_by_coverage
+from skfishermask.coverage_batch import CoveredShare, cover_share, inputs_to_cover
 from skfishermask.data import (
     DaskObject,
     DaskSamples,
     NetSamples,
     ReadableNet,
-    flat_inputs,
     read_net,
 )
 from skfishermask.fisher import MASK_STRATEGIES, ParameterMask, directions_that_keep
@@ -27,14 +26,14 @@ from skfishermask.parameters import Settings
 from skfishermask.placement import Placement
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
 from skfishermask.progress import Progress
-from skfishermask.selection import Batch, SelectionProblem
+from skfishermask.selection import (
+    Batch,
+    SelectionProblem,
+)
 
 if TYPE_CHECKING:
     from skfishermask.cluster import Cluster
 
-# Coverage looks at so many candidates at most, of so many numbers together, and is automatic for
-# inputs of so many numbers.
-_MOST_COVERED, _MOST_NUMBERS, _MOST_INPUTS = 20_000, 1 << 27, 2048
 # Random combinations of directions, by default, where each position has its own.
 _N_COMBINATIONS = 16
 _CALLED = {"X_labeled": "the labelled samples", "X_target": "the target samples"}
@@ -52,8 +51,8 @@ class Result:
         Rows of the pool in the order chosen.
     gains : ndarray of shape (n_instances,), float64
         Decrease of the objective when each was chosen.
-    mask : ParameterMask
-        The parameters looked at.
+    mask : ParameterMask or None
+        The parameters looked at; None where coverage alone chose the batch.
     diagonal : dict of str to Tensor, or None
         Diagonal Fisher information, where the mask looks at it.
     info : dict
@@ -65,7 +64,7 @@ class Result:
 
     indices: np.ndarray
     gains: np.ndarray
-    mask: ParameterMask
+    mask: ParameterMask | None
     diagonal: dict[str, Tensor] | None
     info: dict[str, object]
     utilities: np.ndarray | None
@@ -123,32 +122,12 @@ class Query:
             self._net.outputs_of(samples.first(), samples.name)
         self._labeled = self._here(labeled)
         self._target = self._here(target)
-        self._n_inputs = self._inputs_to_cover()
         self._pool = _pool(self._net, pool, settings, self._progress, cluster)
 
     def _here(self, samples: NetSamples | None) -> LocalSamples | None:
         if not samples:
             return None
         return LocalSamples(self._net, samples, self._settings, self._progress)
-
-    def _inputs_to_cover(self) -> int:
-        """Give the length of a sample where a share may go to coverage of the inputs, else 0."""
-        settings, inputs = self._settings, flat_inputs(self._first)
-        n_inputs = 0 if inputs is None else inputs.numel()
-        if settings.coverage_share != "auto":
-            if settings.coverage_share > 0 and inputs is None:
-                raise ValueError(
-                    f"coverage_share={settings.coverage_share} needs inputs that are real numbers, "
-                    "found others, such as integers. Set coverage_share=0."
-                )
-            return n_inputs if settings.coverage_share > 0 else 0
-        n_classes = self._net.likelihood.class_probabilities(self._outputs).shape[-1]
-        covers = (
-            n_inputs <= _MOST_INPUTS
-            and self._target is None
-            and early_share(self._n_labeled, n_classes) > 0
-        )
-        return n_inputs if covers else 0
 
     def run(self, *, wants_utilities: bool = False) -> Result:
         """Go through the steps.
@@ -164,6 +143,9 @@ class Query:
     def _run(self, wants_utilities: bool) -> Result:
         pool = self._pool
         rows = self._candidates()
+        coverage = self._coverage(rows)
+        if coverage is not None and len(coverage.positions) == self._n_instances:
+            return self._covered(coverage, wants_utilities)
         sample = self._mask_sample()
         r = self._n_directions(sample)
         output = output_layer(self._net.module, self._first, to_outputs=self._net.to_logits)
@@ -179,7 +161,7 @@ class Query:
         embedded = pool.embed(rows, mask, others, wants_fisher=self._aims_at_pool)
         problem = self._problem(embedded, len(rows))
         with self._progress.step("selection"):
-            covered, share = self._by_coverage(rows)
+            covered = [] if coverage is None else coverage.positions
             batch = pool.select(problem, covered)
         before, after = batch.objective
         outside = self._outside(len(mask) - embedded.dimensions)
@@ -194,7 +176,7 @@ class Query:
             "dimensions": batch.dimensions,
             "objective": (before + outside, after + outside),
             "candidates_read": batch.n_read,
-            "coverage_share": share,
+            "coverage_share": len(covered) / self._n_instances,
             **pool.info(),
         }
         utilities = self._utilities(rows, batch, problem) if wants_utilities else None
@@ -304,39 +286,38 @@ class Query:
         aims_at_identity = self._target is None and self._settings.target == "identity"
         return n_dimensions / self._settings.regularization if aims_at_identity else 0.0
 
-    def _by_coverage(self, rows: np.ndarray) -> tuple[list[int], float]:
-        """Give the positions of the candidates that cover the inputs, and their share."""
-        if not self._n_inputs:
-            return [], 0.0
-        settings, labeled = self._settings, self._labeled
-        limit = min(_MOST_COVERED, max(1, _MOST_NUMBERS // self._n_inputs))
-        drawn = np.arange(len(rows))
-        if len(drawn) > limit:
-            drawn = np.sort(settings.rng.choice(len(rows), limit, replace=False))
-        predicted, inputs = self._pool.predictions_and_inputs(rows[drawn])
-        share = settings.coverage_share
-        if share == "auto":
-            share = automatic_share(predicted.class_probabilities, self._n_labeled)
-        n = min(round(share * self._n_instances), len(drawn))
-        if n == 0:
-            return [], 0.0
-        theirs = inputs
-        if labeled is not None:
-            _, theirs = labeled.predictions_and_inputs()
-        if inputs is None or theirs is None or inputs.shape[1] != theirs.shape[1]:
-            if settings.coverage_share == "auto":
-                return [], 0.0
-            raise ValueError(
-                f"coverage_share={share} needs inputs of one length in X_pool and X_labeled, found "
-                "several, such as sequences padded batch by batch. Set coverage_share=0."
+    def _coverage(self, rows: np.ndarray) -> CoveredShare | None:
+        settings, progress = self._settings, self._progress
+        n_inputs = inputs_to_cover(
+            settings.coverage_share,
+            self._first,
+            n_labeled=self._n_labeled,
+            n_classes=self._net.likelihood.class_probabilities(self._outputs).shape[-1],
+            has_target=self._target is not None,
+        )
+        if n_inputs == 0:
+            return None
+        with progress.step("coverage"):
+            return cover_share(
+                self._pool, rows, self._labeled, n_inputs, self._n_instances, settings, progress
             )
-        with self._progress.bar(n, "Coverage", "pick") as bar:
-            weights = predicted.uncertainty.to(inputs)
-            covered = inputs[:0] if labeled is None else theirs
-            picks = select_by_coverage(
-                inputs, covered, weights, n, settings.rng, on_pick=bar.update
-            )
-        return drawn[picks.positions.numpy(force=True)].tolist(), n / self._n_instances
+
+    def _covered(self, coverage: CoveredShare, wants_utilities: bool) -> Result:
+        """Return the result of a query that is answered by coverage alone, without gradients."""
+        batch = coverage.batch
+        info = {
+            "seconds": self._progress.seconds | {"total": time.perf_counter() - self._start},
+            "n_candidates": len(coverage.rows),
+            "n_labeled": self._n_labeled,
+            "dimensions": batch.dimensions,
+            "objective": batch.objective,
+            "candidates_read": batch.n_read,
+            "coverage_share": 1.0,
+            **self._pool.info(),
+        }
+        utilities = coverage.utilities(len(self._pool)) if wants_utilities else None
+        chosen = coverage.rows[batch.positions.numpy(force=True)]
+        return Result(chosen, batch.gains.numpy(force=True), None, None, info, utilities)
 
     def _utilities(self, rows: np.ndarray, batch: Batch, problem: SelectionProblem) -> np.ndarray:
         if not isinstance(self._pool, LocalPool):
@@ -380,6 +361,7 @@ def _mean_diagonal(parts: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tens
 
 
 def check_n_instances(n_instances: object, n_pool: int) -> int:
+    """Return `n_instances`; raise ValueError unless it is an int from 1 to the pool's length."""
     if n_pool == 0:
         raise ValueError("Expected a pool with at least one sample, found an empty one.")
     if not isinstance(n_instances, Integral) or isinstance(n_instances, bool):

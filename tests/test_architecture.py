@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "skfishermask"
-STEPS = {"compat", "parameters", "placement", "progress", "coverage", "pool", "query"}
+STEPS = {
+    "compat",
+    "parameters",
+    "placement",
+    "progress",
+    "coverage",
+    "coverage_batch",
+    "pool",
+    "query",
+}
 ALL = STEPS | {"jacobian", "fisher", "selection", "data", "cluster"}
 # Folders and modules -> what of the package they may import, and other packages.
 MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
@@ -24,7 +33,8 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
     ),
     (
         {"cluster"},
-        STEPS - {"coverage", "query"} | {"jacobian", "fisher", "selection", "data"},
+        STEPS - {"coverage", "coverage_batch", "query"}
+        | {"jacobian", "fisher", "selection", "data"},
         {"torch", "numpy", "psutil", "sklearn", "dask", "distributed", "cloudpickle"},
     ),
     (
