@@ -488,16 +488,23 @@ def test_scratch_file_gives_the_same_batch(
     assert list(tmp_path.iterdir()) == []
 
 
-# 200 samples are embedded; then their predictions are read for coverage.
-@pytest.mark.parametrize("n_read", [300, 450], ids=["embedding", "selection"])
-def test_scratch_file_is_gone_after_an_exception(n_read: int, tmp_path: Path) -> None:
-    options = {"mask": "output_layer", "coverage_share": 1.0, "scratch_folder": tmp_path}
+@pytest.mark.parametrize("moment", ["embedding", "selection"])
+def test_scratch_file_is_gone_after_an_exception(
+    moment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {"mask": "output_layer", "scratch_folder": tmp_path}
     sampler, process = FisherMaskSampler(**SCRATCH | options), psutil.Process()
     sampler(counting_net(), X_POOL, 3)
     assert sampler.query_info_["embedding_storage"] == "scratch file"
     n_open = process.num_fds()
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    if moment == "selection":
+        monkeypatch.setattr("skfishermask.pool.select", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sampler(counting_net(n_read - 200), X_POOL, 3)
+        sampler(counting_net(*[100] * (moment == "embedding")), X_POOL, 3)
     assert process.num_fds() == n_open
     assert list(tmp_path.iterdir()) == []
 
