@@ -23,7 +23,7 @@ from skfishermask.cluster import worker
 from skfishermask.cluster.client import Cluster, Future
 from skfishermask.cluster.remote import RemoteCandidatePool
 from skfishermask.cluster.shards import Shards
-from skfishermask.data import DaskObject, DaskSamples, ReadableNet, in_one_length, net_state
+from skfishermask.data import DaskObject, DaskSamples, ReadableNet, in_one_length
 from skfishermask.fisher import ParameterMask, Predictions
 from skfishermask.parameters import Settings
 from skfishermask.placement import MemoryEstimate, Placement
@@ -96,11 +96,7 @@ class ClusterPool:
     @cached_property
     def _packed(self) -> Future:
         """The network on the workers, sent when it is first needed."""
-        import cloudpickle
-
-        net, to_logits = self._net, self._settings.to_logits
-        reading = net.module.criteria, to_logits, net.likelihood, self._samples.transform
-        packed = cloudpickle.dumps((*net_state(net.net), *reading))
+        packed = worker.pack(self._net, self._settings.to_logits, self._samples.transform)
         self._cluster.count("network", len(packed) * self._cluster.n_workers)
         # The argument of a task as well as its result, so it outlives the worker that has it.
         return self._cluster.submit(worker.identity, packed)

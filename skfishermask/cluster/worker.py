@@ -25,6 +25,7 @@ from skfishermask.data import (
     chunk_batches,
     naming_rows,
     net_from_state,
+    net_state,
     to_logits_of,
 )
 from skfishermask.fisher import (
@@ -36,6 +37,7 @@ from skfishermask.fisher import (
     fisher_matrix,
     predict,
 )
+from skfishermask.jacobian import ToOutputs
 from skfishermask.selection import LocalCandidatePool, Pick, stored
 
 S = TypeVar("S")
@@ -46,6 +48,15 @@ FAN_IN = 4
 _N_SHARED_MATRICES, _N_THREAD_MATRICES = 2 * FAN_IN, 4
 # Results of tasks that are added up: the number of samples, and sums over them.
 Sums = tuple[int, dict[str, Tensor]]
+
+
+def pack(net: ReadableNet, to_logits: ToOutputs | None, transform: Callable[[Data], Data]) -> bytes:
+    """Return what a task needs to read a chunk, pickled: the network and a transform of samples."""
+    import cloudpickle
+
+    reading = net.module.criteria, to_logits, net.likelihood, transform
+    packed: bytes = cloudpickle.dumps((*net_state(net.net), *reading))
+    return packed
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skfishermask.selection.greedy import BestCandidate, InverseFisher
 from skfishermask.selection.linalg import (
     QuadraticForm,
     fingerprints,
@@ -56,42 +55,6 @@ def test_float32_gains_are_off_as_if_a_were_by_a_few_roundings(
     )
     assert ((gains - exact).abs() <= off * exact * size)[sure].all()
     assert not torch.equal(gains, exact)
-
-
-def update(inverse_fisher: InverseFisher, v: torch.Tensor) -> None:
-    """Pick a sample by its embedding, (1, r, k)."""
-    zero = torch.zeros(1, dtype=torch.int64)
-    exact = inverse_fisher.exact_gains(v)
-    inverse_fisher.update(BestCandidate(zero, zero, exact, zero, zero[0] == 0))
-
-
-@pytest.mark.parametrize("first", [0.5, "matrix"])
-def test_inverse_fisher(first: float | str) -> None:
-    k, r = 10, 3
-    start = first * torch.eye(k).double() if first == 0.5 else torch.linalg.inv(problem(9, 3, k)[1])
-    inverse_fisher = InverseFisher(0.5 if first == 0.5 else start, problem(9, 3, k)[1])
-    expected, x = start, torch.randn(2, 4, k, dtype=torch.float64)
-    for _ in range(12):
-        v = torch.randn(1, r, k, dtype=torch.float64)
-        assert inverse_fisher.reserve(1, r) == 1
-        update(inverse_fisher, v)
-        expected = torch.linalg.inv(torch.linalg.inv(expected) + v[0].T @ v[0])
-        torch.testing.assert_close(inverse_fisher.multiply(x), x @ expected)
-        torch.testing.assert_close(inverse_fisher.to_dense(), expected)
-
-
-def test_undone_picks_leave_no_trace() -> None:
-    k, r = 20, 3
-    inverse_fisher = InverseFisher(1.0, problem(9, 3, k)[1])
-    for _ in range(5):
-        assert inverse_fisher.reserve(4, r) == 4
-        before = inverse_fisher.to_dense()
-        for _ in range(4):
-            v = torch.randn(1, r, k, dtype=torch.float64)
-            update(inverse_fisher, v)
-        inverse_fisher.undo(4, r)
-        assert torch.equal(inverse_fisher.to_dense(), before)
-        update(inverse_fisher, v)
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
