@@ -92,6 +92,17 @@ def test_imports(path: Path) -> None:
             assert len(rest) == 1
 
 
+# Folders with a test file of the same name for each of their modules.
+MIRRORED = ["jacobian"]
+
+
+@pytest.mark.parametrize("folder", MIRRORED)
+def test_every_module_has_its_test_file(folder: str) -> None:
+    modules = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+    tested = {path.stem for path in (Path(__file__).parent / folder).glob("test_*.py")}
+    assert {f"test_{name}" for name in modules} == tested
+
+
 def test_no_private_files() -> None:
     names = {path.name for path in FILES if path.name.startswith("_")}
     assert names == {"__init__.py"}

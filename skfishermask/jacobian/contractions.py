@@ -76,7 +76,7 @@ def sums_of_pairs(left: Tensor, right: Tensor, pairs: FeaturePairs) -> Tensor:
 
 
 def squares_of_products(left: Tensor, right: Tensor) -> Tensor:
-    """BroadcastGrad (left @ right)^2 over samples.
+    """Sum (left @ right)^2 over samples.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ class Use:
 
     @property
     def kind(self) -> Hashable:
-        """All that identifies the use but shapes and values."""
+        """All that identifies the use, also in other batches: names, sizes and options."""
         views = tuple((step.node.name(), step.operand, step.output) for step in self.views)
         return self.name, views, self.node.name(), self.operand, static_values(self.node)
 

@@ -1,0 +1,108 @@
+"""Batches read in halves where memory runs out, and bad samples named by their row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from skfishermask import fisher_diagonal, fisher_embedding
+from skfishermask.fisher import predicted_means
+from tests import networks
+from tests.jacobian.common import (
+    mask_of,
+)
+
+
+class _Full(torch.autograd.Function):
+    """The identity, with a backward pass that has room for so many samples."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, owner: Cramped) -> Tensor:
+        ctx.owner = owner
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        ctx.owner.take(len(g))
+        return g, None
+
+
+class Cramped(nn.Module):
+    """A device with room for `limit` samples, in the forward pass or in the backward pass."""
+
+    def __init__(self, limit: int, *, backward: bool = False) -> None:
+        super().__init__()
+        self.net = networks.mlp()
+        self.limit, self.backward = limit, backward
+        self.sizes: list[int] = []
+        self.refused: list[int] = []
+
+    def take(self, n: int) -> None:
+        if n > self.limit:
+            self.refused.append(n)
+            raise torch.OutOfMemoryError("no room")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        if self.backward:
+            return _Full.apply(self.net(x), self)
+        self.take(len(x))
+        return self.net(x)
+
+
+READS = {
+    "diagonal": lambda module, batches: fisher_diagonal(module, batches)["net.0.weight"],
+    "embedding": lambda module, batches: fisher_embedding(module, batches, mask_of(module)),
+    "probabilities": predicted_means,
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("sizes", [[8], [8, 8, 8], [5, 8, 3, 1, 8]])
+def test_a_halved_size_is_remembered(read: Any, sizes: list[int]) -> None:
+    module, x = Cramped(100), torch.randn(sum(sizes), 5)
+    expected = read(module, list(x.split(sizes)))
+    module.limit, module.sizes = 2, []
+    torch.testing.assert_close(read(module, list(x.split(sizes))), expected)
+    # Halves until it fits, and none of the later batches is tried whole.
+    assert module.refused == ([8, 4] if sizes[0] == 8 else [5, 3])
+    assert module.sizes[:2] == module.refused
+    assert max(module.sizes[2:]) == 2
+    # The next call starts anew: there may be more room by then.
+    module.sizes, module.limit = [], 100
+    torch.testing.assert_close(read(module, list(x.split(sizes))), expected)
+    assert max(module.sizes) == 8
+
+
+@pytest.mark.parametrize("limit", [100, 2])
+def test_a_bad_sample_has_its_number_in_the_pool(limit: int) -> None:
+    module, x = Cramped(limit), torch.randn(16, 5)
+    x[13] = torch.nan
+    with pytest.raises(ValueError, match="infinite for sample 13"):
+        fisher_diagonal(module, x.split(8))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_memory_runs_out_in_the_middle(backward: bool) -> None:
+    x = torch.randn(24, 5)
+    module = Cramped(100, backward=backward)
+    expected = fisher_embedding(module, x.split(8), mask_of(module))
+
+    def batches() -> Iterator[Tensor]:
+        yield x[:8]
+        module.limit = 3
+        yield from x[8:].split(8)
+
+    found = fisher_embedding(module, batches(), mask_of(module))
+    torch.testing.assert_close(found, expected)
+    assert module.refused == [8, 4]
+
+
+def test_no_room_for_a_single_sample() -> None:
+    module = Cramped(0)
+    with pytest.raises(torch.OutOfMemoryError, match=r"single sample.*mask_fraction.*no room"):
+        fisher_diagonal(module, [torch.randn(5, 5)])
