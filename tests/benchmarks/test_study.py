@@ -21,9 +21,7 @@ from benchmarks.study import pixels, stopping
 from benchmarks.study import run as study
 from benchmarks.study.data import some_of_each, split
 from benchmarks.study.run import long_tail, make_split
-from benchmarks.study.strategies import (
-    STRATEGIES,
-)
+from benchmarks.study.strategies import STRATEGIES
 from tests.nets import digits
 
 pytestmark = pytest.mark.slow

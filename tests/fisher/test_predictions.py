@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from skfishermask import fisher_diagonal, fisher_embedding
 from skfishermask.fisher import predicted_means
 from tests import networks
-from tests.jacobian.common import (
-    mask_of,
-)
+from tests.jacobian.common import mask_of
 
 
 class _Full(torch.autograd.Function):

@@ -11,13 +11,8 @@ from skfishermask.jacobian.located_uses import (
     locate_uses,
     probe_layouts,
 )
-from skfishermask.jacobian.per_sample import (
-    TensorCache,
-)
-from tests.jacobian.common import (
-    graph_of,
-    with_parameters,
-)
+from skfishermask.jacobian.per_sample import TensorCache
+from tests.jacobian.common import graph_of, with_parameters
 
 
 def test_unknown_parameter() -> None:

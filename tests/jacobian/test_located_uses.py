@@ -16,10 +16,7 @@ from skfishermask.jacobian.located_uses import (
 )
 from skfishermask.jacobian.sample_layout import SampleLayout
 from tests import networks, oracles
-from tests.jacobian.common import (
-    graph_of,
-    with_parameters,
-)
+from tests.jacobian.common import graph_of, with_parameters
 from tests.networks import Net
 
 

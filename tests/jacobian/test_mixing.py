@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 from skfishermask.jacobian.graph import Graph
 from skfishermask.jacobian.mixing import groups_that_mix
-from tests.jacobian.common import (
-    graph_of,
-    with_parameters,
-)
+from tests.jacobian.common import graph_of, with_parameters
 from tests.networks import Net, weight
 
 

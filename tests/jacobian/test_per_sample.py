@@ -25,12 +25,7 @@ from skfishermask.jacobian.per_sample import (
     squares_of_parameter,
 )
 from tests import oracles
-from tests.jacobian.common import (
-    assert_close,
-    gradients_by_sample,
-    graph_of,
-    with_parameters,
-)
+from tests.jacobian.common import assert_close, gradients_by_sample, graph_of, with_parameters
 
 N = 4
 # A network with one parameter p0, and the shape of a sample.

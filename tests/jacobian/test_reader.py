@@ -18,12 +18,7 @@ from tests import networks, oracles
 from tests.jacobian.common import (
     N_POOLED as N,
 )
-from tests.jacobian.common import (
-    assert_close,
-    diagonal_and_embedding,
-    mask_of,
-    pooled,
-)
+from tests.jacobian.common import assert_close, diagonal_and_embedding, mask_of, pooled
 from tests.networks import Net
 
 # --------------------------------------------------------------------------------------
