@@ -152,6 +152,21 @@ def check_parameters(estimator: object) -> None:
     )
 
 
+def check_n_instances(n_instances: object, n_pool: int) -> int:
+    """Return `n_instances`; raise ValueError unless it is an int from 1 to the pool's length."""
+    if n_pool == 0:
+        raise ValueError("Expected a pool with at least one sample, found an empty one.")
+    if not isinstance(n_instances, Integral) or isinstance(n_instances, bool):
+        raise ValueError(f"n_instances must be an int, got {n_instances!r}.")
+    n = int(n_instances)
+    if not 1 <= n <= n_pool:
+        raise ValueError(
+            f"n_instances must be between 1 and the {n_pool} samples of the pool, "
+            f"got {n_instances}."
+        )
+    return n
+
+
 class Settings(MethodParameters):
     """The parameters of one query, checked, and from then on the same.
 

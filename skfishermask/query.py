@@ -22,7 +22,7 @@ from skfishermask.data import (
 )
 from skfishermask.fisher import MASK_STRATEGIES, ParameterMask, directions_that_keep
 from skfishermask.jacobian import output_layer
-from skfishermask.parameters import Settings
+from skfishermask.parameters import Settings, check_n_instances
 from skfishermask.placement import Placement
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
 from skfishermask.progress import Progress
@@ -358,21 +358,6 @@ def _mean_diagonal(parts: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tens
             share = mean.cpu() * (n / total)
             found[name] = found[name] + share if name in found else share
     return found
-
-
-def check_n_instances(n_instances: object, n_pool: int) -> int:
-    """Return `n_instances`; raise ValueError unless it is an int from 1 to the pool's length."""
-    if n_pool == 0:
-        raise ValueError("Expected a pool with at least one sample, found an empty one.")
-    if not isinstance(n_instances, Integral) or isinstance(n_instances, bool):
-        raise ValueError(f"n_instances must be an int, got {n_instances!r}.")
-    n = int(n_instances)
-    if not 1 <= n <= n_pool:
-        raise ValueError(
-            f"n_instances must be between 1 and the {n_pool} samples of the pool, "
-            f"got {n_instances}."
-        )
-    return n
 
 
 def _check_samples(pool: NetSamples | DaskSamples, others: list[NetSamples]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils import check_random_state
+from torch import Tensor
 
 from skfishermask.classifier import NetClassifier
 from skfishermask.compat import HasMethods, client_that_computes
@@ -18,10 +19,13 @@ from skfishermask.data import (
     Whatever,
     check_holds_samples,
     check_no_module,
+    has_no_labels,
     is_dask,
     take_rows,
     unwrap,
 )
+from skfishermask.first_batch import first_batch
+from skfishermask.fisher import ParameterMask
 from skfishermask.parameters import (
     MethodParameters,
     Seed,
@@ -72,7 +76,7 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
         Length of the second axis of X in :meth:`fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names, where X had them.
-    mask_ : ParameterMask
+    mask_ : ParameterMask or None
         The mask of the last query.
     fisher_diagonal_ : dict of str to Tensor, or None
         Diagonal Fisher information in the last query; None for the masks ``"random"``,
@@ -184,7 +188,40 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
         check_parameters(self)
         for X, name in ((X_pool, "X_pool"), (X_labeled, "X_labeled"), (X_target, "X_target")):
             check_holds_samples(X, name)
+        if has_no_labels(classifier):
+            return self._first_batch(classifier, X_pool, n_instances, X_labeled, X_target)
         return self._choose(unwrap(classifier), X_pool, n_instances, X_labeled, X_target)
+
+    def _first_batch(
+        self, estimator: Estimator, X_pool: Data, n_instances: int, X_labeled: Data, X_target: Data
+    ) -> tuple[np.ndarray, np.ndarray]:
+        check_no_module(self.estimator)
+        check_parameters(self)
+        check_holds_samples(X_pool, "X_pool")
+        if X_target is not None:
+            raise ValueError(
+                "X_target needs a fitted network: a first batch covers the pool without one."
+            )
+        found = first_batch(
+            estimator,
+            X_pool,
+            n_instances,
+            check_random_state(self.random_state),
+            X_labeled=X_labeled,
+            max_candidates=self.max_candidates,
+            batch_size=self.batch_size,
+            verbose=self.verbose,
+        )
+        self._tell(None, None, found.info)
+        return found.indices, found.gains
+
+    def _tell(
+        self,
+        mask: ParameterMask | None,
+        diagonal: dict[str, Tensor] | None,
+        info: dict[str, object],
+    ) -> None:
+        self.mask_, self.fisher_diagonal_, self.query_info_ = mask, diagonal, info
 
     def _choose(
         self, unwrapped: Unwrapped, X_pool: Data, n_instances: int, X_labeled: Data, X_target: Data
@@ -208,9 +245,7 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
         result = Query(
             settings, net, pool, n_instances, labeled=labeled, target=target, client=client
         ).run()
-        self.mask_ = result.mask
-        self.fisher_diagonal_ = result.diagonal
-        self.query_info_ = result.info
+        self._tell(result.mask, result.diagonal, result.info)
         return result.indices, result.gains
 
     def query(
@@ -222,7 +257,10 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
         X_target: Data = None,
         return_metrics: bool = False,
     ) -> tuple[Data, ...]:
-        """Choose a batch from the pool with the fitted estimator.
+        """Choose a batch from the pool, with the fitted estimator if there is one.
+
+        Before :meth:`fit` it is a first batch: it covers the inputs, without a network or labels
+        (:doc:`/user_guide/selection`). Transformers of a pipeline are fitted to the pool for it.
 
         Parameters
         ----------
@@ -247,11 +285,12 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
         gains : ndarray of shape (n_instances,), float64
             Decrease of the objective when each was chosen; only if `return_metrics`.
         """
-        check_is_fitted(
-            self,
-            msg="This %(name)s is not fitted, so it cannot choose: call 'fit' with labelled "
-            "samples first. If there are none, label a first batch drawn at random.",
-        )
+        if not hasattr(self, "estimator_"):
+            indices, gains = self._first_batch(
+                self.estimator, X_pool, n_instances, X_labeled, X_target
+            )
+            instances = take_rows(X_pool, indices)
+            return (indices, instances, gains) if return_metrics else (indices, instances)
         # As for any other classifier: its input is checked, and its net found inside.
         indices, gains = self(self, X_pool, n_instances, X_labeled=X_labeled, X_target=X_target)
         instances = take_rows(X_pool, indices)

@@ -17,6 +17,7 @@ STEPS = {
     "progress",
     "coverage",
     "coverage_batch",
+    "first_batch",
     "pool",
     "query",
 }
@@ -33,7 +34,7 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
     ),
     (
         {"cluster"},
-        STEPS - {"coverage", "coverage_batch", "query"}
+        STEPS - {"coverage", "coverage_batch", "first_batch", "query"}
         | {"jacobian", "fisher", "selection", "data"},
         {"torch", "numpy", "psutil", "sklearn", "dask", "distributed", "cloudpickle"},
     ),
@@ -49,7 +50,7 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
     ),
     (
         {"evaluation", "modal"},
-        {"data", "jacobian", "progress"},
+        {"data", "jacobian", "progress", "first_batch"},
         {"torch", "numpy", "sklearn", "joblib", "matplotlib", "modAL"},
     ),
     ({"__init__"}, {"fisher", "selection", "sampler", "evaluation"}, set()),

@@ -37,7 +37,14 @@ from skfishermask.data.rows import (
 )
 from skfishermask.data.serialization import net_from_state, net_state
 from skfishermask.data.types import DaskObject, Data, Estimator, Labels, Whatever
-from skfishermask.data.unwrap import Unfitted, Unwrapped, innermost, unwrap, unwrap_unfitted
+from skfishermask.data.unwrap import (
+    Unfitted,
+    Unwrapped,
+    has_no_labels,
+    innermost,
+    unwrap,
+    unwrap_unfitted,
+)
 
 __all__ = [
     "Batches",
@@ -67,6 +74,7 @@ __all__ = [
     "default_net",
     "explaining_labels",
     "flat_inputs",
+    "has_no_labels",
     "image_hint",
     "in_one_length",
     "innermost",

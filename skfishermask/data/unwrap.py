@@ -12,6 +12,7 @@ import skorch
 import torch
 from sklearn.base import clone
 from sklearn.ensemble import BaseEnsemble
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
@@ -166,6 +167,21 @@ class Unfitted:
                 raise
         return self._inputs(X)
 
+    def of_chunks(self) -> Callable[[Data], Data]:
+        """Return what turns the chunks of a Dask array into what the net would see.
+
+        Raises
+        ------
+        ValueError
+            If there are transformers: they would be fitted to each chunk by itself.
+        """
+        if self.transformers:
+            raise ValueError(
+                f"{type(self.transformers[0]).__name__} is not fitted, and X_pool is a Dask array: "
+                "fit the transformers to some of its rows before."
+            )
+        return self._inputs
+
     def transform(self, X: Data) -> Data:
         """Return further samples as the net would see them."""
         for transformer in self.transformers:
@@ -203,3 +219,16 @@ def unwrap_unfitted(estimator: Estimator) -> Unfitted:
             reader = skorch.NeuralNet(torch.nn.Identity, torch.nn.MSELoss, batch_size=1024)
             return Unfitted(reader, transformers, is_own=False)
     return Unfitted(estimator, transformers, is_own=True)
+
+
+def has_no_labels(classifier: Estimator) -> bool:
+    """Return whether this is a modAL learner without training data around an unfitted estimator."""
+    if not (hasattr(classifier, "query_strategy") and hasattr(classifier, "estimator")):
+        return False
+    if getattr(classifier, "X_training", None) is not None:
+        return False
+    try:
+        check_is_fitted(classifier.estimator)
+    except NotFittedError:
+        return True
+    return False

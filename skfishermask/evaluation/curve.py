@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from types import FrameType
 from typing import Literal, TypeAlias
@@ -55,6 +56,7 @@ def active_learning_curve(
     n_initial: Data,
     n_instances: int,
     n_queries: int,
+    initial: Literal["random", "coverage"] = "random",
     cv: Whatever = None,
     scoring: Whatever = None,
     n_jobs: int | None = None,
@@ -99,6 +101,10 @@ def active_learning_curve(
         Number of labels added by a query.
     n_queries : int
         Number of queries.
+    initial : {"random", "coverage"}, default="random"
+        How a number of initial samples is chosen: at random, or such that they cover the inputs,
+        as a :class:`FisherMaskSampler` without labels does, with the estimator's transformers
+        fitted to the training part.
     cv : int, cross-validation splitter, iterable of (train, test), or None, default=None
         As in :func:`~sklearn.model_selection.cross_validate`; None: 5 folds, stratified for a
         classifier. A :class:`~sklearn.model_selection.StratifiedShuffleSplit` gives any number
@@ -184,7 +190,9 @@ def active_learning_curve(
     scorer = check_scoring(estimator, scoring=scoring)
     strategy = _random_sampling if query_strategy == "random" else query_strategy
     seed = int(check_random_state(random_state).randint(2**31 - 1))
-    starts = initial_samples(n_initial, y, splits, _initial_seeds(seed, splits))
+
+    find_starts = partial(initial_samples, n_initial, initial, estimator, X, y, splits)
+    starts = find_starts(_initial_seeds(seed, splits))
     _check_budget(len(starts[0]), n_instances, n_queries, splits)
     kept = None
     if checkpoint is not None:
@@ -195,10 +203,11 @@ def active_learning_curve(
             "X": fingerprint(X),
             "y": fingerprint(y),
             "n_instances": n_instances,
+            "initial": initial,
         }
         kept = Checkpoint(checkpoint, description)
         seed = kept.seed(seed, is_given=isinstance(random_state, Integral))
-        starts = initial_samples(n_initial, y, splits, _initial_seeds(seed, splits))
+        starts = find_starts(_initial_seeds(seed, splits))
     run = _Run(estimator, strategy, scorer, n_instances, n_queries, seed, kept)
 
     tasks = [(i, *splits[i], start) for i, start in enumerate(starts)]

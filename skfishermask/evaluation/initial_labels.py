@@ -7,7 +7,8 @@ from numbers import Integral
 
 import numpy as np
 
-from skfishermask.data import Data
+from skfishermask.data import Data, Estimator, take_rows
+from skfishermask.first_batch import first_batch
 
 
 def check_counts(**counts: object) -> None:
@@ -25,6 +26,9 @@ def check_counts(**counts: object) -> None:
 
 def initial_samples(
     n_initial: Data,
+    initial: str,
+    estimator: Estimator,
+    X: Data,
     y: np.ndarray,
     splits: Sequence[tuple[np.ndarray, np.ndarray]],
     seeds: Sequence[int],
@@ -35,6 +39,12 @@ def initial_samples(
     ----------
     n_initial : int, array-like of int, or sequence of these
         How many, or which: for all splits, or for each.
+    initial : {"random", "coverage"}
+        How a number of them is chosen: stratified by class, or by the inputs alone.
+    estimator : estimator
+        Its transformers are fitted to the training part, for coverage.
+    X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
+        The samples.
     y : ndarray of shape (n_samples,)
         Labels, to stratify by.
     splits : sequence of (train, test)
@@ -52,6 +62,8 @@ def initial_samples(
     ValueError
         If a number is out of range, or rows do not fit the splits.
     """
+    if initial not in ("random", "coverage"):
+        raise ValueError(f'Expected initial to be "random" or "coverage", found {initial!r}.')
     if not hasattr(n_initial, "__len__"):
         check_counts(n_initial=n_initial)
         starts = []
@@ -62,7 +74,11 @@ def initial_samples(
                     f"of split {i}, found {n_initial}."
                 )
             rng = np.random.RandomState(seeds[i])
-            starts.append(train[_stratified(y[train], n_initial, rng)])
+            if initial == "coverage":
+                drawn = first_batch(estimator, take_rows(X, train), n_initial, rng).indices
+            else:
+                drawn = _stratified(y[train], n_initial, rng)
+            starts.append(np.sort(train[drawn]))
     else:
         of_each = len(n_initial) and np.ndim(n_initial[0]) == 1
         rows = list(n_initial) if of_each else [n_initial] * len(splits)

@@ -106,13 +106,14 @@ def test_initial_samples_are_in_training_part_and_stratified() -> None:
 @pytest.mark.parametrize(("n", "expected"), [(3, [1, 1, 1]), (10, [7, 2, 1]), (40, [28, 11, 1])])
 def test_stratified_draw(n: int, expected: list[int]) -> None:
     y = np.repeat([0, 1, 2], [70, 29, 1])
-    (rows,) = initial_samples(n, y, [(np.arange(100), np.arange(0))], [0])
+    (rows,) = initial_samples(n, "random", None, y, y, [(np.arange(100), np.arange(0))], [0])
     assert len(set(rows)) == n
     assert np.bincount(y[rows]).tolist() == expected
 
 
 def test_stratified_draw_of_fewer_than_classes() -> None:
-    (rows,) = initial_samples(4, np.arange(10), [(np.arange(10), np.arange(0))], [0])
+    y = np.arange(10)
+    (rows,) = initial_samples(4, "random", None, y, y, [(y, np.arange(0))], [0])
     assert len(set(rows)) == 4
 
 
