@@ -197,6 +197,8 @@ class Settings(MethodParameters):
         folder = parameters.scratch_folder
         if folder is not None and not os.path.isdir(folder):
             raise ValueError(f"scratch_folder must be an existing folder, got {folder!r}.")
+        if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"scratch_folder must be a folder to write to, got {folder!r}.")
         own = {f.name: getattr(parameters, f.name) for f in fields(MethodParameters)}
         vars(self).update(own, batch_size=batch_size, rng=check_random_state(random_state))
 

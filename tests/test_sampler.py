@@ -434,6 +434,14 @@ def test_errors(
         FisherMaskSampler(**options)(net, pool, 3)
 
 
+def test_a_folder_that_is_read_only_is_refused_before_the_work(
+    net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="scratch_folder must be a folder to write to, got "):
+        FisherMaskSampler(scratch_folder=tmp_path)(net, X_POOL, 3)
+
+
 def test_not_fitted() -> None:
     with pytest.raises(NotFittedError):
         FisherMaskSampler()(nets.logits_net(), X_POOL, 3)

@@ -1,4 +1,4 @@
-"""What a batch is chosen by."""
+"""The problem that a selection solves: M_0, F and the size of the batch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from torch import Tensor
 
 from skfishermask.selection.linalg import symmetric
 
+# Eigenvalues of a float32 Fisher matrix may be below 0 by this, relative to the largest.
+_ROUNDING = 1e-4
+
 
 @dataclass(frozen=True)
 class SelectionProblem:
-    """What a batch is chosen by.
+    """M_0, F and the size of the batch.
 
     Attributes
     ----------
@@ -39,38 +42,56 @@ class SelectionProblem:
 
     @property
     def scale(self) -> float:
-        """What M and V^T V are divided by, which leaves V as it is: K / (n_L + K)."""
+        """K / (n_L + K), by which M and V^T V are divided, so that V need not be scaled."""
         return self.n_instances / (self.n_labeled + self.n_instances)
 
     @property
     def shift(self) -> float:
-        """The multiple of the identity in M, so divided."""
+        """The multiple of the identity in M, divided by `scale`."""
         return self.regularization / self.scale
 
     @property
     def weighted_labeled(self) -> Tensor | None:
-        """The labelled samples' part of M, so divided; None where there is none."""
+        """The labelled samples' part of M, divided by `scale`; None where there is none."""
         if self.fisher_labeled is None or not self.n_labeled:
             return None
         return self.fisher_labeled * (self.n_labeled / self.n_instances)
 
     def start(self) -> tuple[Tensor | float, Tensor]:
-        """Give M_0^-1, where a float stands for a multiple of the identity, and M_0^-1 F M_0^-1."""
+        """Return M_0^-1, a float if it is a multiple of the identity, and M_0^-1 F M_0^-1.
+
+        Raises
+        ------
+        ValueError
+            If M_0 is not positive definite.
+        """
         labeled = self.weighted_labeled
         if labeled is None:
             return 1 / self.shift, self.fisher / self.shift**2
         labeled.diagonal().add_(self.shift)
-        inverse = torch.cholesky_inverse(_cholesky(labeled))
+        factor, failed = torch.linalg.cholesky_ex(labeled)
         del labeled
+        if failed:
+            raise self._not_invertible()
+        inverse = torch.cholesky_inverse(factor)
+        del factor
         return inverse, symmetric(inverse @ self.fisher @ inverse)
 
-
-def _cholesky(matrix: Tensor) -> Tensor:
-    factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed:
-        raise ValueError(
-            "fisher_labeled must be positive semi-definite, but adding the regularization "
-            "does not make it positive definite."
+    def _not_invertible(self) -> ValueError:
+        """Return the error for M_0 that is not positive definite: of F_L, or of lambda."""
+        weighted = self.weighted_labeled
+        assert weighted is not None
+        eigenvalues = torch.linalg.eigvalsh(weighted) * self.scale
+        smallest, largest = float(eigenvalues[0]), float(eigenvalues.abs().max())
+        if smallest < -_ROUNDING * largest:
+            return ValueError(
+                "fisher_labeled must be positive semi-definite, but it has eigenvalues down to "
+                f"{smallest:.3g} beside the largest, {largest:.3g}."
+            )
+        # As rounding may have it in other directions, too.
+        least = 10 * max(-smallest, len(weighted) * torch.finfo(torch.float64).eps * largest)
+        return ValueError(
+            f"regularization={self.regularization:g} is too small beside the Fisher information of "
+            f"the labelled samples, with eigenvalues up to {largest:.3g}: their sum cannot be "
+            f"inverted, because of rounding. Set regularization to {least:.1g} or more."
         )
-    return factor

@@ -11,12 +11,14 @@ from skfishermask.selection.candidates import check_finite
 from skfishermask.selection.linalg import fingerprints, is_duplicate
 from skfishermask.selection.storage import StoredEmbedding
 
-# Columns that are read at a time: in float64 of this size, but in pieces that a file reads well.
-_BLOCK_BYTES, _LEAST_COLUMNS = 2**22, 1024
-# Column blocks of a triangular matrix; above the diagonal ones nothing is multiplied.
+# Of the columns that are read at a time, in float64;
+_BLOCK_BYTES = 2**22
+# but no fewer columns than this, for the sake of files.
+_MIN_COLUMNS = 1024
+# Column blocks of a triangular matrix; those above the diagonal are not multiplied.
 _N_BLOCKS = 8
-# Odd, so that fingerprints of blocks in another order give another one of all.
-_MIX = 0x5851F42D4C957F2D
+# Odd, so that the fingerprint depends on the order of the blocks.
+_FINGERPRINT_FACTOR = 0x5851F42D4C957F2D
 # What the diagonal of a Gram matrix of dependent rows is raised by at first: two roundings.
 _LEAST_JITTER = 2.0**-50
 
@@ -24,7 +26,7 @@ _LEAST_JITTER = 2.0**-50
 def row_coordinates(embedding: StoredEmbedding) -> Tensor:
     r"""Return coordinates of an embedding's rows in an orthonormal basis of what they span.
 
-    A choice depends on the inner products of rows alone, and these are those of the coordinates:
+    A selection depends on the inner products of rows alone, and these are those of the coordinates:
     the Cholesky factor C of the Gram matrix, :math:`C C^\top = V V^\top`. The embedding is read
     once, some columns at a time.
 
@@ -45,7 +47,7 @@ def row_coordinates(embedding: StoredEmbedding) -> Tensor:
         If the embedding holds NaN or infinity.
     """
     n, r, _ = embedding.shape
-    gram, prints = _gram(embedding)
+    gram, marks = _gram(embedding)
     sizes = gram.diagonal().sqrt()
     norms = torch.linalg.vector_norm(sizes.view(n, r), dim=1)
     check_finite(norms, torch.arange(n, device=norms.device))
@@ -55,8 +57,8 @@ def row_coordinates(embedding: StoredEmbedding) -> Tensor:
     factor = _cholesky(gram)
     del gram
     coordinates = factor.contiguous().mul_(sizes[:, None]).view(n, r, n * r)
-    if is_duplicate(prints).any():
-        _, kinds = torch.unique(prints, return_inverse=True)
+    if is_duplicate(marks).any():
+        _, kinds = torch.unique(marks, return_inverse=True)
         first = torch.full_like(kinds, n).scatter_reduce(
             0, kinds, torch.arange(n, device=kinds.device), "amin"
         )
@@ -68,16 +70,16 @@ def _gram(embedding: StoredEmbedding) -> tuple[Tensor, Tensor]:
     """Compute the lower triangle of the Gram matrix, (n r, n r), and the samples' fingerprints."""
     n, r, k = embedding.shape
     gram = torch.zeros(n * r, n * r, dtype=torch.float64, device=embedding.device)
-    prints = torch.zeros(n, dtype=torch.int64, device=embedding.device)
+    marks = torch.zeros(n, dtype=torch.int64, device=embedding.device)
     edges = sorted({n * r * block // _N_BLOCKS for block in range(_N_BLOCKS + 1)})
-    width = max(_LEAST_COLUMNS, _BLOCK_BYTES // (8 * n * r))
+    width = max(_MIN_COLUMNS, _BLOCK_BYTES // (8 * n * r))
     for start in range(0, k, width):
         columns = embedding.columns(start, min(k, start + width)).double()
-        prints = prints * _MIX + fingerprints(columns)
+        marks = marks * _FINGERPRINT_FACTOR + fingerprints(columns)
         rows = columns.flatten(0, 1)
         for a, b in pairwise(edges):
             gram[a:, a:b].addmm_(rows[a:], rows[a:b].T)
-    return gram, prints
+    return gram, marks
 
 
 def _cholesky(gram: Tensor) -> Tensor:

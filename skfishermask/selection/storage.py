@@ -1,6 +1,6 @@
-"""Where embeddings lie: on the device that computes, in the host's memory, or in a scratch file.
+"""Storage of embeddings: on the computing device, in the host's memory, or in a scratch file.
 
-Whoever reads them sees chunks on the computing device, in the order of the samples.
+It is read in chunks on the computing device, in the order of the samples.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ EMBEDDING_DTYPES = {
 }
 # Of one chunk of an embedding.
 _CHUNK_BYTES = 2**23
-# A GPU reads so many times that in the time that the calls for a chunk take.
-_LARGER_ON_CUDA = 16
+# Chunks on a GPU are larger by this factor, lest the calls take longer than the reading.
+_CUDA_CHUNK_FACTOR = 16
 # Rows r of a chunk, about: MKL multiplies fewer than 370 at half the rate.
-_CHUNK_VECTORS = 512
+_MIN_CHUNK_VECTORS = 512
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Location:
 
 
 class StoredEmbedding(ABC):
-    """Fisher embeddings of n samples, (n, r, k), wherever they lie.
+    """Fisher embeddings of n samples, (n, r, k), in some kind of memory.
 
     Parameters
     ----------
@@ -110,14 +110,14 @@ class StoredEmbedding(ABC):
     def chunk_rows(self) -> int:
         """How many samples a chunk holds, at most."""
         r, k = self.shape[1:]
-        room = _CHUNK_BYTES * (_LARGER_ON_CUDA if self.device.type == "cuda" else 1)
+        room = _CHUNK_BYTES * (_CUDA_CHUNK_FACTOR if self.device.type == "cuda" else 1)
         wanted = math.ceil(len(self) * r * k * self.work_dtype.itemsize / room)
         # Of one size, lest the last one be too small.
-        n_chunks = max(1, min(wanted, len(self) * r // _CHUNK_VECTORS))
+        n_chunks = max(1, min(wanted, len(self) * r // _MIN_CHUNK_VECTORS))
         return max(1, math.ceil(len(self) / n_chunks))
 
     def chunks(self, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Read all of it once.
+        """Read the whole embedding once, chunk by chunk.
 
         Parameters
         ----------
@@ -129,7 +129,7 @@ class StoredEmbedding(ABC):
         part : slice
             Which samples.
         values : Tensor of shape (m, r, k)
-            Theirs, on `device`; not to be written to, and only valid until the next ones.
+            Their embeddings on `device`, not to be written to, valid until the next ones.
         """
         dtype = dtype or self.work_dtype
         size = self.chunk_rows
@@ -158,7 +158,7 @@ class StoredEmbedding(ABC):
 
     @abstractmethod
     def write(self, start: int, values: Tensor) -> None:
-        """Keep the embeddings of some samples."""
+        """Write the embeddings of the samples from `start` on."""
 
     @abstractmethod
     def columns(self, start: int, stop: int) -> Tensor:
@@ -170,7 +170,7 @@ class StoredEmbedding(ABC):
 
     @abstractmethod
     def _read(self, parts: Sequence[slice]) -> Iterator[Tensor]:
-        """Give part after part, on `device`."""
+        """Yield part after part, on `device`."""
 
 
 class TensorEmbedding(StoredEmbedding):
@@ -260,8 +260,8 @@ class HostEmbedding(TensorEmbedding):
 class ScratchEmbedding(StoredEmbedding):
     """Embeddings in a temporary file, which is gone when it is closed or the process ends.
 
-    The file is read, not mapped: pages of a map would count as memory of this process. What the
-    operating system can keep of it in memory that is free, it does.
+    The file is read, not mapped: pages of a map would count as memory of this process. The
+    operating system keeps of it in free memory what it can.
 
     Parameters
     ----------
@@ -272,7 +272,7 @@ class ScratchEmbedding(StoredEmbedding):
     device : torch.device or str
         On which they are computed with.
     folder : str or Path, optional
-        Where to put the file. None: the system's temporary folder.
+        Folder of the file. None: the system's temporary folder.
     """
 
     storage_name = "scratch file"
@@ -287,6 +287,7 @@ class ScratchEmbedding(StoredEmbedding):
         super().__init__(shape, dtype, device)
         self._row_bytes = math.prod(self.shape[1:]) * dtype.itemsize
         self._lock = threading.Lock()
+        self._folder = str(folder or tempfile.gettempdir())
         # Closed by __exit__; where files have no name of their own, a killed process leaves none.
         self._file: io.FileIO = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
 
@@ -308,7 +309,18 @@ class ScratchEmbedding(StoredEmbedding):
 
     def write(self, start: int, values: Tensor) -> None:  # noqa: D102, see StoredEmbedding
         values = values.to("cpu", self.dtype).contiguous()
-        self._transfer(self._file.write, start * self._row_bytes, values)
+        try:
+            self._transfer(self._file.write, start * self._row_bytes, values)
+        except OSError as error:
+            n_left = gigabytes((len(self) - start) * self._row_bytes)
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {n_left} of the Fisher embedding are still to be written to "
+                "the scratch file. Set scratch_folder to a folder with more room, or make the "
+                "embedding smaller by mask_fraction, max_candidates, n_directions or "
+                "embedding_dtype",
+                self._folder,
+            ) from error
 
     def columns(self, start: int, stop: int) -> Tensor:  # noqa: D102, see StoredEmbedding
         n, r, k = self.shape
@@ -319,9 +331,9 @@ class ScratchEmbedding(StoredEmbedding):
         return values.view(n, r, -1).to(self.device)
 
     def take(self, rows: Tensor | Sequence[int]) -> Tensor:  # noqa: D102, see StoredEmbedding
-        found = [self._load(slice(row, row + 1)) for row in torch.as_tensor(rows).tolist()]
+        samples = [self._load(slice(row, row + 1)) for row in torch.as_tensor(rows).tolist()]
         empty = torch.empty(0, *self.shape[1:], dtype=self.dtype)
-        return torch.cat([empty, *found]).to(self.device)
+        return torch.cat([empty, *samples]).to(self.device)
 
     def _load(self, part: slice) -> Tensor:
         values = torch.empty(part.stop - part.start, *self.shape[1:], dtype=self.dtype)
@@ -353,7 +365,7 @@ class ScratchEmbedding(StoredEmbedding):
 
 
 def stored(embedding: Tensor | StoredEmbedding) -> StoredEmbedding:
-    """Give a tensor the interface of a stored embedding."""
+    """Return a tensor as a stored embedding; stored ones as they are."""
     return TensorEmbedding(embedding) if isinstance(embedding, Tensor) else embedding
 
 
@@ -362,7 +374,7 @@ STORAGES: tuple[type[StoredEmbedding], ...] = (TensorEmbedding, HostEmbedding, S
 
 
 def _pin(values: Tensor, device: torch.device, cleanup: ExitStack) -> None:
-    """Let a device read memory of the host by itself, until the cleanup.
+    """Pin memory of the host for a device, until the cleanup.
 
     PyTorch's own pinned memory takes up to twice the room, and stays with the process.
     """
@@ -385,12 +397,12 @@ def _pin(values: Tensor, device: torch.device, cleanup: ExitStack) -> None:
 
 
 def gigabytes(n_bytes: float) -> str:
-    """Say how large something is."""
+    """Return a number of bytes as text."""
     return f"{n_bytes / 1e9:.2f} GB"
 
 
 def free_bytes(device: torch.device) -> int:
-    """Say how much memory is free."""
+    """Return the bytes of free memory."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     # PyTorch keeps what was freed for itself; the driver counts that as taken.
@@ -400,9 +412,9 @@ def free_bytes(device: torch.device) -> int:
 
 def chunk_bytes(n: int, r: int, k: int) -> int:
     """Return the most bytes that a chunk of an embedding takes in float64."""
-    return min(8 * n * r * k, max(2 * _CHUNK_BYTES, 8 * (_CHUNK_VECTORS + r) * k))
+    return min(8 * n * r * k, max(2 * _CHUNK_BYTES, 8 * (_MIN_CHUNK_VECTORS + r) * k))
 
 
 def state_bytes(n: int, r: int) -> int:
-    """Say how large a state of the candidates is."""
+    """Return the bytes of one state of n candidates."""
     return 8 * n * (2 * r * r + 4)

@@ -23,7 +23,7 @@ from tests.problems import problem
 @pytest.mark.parametrize("rank", [0, 1, 5, 12])
 @pytest.mark.parametrize("width", [3, 7, 30])
 def test_inner_products_are_kept(rank: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skfishermask.selection.row_space._LEAST_COLUMNS", width)
+    monkeypatch.setattr("skfishermask.selection.row_space._MIN_COLUMNS", width)
     monkeypatch.setattr("skfishermask.selection.row_space._BLOCK_BYTES", 0)
     rows = torch.randn(12, rank).double() @ torch.randn(rank, 30).double()
     rows = rows * torch.logspace(-8, 8, 12).double()[:, None]
@@ -35,7 +35,7 @@ def test_inner_products_are_kept(rank: int, width: int, monkeypatch: pytest.Monk
 
 
 def test_equal_samples_have_equal_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skfishermask.selection.row_space._LEAST_COLUMNS", 7)
+    monkeypatch.setattr("skfishermask.selection.row_space._MIN_COLUMNS", 7)
     monkeypatch.setattr("skfishermask.selection.row_space._BLOCK_BYTES", 0)
     V = torch.randn(9, 2, 30)
     V[5], V[8] = V[2], V[2]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
@@ -47,8 +48,8 @@ KINDS = pytest.mark.parametrize("kind", ["memory", "host memory", "scratch file"
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skfishermask.selection.storage._CHUNK_VECTORS", 1)
-    monkeypatch.setattr("skfishermask.selection.storage._LARGER_ON_CUDA", 1)
+    monkeypatch.setattr("skfishermask.selection.storage._MIN_CHUNK_VECTORS", 1)
+    monkeypatch.setattr("skfishermask.selection.storage._CUDA_CHUNK_FACTOR", 1)
 
 
 @KINDS
@@ -84,7 +85,7 @@ def test_chunks_give_what_was_written(
 def test_chunks_of_one_size_large_enough_to_multiply(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("skfishermask.selection.storage._CHUNK_VECTORS", 200)
+    monkeypatch.setattr("skfishermask.selection.storage._MIN_CHUNK_VECTORS", 200)
     storage = stored(torch.empty(shape, dtype=torch.float16, device="meta"))
     n, r, k = shape
     size = storage.chunk_rows
@@ -202,3 +203,31 @@ def test_stored_leaves_storage_alone() -> None:
     storage = stored(values)
     assert stored(storage) is storage
     assert storage.take([1]).shape == (1, 1, 3)
+
+
+def test_a_full_disk_is_told_with_its_folder_and_what_to_do(tmp_path: Path) -> None:
+    class Full:
+        """Has room for the first 100 bytes."""
+
+        def __init__(self) -> None:
+            self.left = 100
+
+        def seek(self, offset: int) -> None: ...
+
+        def close(self) -> None: ...
+
+        def write(self, view: memoryview) -> int:
+            if not self.left:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            moved = min(len(view), self.left)
+            self.left -= moved
+            return moved
+
+    with ScratchEmbedding((10, 2, 5), torch.float32, "cpu", tmp_path) as storage:
+        storage._file.close()
+        storage._file = Full()
+        storage.write(0, torch.ones(2, 2, 5))
+        with pytest.raises(OSError, match=r"0\.00 GB .* Set scratch_folder to .*mask") as caught:
+            storage.write(2, torch.ones(1, 2, 5))
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path)
