@@ -16,6 +16,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from skfishermask.data import Data, Estimator, Labels, NetSamples, Unwrapped, unwrap
+from skfishermask.first_batch import first_batch
 from skfishermask.parameters import (
     MethodParameters,
     Seed,
@@ -24,7 +25,7 @@ from skfishermask.parameters import (
     parameter,
     with_method_parameters,
 )
-from skfishermask.query import Query
+from skfishermask.query import Query, Result
 
 try:
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier
@@ -136,6 +137,8 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Choose the samples to label next.
 
+        Without any label and a fitted `clf` it is a first batch, which covers the inputs.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
@@ -177,7 +180,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             If there is no skorch classifier in `clf`, or `sample_weight` is given and its
             ``fit`` does not take it.
         sklearn.exceptions.NotFittedError
-            If `clf` is not fitted, or its fit failed.
+            If there are labels and `clf` is not fitted, or its fit failed.
         ValueError
             If there are no candidates, or some are labelled.
         """
@@ -191,20 +194,14 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             check_equal_missing_label(clf.missing_label, self.missing_label_)
         check_scalar(fit_clf, "fit_clf", bool)
         settings = Settings(self, self.net_batch_size, self.random_state_)
-        if fit_clf:
-            clf = _fit_clone(clf, X, y, sample_weight)
-
-        unwrapped = _unwrap(clf)
         is_known = is_labeled(y, missing_label=self.missing_label_)
-        labeled = self._samples(unwrapped, X[is_known], "X_labeled") if is_known.any() else None
-        query = Query(
-            settings,
-            unwrapped.net,
-            self._samples(unwrapped, X_candidates, "X_pool"),
-            batch_size,
-            labeled=labeled,
-        )
-        result = query.run(wants_utilities=return_utilities)
+        if is_known.any() or not (fit_clf or _is_unfitted(clf)):
+            if fit_clf:
+                clf = _fit_clone(clf, X, y, sample_weight)
+            labeled = X[is_known] if is_known.any() else None
+            result = self._query(clf, X_candidates, labeled, batch_size, settings, return_utilities)
+        else:
+            result = self._first_batch(clf, X_candidates, batch_size, settings, return_utilities)
         self.mask_ = result.mask
         self.fisher_diagonal_ = result.diagonal
         self.query_info_ = result.info
@@ -217,6 +214,41 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             utilities = np.full((batch_size, len(X)), np.nan)
             utilities[:, rows] = of_candidates
         return indices, utilities
+
+    def _query(
+        self,
+        clf: Estimator,
+        X: np.ndarray,
+        X_labeled: np.ndarray | None,
+        batch_size: int,
+        settings: Settings,
+        wants_utilities: bool,
+    ) -> Result:
+        unwrapped = _unwrap(clf)
+        labeled = None if X_labeled is None else self._samples(unwrapped, X_labeled, "X_labeled")
+        pool = self._samples(unwrapped, X, "X_pool")
+        query = Query(settings, unwrapped.net, pool, batch_size, labeled=labeled)
+        return query.run(wants_utilities=wants_utilities)
+
+    def _first_batch(
+        self,
+        clf: Estimator,
+        X: np.ndarray,
+        batch_size: int,
+        settings: Settings,
+        wants_utilities: bool,
+    ) -> Result:
+        batch, info = first_batch(
+            clf,
+            X,
+            batch_size,
+            settings.rng,
+            max_candidates=settings.max_candidates,
+            batch_size=settings.batch_size,
+            verbose=settings.verbose,
+        )
+        utilities = batch.utilities(len(X)) if wants_utilities else None
+        return Result(batch.indices, batch.gains, None, None, info, utilities)
 
     def _samples(self, unwrapped: Unwrapped, X: np.ndarray, name: str) -> NetSamples:
         return NetSamples(unwrapped.net, unwrapped.transform(X), name, self.net_batch_size)
@@ -234,6 +266,14 @@ def _fit_clone(clf: Estimator, X: np.ndarray, y: np.ndarray, sample_weight: Data
             "does not take it."
         )
     return clone(clf).fit(X, y, sample_weight=sample_weight)
+
+
+def _is_unfitted(clf: Estimator) -> bool:
+    try:
+        check_is_fitted(clf)
+    except NotFittedError:
+        return True
+    return False
 
 
 def _unwrap(clf: Estimator) -> Unwrapped:

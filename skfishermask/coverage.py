@@ -26,11 +26,11 @@ _ENOUGH_LABELS = 20
 # Landmarks of the kernel: 500 keep 97% of what exact features reduce, at a tenth of the cost.
 _N_LANDMARKS = 500
 # ... and at least this number for each pick, or the last picks have nothing left to explain.
-_LANDMARKS_PER_PICK = 5
+_LANDMARKS_PER_PICK = 2
 # Labelled samples that the kernel is conditioned on, exactly; more of them change few picks.
 _N_CONDITIONED = 2000
 # Noise of the Gaussian process, for a kernel of 1 on the diagonal.
-_NOISE = 0.1
+_NOISE = 0.02
 # Smaller eigenvalues of a kernel matrix, relative to the largest, are rounding errors.
 _EIGENVALUE_ROUNDING = 1e-6
 # Least probability of a sample to be a landmark, relative to the mean.
@@ -130,7 +130,7 @@ class KernelFeatures:
         ----------
         landmarks, labeled : Tensor of shape (m, d), (n_labeled, d)
             Samples of unit length.
-        noise : float, default=0.1
+        noise : float, default=0.02
             Noise of the Gaussian process.
         radius : float, default=1.0
             Length scale of the kernel.

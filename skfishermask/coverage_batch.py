@@ -37,8 +37,6 @@ class CoveredShare:
     ----------
     rows : ndarray of int
         Rows of the pool that it was chosen from.
-    positions : list of int
-        Those chosen, among the candidates of the query.
     batch : Batch
         Those chosen, among `rows`.
     embedding : StoredEmbedding
@@ -48,10 +46,21 @@ class CoveredShare:
     """
 
     rows: np.ndarray
-    positions: list[int]
     batch: Batch
     embedding: StoredEmbedding
     problem: SelectionProblem
+
+    @property
+    def indices(self) -> np.ndarray:
+        """Rows of the pool in the order chosen."""
+        indices: np.ndarray = self.rows[self.batch.positions.numpy(force=True)]
+        return indices
+
+    @property
+    def gains(self) -> np.ndarray:
+        """Decrease of the mean posterior variance when each was chosen."""
+        gains: np.ndarray = self.batch.gains.numpy(force=True)
+        return gains
 
     def utilities(self, n_pool: int) -> np.ndarray:
         """Return the gains of all samples before each choice, (n_instances, n_pool)."""
@@ -161,5 +170,4 @@ def cover_share(
     embedding, problem = coverage_problem(inputs, known, weights, n, settings.rng)
     with progress.bar(n, "Coverage", "pick") as bar:
         batch = select(embedding, problem, on_pick=bar.update)
-    positions = drawn[batch.positions.numpy(force=True)].tolist()
-    return CoveredShare(rows[drawn], positions, batch, embedding, problem)
+    return CoveredShare(rows[drawn], batch, embedding, problem)

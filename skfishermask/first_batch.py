@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from skfishermask.coverage import coverage_problem
+from skfishermask.coverage_batch import CoveredShare
 from skfishermask.data import (
     DaskSamples,
     Data,
@@ -26,25 +26,6 @@ from skfishermask.selection import select
 _N_CANDIDATES = 20_000
 
 
-@dataclass(frozen=True)
-class FirstBatch:
-    """A first batch.
-
-    Attributes
-    ----------
-    indices : ndarray of shape (n_instances,), int64
-        Rows of the pool in the order chosen.
-    gains : ndarray of shape (n_instances,), float64
-        Decrease of the mean posterior variance when each was chosen.
-    info : dict
-        As ``query_info_`` of :class:`skfishermask.FisherMaskSampler`.
-    """
-
-    indices: np.ndarray
-    gains: np.ndarray
-    info: dict[str, object]
-
-
 def first_batch(
     estimator: Estimator,
     X_pool: Data,
@@ -55,7 +36,7 @@ def first_batch(
     max_candidates: int | None = None,
     batch_size: int | None = None,
     verbose: int = 0,
-) -> FirstBatch:
+) -> tuple[CoveredShare, dict[str, object]]:
     """Select samples that cover the inputs of the pool, see :mod:`skfishermask.coverage`.
 
     Parameters
@@ -77,6 +58,13 @@ def first_batch(
         Samples that are read at a time; None: the net's own.
     verbose : int, default=0
         1 shows progress bars.
+
+    Returns
+    -------
+    batch : CoveredShare
+        All of the batch.
+    info : dict
+        As ``query_info_`` of :class:`skfishermask.FisherMaskSampler`.
 
     Raises
     ------
@@ -116,7 +104,7 @@ def first_batch(
         "objective": batch.objective,
         "coverage_share": 1.0,
     }
-    return FirstBatch(rows[batch.positions.numpy(force=True)], batch.gains.numpy(force=True), info)
+    return CoveredShare(rows, batch, embedding, problem), info
 
 
 def _unit_inputs(

@@ -144,7 +144,7 @@ class Query:
         pool = self._pool
         rows = self._candidates()
         coverage = self._coverage(rows)
-        if coverage is not None and len(coverage.positions) == self._n_instances:
+        if coverage is not None and len(coverage.indices) == self._n_instances:
             return self._covered(coverage, wants_utilities)
         sample = self._mask_sample()
         r = self._n_directions(sample)
@@ -161,7 +161,7 @@ class Query:
         embedded = pool.embed(rows, mask, others, wants_fisher=self._aims_at_pool)
         problem = self._problem(embedded, len(rows))
         with self._progress.step("selection"):
-            covered = [] if coverage is None else coverage.positions
+            covered = [] if coverage is None else np.searchsorted(rows, coverage.indices).tolist()
             batch = pool.select(problem, covered)
         before, after = batch.objective
         outside = self._outside(len(mask) - embedded.dimensions)
@@ -316,8 +316,7 @@ class Query:
             **self._pool.info(),
         }
         utilities = coverage.utilities(len(self._pool)) if wants_utilities else None
-        chosen = coverage.rows[batch.positions.numpy(force=True)]
-        return Result(chosen, batch.gains.numpy(force=True), None, None, info, utilities)
+        return Result(coverage.indices, coverage.gains, None, None, info, utilities)
 
     def _utilities(self, rows: np.ndarray, batch: Batch, problem: SelectionProblem) -> np.ndarray:
         if not isinstance(self._pool, LocalPool):

@@ -202,7 +202,7 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
             raise ValueError(
                 "X_target needs a fitted network: a first batch covers the pool without one."
             )
-        found = first_batch(
+        found, info = first_batch(
             estimator,
             X_pool,
             n_instances,
@@ -212,7 +212,7 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
             batch_size=self.batch_size,
             verbose=self.verbose,
         )
-        self._tell(None, None, found.info)
+        self._tell(None, None, info)
         return found.indices, found.gains
 
     def _tell(

@@ -86,7 +86,7 @@ def columns(module: nn.Module, indices: Mapping[str, Tensor]) -> Tensor:
 
 
 def left_uncovered(
-    pool: Tensor, known: Tensor, weights: Tensor, noise: float = 0.1, radius: float = 1.0
+    pool: Tensor, known: Tensor, weights: Tensor, noise: float = 0.02, radius: float = 1.0
 ) -> float:
     """Weighted sum of the pool's posterior variances, given samples of a Gaussian process."""
 

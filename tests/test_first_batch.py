@@ -162,3 +162,28 @@ def test_learning_curves_begin_with_it() -> None:
             initial="cover",
             **options,
         )
+
+
+def test_scikit_activeml_begins_with_it() -> None:
+    pytest.importorskip("skactiveml")
+    from skactiveml.classifier import SkorchClassifier
+
+    from skfishermask.activeml import FisherMask
+
+    y = np.full(120, np.nan)
+    options = {"train_split": None, "verbose": 0}
+    module = torch.nn.Linear(64, 10)
+    clf = SkorchClassifier(module, neural_net_param_dict=options, classes=[*range(10)])
+    strategy = FisherMask(random_state=0)
+    for fit_clf in (True, False):
+        indices, utilities = strategy.query(
+            X_POOL, y, clf, fit_clf=fit_clf, batch_size=5, return_utilities=True
+        )
+        assert indices.tolist() == covering(X_POOL, 5)
+        assert (np.nanargmax(utilities, axis=1) == indices).all()
+        some = strategy.query(X_POOL, y, clf, candidates=np.arange(60), batch_size=5)
+        assert some.tolist() == covering(X_POOL[:60], 5)
+    y[indices] = Y[indices]
+    later = strategy.query(X_POOL, y, clf, fit_clf=True, batch_size=5)
+    assert strategy.query_info_["n_labeled"] == 5
+    assert not set(later) & set(indices)

@@ -75,7 +75,8 @@ def initial_samples(
                 )
             rng = np.random.RandomState(seeds[i])
             if initial == "coverage":
-                drawn = first_batch(estimator, take_rows(X, train), n_initial, rng).indices
+                covering, _ = first_batch(estimator, take_rows(X, train), n_initial, rng)
+                drawn = covering.indices
             else:
                 drawn = _stratified(y[train], n_initial, rng)
             starts.append(np.sort(train[drawn]))
