@@ -104,7 +104,7 @@ def test_a_network_that_does_not_use_its_parameters() -> None:
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Reading sample by sample")
 def test_what_is_not_held_is_made_anew(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in batches whose operands are too large to be held, in the last backward pass too."""
+    """As with operands too large to be held, also in the last backward pass."""
     monkeypatch.setattr("skfishermask.jacobian.batch_jacobian.TENSOR_CACHE_BYTES", 0)
     module, x, diagonal, V = pooled(name)
     found_diagonal, found_V = diagonal_and_embedding(module, [x])
@@ -135,13 +135,13 @@ def look_up(n_rows: int) -> nn.Module:
 
 
 def peak() -> float:
-    """Give the most memory that this process has had, in MB."""
+    """Return the most memory that this process has had, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def memory_of_ten_entries() -> float:
-    """Say how far the embedding lies above a pass of its network, forward and backward."""
+    """Return how far the embedding lies above a pass of its network, forward and backward."""
 
     def embed(module: nn.Module) -> Tensor:
         shapes = {name: p.shape for name, p in module.named_parameters()}

@@ -27,7 +27,7 @@ N = T = 4
 
 
 def on(run: Callable[..., Tensor], *shapes: tuple[int, ...]) -> Make:
-    """Give a network `run(x, *parameters)` with random parameters of these shapes."""
+    """Return a network `run(x, *parameters)` with random parameters of these shapes."""
 
     def make() -> nn.Module:
         parts = {f"p{i}": weight(*shape) for i, shape in enumerate(shapes)}
@@ -294,7 +294,7 @@ Cases = dict[str, tuple[Make, tuple[int, ...]]]
 
 
 def headed(cases: Cases, layout: Callable[[nn.Module, Tensor], Tensor], dead: bool) -> nn.Module:
-    """Put a nonlinearity and a fixed projection to three logits behind operations side by side.
+    """Return operations side by side, before a nonlinearity and a fixed projection to three logits.
 
     `dead` rows have no gradient: those of a negative number, and all of a marked sample.
     """
@@ -361,7 +361,7 @@ def assert_same(found: Tensor, expected: Tensor, entries: dict[str, Tensor]) -> 
 
 
 def numbers(n_columns: int) -> Tensor:
-    """Give samples (n, T, columns): one marked as dead, one without a number but zero."""
+    """Return samples (n, T, columns): one is marked as dead, one is all zeros."""
     x = torch.randn(N + 1, T, n_columns, dtype=torch.float64)
     x[1, 0, 0] = -1
     x[2] = 0
