@@ -16,7 +16,7 @@ from tests.jacobian.common import mask_of
 
 
 class _Full(torch.autograd.Function):
-    """The identity, with a backward pass that has room for so many samples."""
+    """The identity, with a backward pass with room for a number of samples."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, owner: Cramped) -> Tensor:

@@ -43,7 +43,7 @@ POOLED = [
 
 
 def cut(order: list[int], cuts: list[bool], x: networks.Batch) -> list[networks.Batch]:
-    """Reorder samples and cut them into batches, after those of the first eight that `cuts` marks."""
+    """Reorder samples and cut them into batches after those that `cuts` marks."""
     ends = [i + 1 for i, after in enumerate(cuts) if after] + [N]
     starts = [0, *ends[:-1]]
     return [oracles.rows(x, torch.tensor(order[a:b])) for a, b in zip(starts, ends, strict=True)]
