@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import Tags, check_random_state, get_tags
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils import ClassifierTags, RegressorTags, Tags, check_random_state, get_tags
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import (
-    check_consistent_length,
     check_is_fitted,
-    column_or_1d,
     validate_data,
 )
 
@@ -28,82 +24,63 @@ from skfishermask.data import (
     Relabeled,
     Whatever,
     as_rows,
-    check_classes,
     check_finite,
     check_holds_samples,
-    check_no_gaps,
+    check_labels_fit,
     check_no_module,
     check_no_text,
     counted,
     default_net,
-    image_hint,
+    explained,
+    ignore_index_of,
     innermost,
     is_binary,
+    is_net,
     is_several,
     is_text,
+    likelihood_name,
+    likelihood_of,
     map_inputs,
     n_rows,
-    odd_sample,
-    parts_of,
+    residual_variance,
+    to_logits_of,
     unwrap,
 )
-from skfishermask.jacobian import seeded
+from skfishermask.fisher import LIKELIHOODS, Likelihood
+from skfishermask.jacobian import ToOutputs, seeded
 from skfishermask.parameters import Seed, check_parameters
-
-# Samples of a Dataset that are read to find an odd one.
-_LOOKED_AT = 10_000
+from skfishermask.targets import Classes, refusing_other_shapes, target_of
 
 
-@contextmanager
-def _explained(what: str, X: Data, classes: str = "") -> Iterator[None]:
-    """Raise what PyTorch says about unfit data as an estimator's ValueError or TypeError.
-
-    An IndexError is explained by `classes`, too, and of a Dataset the odd sample is named.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        if isinstance(X, torch.utils.data.Dataset):
-            note = odd_sample(X, np.arange(min(n_rows(X), _LOOKED_AT)), "X")
-        else:
-            note = image_hint(X)
-        if note:
-            error.add_note(note)
-        if "n_splits" in str(error):  # scikit-learn's, asked by skorch
-            error.add_note(
-                "The net sets a part of the labels aside to validate on. With few labels give it "
-                "train_split=None."
-            )
-        if not isinstance(error, RuntimeError | IndexError | TypeError):
-            raise
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        reason = classes if isinstance(error, IndexError) else ""
-        explained = kind(f"{what}{reason}: {error}")
-        for note in getattr(error, "__notes__", []):
-            explained.add_note(note)
-        raise explained from error
+def _numpy_name(dtype: torch.dtype) -> str:
+    # NumPy has no bfloat16.
+    return str(torch.float32 if dtype == torch.bfloat16 else dtype).removeprefix("torch.")
 
 
 def _dtype_of(module: torch.nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
-class NetClassifier(ClassifierMixin, BaseEstimator):
-    """What `FisherMaskSampler` is besides a query strategy.
+class NetEstimator(BaseEstimator):
+    """What `FisherMaskSampler` is besides a query strategy: a classifier, or a regressor.
 
     A subclass stores the parameters in its ``__init__``.
 
     Parameters
     ----------
-    estimator : skorch classifier, or a Pipeline or search object around one, or None
-        The classifier to wrap; None: a small default network made from the data.
+    estimator : skorch net, or a Pipeline or search object around one, or None
+        The net to wrap; None: a small default network made from the data.
+    likelihood : str or Likelihood
+        Of the labels; "auto": by the net's criterion, without a net classes.
+    to_logits : callable or None
+        Maps what the net's ``infer`` gives to outputs.
     random_state : int, RandomState or None
         For :meth:`fit`.
     """
 
     estimator: Estimator
+    likelihood: str | Likelihood
+    to_logits: ToOutputs | None
     random_state: Seed
 
     def fit(self, X: Data, y: Labels = None, **fit_params: Whatever) -> Self:
@@ -114,8 +91,11 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
             Training samples. Arrays of floating-point numbers are cast to the dtype of the
             network; integers (tokens, say) are left as they are.
-        y : array-like of shape (n_samples,)
-            Labels of any type. May be None for a Dataset that gives labels 0 to C - 1 itself.
+        y : array-like of shape (n_samples,), (n_samples, n_outputs) or (n_samples, ...)
+            Classes, labels of any type; several labels a sample, 0 or 1 (NaN where the criterion
+            leaves missing ones out); numbers, one or several a sample; or a class number a
+            position: by `likelihood`. May be None for a Dataset that gives them itself, classes
+            as numbers from 0.
         **fit_params : dict
             Passed to the estimator's ``fit``.
 
@@ -127,8 +107,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the data are not numbers, not finite or not of equal length, or if there are
-            fewer than two classes.
+            If the data are not numbers, not finite or not of equal length, if there are fewer
+            than two classes, or if the labels are not of the kind of the estimator's criterion.
         """
         check_no_module(self.estimator)
         check_parameters(self)
@@ -140,7 +120,8 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
                     "The default network takes arrays: give a skorch classifier as estimator, for "
                     f"samples of a {type(X).__name__}."
                 )
-            estimator = default_net(np.shape(X), len(self.classes_))
+            n_outputs, name = self._target.n_outputs, self._likelihood_name()
+            estimator = default_net(np.shape(X), n_outputs, name)
         else:
             estimator = clone(self.estimator)
         net = innermost(estimator)
@@ -157,41 +138,57 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
                 stack.enter_context(seeded(seed))
             # Inside of the seed: what reads samples again to explain an error draws from it.
             stack.enter_context(
-                _explained(
+                explained(
                     "The estimator cannot be fitted to these samples, which the network must take",
                     X,
-                    f", with an output for each of {len(self.classes_)} classes"
-                    f"{counted(self.classes_, y)}",
+                    self._outputs_hint(y),
                 )
             )
             if isinstance(X, torch.utils.data.Dataset) and y is not None:
                 X = Relabeled(X, y)  # a net that sets samples aside by class looks at y, too
+            stack.enter_context(refusing_other_shapes(self._target))
             self.estimator_ = estimator.fit(X, y, **fit_params)
+            self._variance = None
+            if y is not None and not self._has_probabilities():
+                self._variance = residual_variance(y, self.estimator_.predict(X))
         return self
 
+    def _outputs_hint(self, y: np.ndarray | None) -> str:
+        if not isinstance(self._target, Classes):
+            return ""
+        n_classes = len(self.classes_)
+        return f", with an output for each of {n_classes} classes{counted(self.classes_, y)}"
+
+    def _likelihood_name(self) -> str:
+        """Return the name of the likelihood of the labels; of a user's own, the nearest kind."""
+        if isinstance(self.likelihood, str) and self.likelihood != "auto":
+            return self.likelihood
+        for name, kind in LIKELIHOODS.items():
+            if isinstance(self.likelihood, kind):
+                return name
+        net = innermost(self.estimator)
+        if self.likelihood != "auto":
+            return "categorical" if is_classifier(net) else "gaussian"
+        return likelihood_name(net) if is_net(net) else "categorical"
+
     def _encode_labels(self, X: Data, y: Labels) -> np.ndarray | None:
-        if y is None and isinstance(X, torch.utils.data.Dataset):
-            # PyTorch declares no length for it.
-            own = np.asarray([int(X[i][1]) for i in range(len(X))])  # type: ignore[arg-type]
-            self.classes_ = check_classes(np.unique(own))
-            if self.classes_.tolist() != list(range(len(self.classes_))):
-                raise ValueError(
-                    "A Dataset given without y must have the labels 0 to C - 1, found "
-                    f"{self.classes_.tolist()}."
-                )
-            return None
-        if y is None:
+        net, name = innermost(self.estimator), self._likelihood_name()
+        if y is None and not isinstance(X, torch.utils.data.Dataset):
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None."
             )
-        check_no_gaps(y)
-        y = column_or_1d(y, warn=True)
-        check_finite(y, "y")
-        check_classification_targets(y)
-        check_consistent_length(*parts_of(X), y)
-        encoder = LabelEncoder().fit(y)
-        self.classes_ = check_classes(encoder.classes_)
-        encoded: np.ndarray = encoder.transform(y).astype("int64")
+        if is_binary(net):
+            name = "categorical"
+        self._target = target_of(name, y, ignore_index_of(net) if is_net(net) else None)
+        if is_net(net) and y is not None:
+            check_labels_fit(net, y)
+        encoded = self._target.encode(X, y)
+        if self._target.classes is not None:
+            self.classes_ = self._target.classes
+        elif hasattr(self, "classes_"):
+            del self.classes_
+        if isinstance(encoded, np.ndarray) and encoded.dtype.kind == "f":
+            encoded = encoded.astype(_numpy_name(self._input_dtype(X, reset=True)), copy=False)
         return encoded
 
     def _check_input(self, X: Data, *, reset: bool = False, casts: bool = True) -> Data:
@@ -267,9 +264,7 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         dtype = self._input_dtype(X, reset=reset)
         if isinstance(X, torch.Tensor):
             return X.to(dtype)
-        # NumPy has no bfloat16.
-        wide = torch.float32 if dtype == torch.bfloat16 else dtype
-        return X.astype(str(wide).removeprefix("torch."), copy=False)
+        return X.astype(_numpy_name(dtype), copy=False)
 
     def _input_dtype(self, X: Data, *, reset: bool) -> torch.dtype:
         """Find the floating-point dtype that the network takes."""
@@ -284,8 +279,12 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
         with seeded(0):
             return _dtype_of(NetModule(net.initialize()))
 
+    def _has_probabilities(self) -> bool:
+        return self._likelihood_name() != "gaussian"
+
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Data) -> np.ndarray:
-        """Predict class probabilities.
+        """Predict probabilities, where labels are classes.
 
         Parameters
         ----------
@@ -294,22 +293,15 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (n_samples, n_classes)
-            In the order of `classes_`. Outputs of the network beyond the classes seen in
-            :meth:`fit` are left out, and the others scaled to sum to one.
+        ndarray of shape (n_samples, n_classes), (n_samples, n_labels) or (n_samples, C, ...)
+            Of the classes, in the order of `classes_`: outputs of the network beyond the classes
+            seen in :meth:`fit` are left out, and the others scaled to sum to one. Of several
+            labels a sample, that each is present. Of positions, of all C outputs.
         """
         check_is_fitted(self)
-        X = self._check_input(X)
-        if isinstance(X, torch.utils.data.Dataset):
-            # skorch wants labels of it, which it then does not look at.
-            X = Relabeled(X, np.zeros(n_rows(X), dtype="int64"))
-        with _explained("The network cannot read X", X):
-            p: np.ndarray = self.estimator_.predict_proba(X)
-        bad = ~np.isfinite(p).all(axis=1)
-        if bad.any():
-            raise ValueError(
-                f"The network's output is not finite, first in row {int(bad.argmax())} of X."
-            )
+        p = self._means(X)
+        if not isinstance(self._target, Classes):
+            return p
         n_classes = len(self.classes_)
         if p.shape[1] < n_classes:
             raise ValueError(
@@ -321,8 +313,32 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             p = p / np.maximum(p.sum(axis=1, keepdims=True), np.finfo(p.dtype).tiny)
         return p
 
+    def _means(self, X: Data) -> np.ndarray:
+        """Predict the mean of each label: probabilities, or numbers."""
+        X = self._check_input(X)
+        if isinstance(X, torch.utils.data.Dataset):
+            # skorch wants labels of it, which it then does not look at.
+            X = Relabeled(X, np.zeros(n_rows(X), dtype="int64"))
+        with explained("The network cannot read X", X):
+            means: np.ndarray
+            if isinstance(self._target, Classes):
+                means = self.estimator_.predict_proba(X)
+            else:
+                # skorch knows probabilities of one class a sample alone.
+                found = unwrap(self.estimator_)
+                model = likelihood_of(found.net, self.likelihood)
+                to_outputs = to_logits_of(found.net, self.to_logits, model)
+                parts = found.net.forward_iter(found.transform(X))
+                means = torch.cat([model.mean(to_outputs(part)) for part in parts]).numpy()
+        bad = ~np.isfinite(means).reshape(len(means), -1).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"The network's output is not finite, first in row {int(bad.argmax())} of X."
+            )
+        return means
+
     def predict(self, X: Data) -> np.ndarray:
-        """Predict class labels.
+        """Predict labels.
 
         Parameters
         ----------
@@ -331,15 +347,37 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (n_samples,)
-            Labels, as they were given to :meth:`fit`.
+        ndarray of shape (n_samples,), (n_samples, n_outputs) or (n_samples, ...)
+            Labels of the kind and shape given to :meth:`fit`.
         """
         check_is_fitted(self)
+        if not self._has_probabilities():
+            return self._target.decode(self._means(X))
         net, p = unwrap(self.estimator_).net, self.predict_proba(X)
-        # A binary net has a threshold of its own.
-        chosen = (p[:, 1] > net.threshold).astype(int) if is_binary(net) else p.argmax(axis=1)
-        labels: np.ndarray = self.classes_[chosen]
-        return labels
+        if is_binary(net):  # It has a threshold of its own.
+            labels: np.ndarray = self.classes_[(p[:, 1] > net.threshold).astype(int)]
+            return labels
+        return self._target.decode(p)
+
+    def score(self, X: Data, y: Labels, sample_weight: Labels = None) -> float:
+        """Compute the score of the predictions.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
+            Samples, as in :meth:`fit`.
+        y : array-like
+            Their labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples.
+
+        Returns
+        -------
+        float
+            R^2 of numbers; else accuracy: of several labels a sample, the share of samples with
+            all known labels right; of positions, over those that have a label.
+        """
+        return self._target.score(y, self.predict(X), sample_weight)
 
     def __sklearn_is_fitted__(self) -> bool:
         # A bare query strategy has fitted attributes too, of its last query.
@@ -347,6 +385,14 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
+        name = self._likelihood_name()
+        tags.target_tags.required = True
+        if name == "gaussian":
+            tags.estimator_type, tags.regressor_tags = "regressor", RegressorTags()
+            tags.target_tags.multi_output = True
+        else:
+            tags.estimator_type, tags.classifier_tags = "classifier", ClassifierTags()
+            tags.classifier_tags.multi_label = name == "bernoulli"
         if self.estimator is not None:
             inner = get_tags(self.estimator)
             is_pipeline = isinstance(self.estimator, Pipeline)
@@ -355,6 +401,6 @@ class NetClassifier(ClassifierMixin, BaseEstimator):
             first = next((step for step in steps if step not in (None, "passthrough")), None)
             tags.input_tags.sparse = first is not None and get_tags(first).input_tags.sparse
             tags.input_tags.allow_nan = is_pipeline and inner.input_tags.allow_nan
-            if is_binary(innermost(self.estimator)):
+            if tags.classifier_tags and is_binary(innermost(self.estimator)):
                 tags.classifier_tags.multi_class = False
         return tags

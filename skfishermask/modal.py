@@ -22,12 +22,15 @@ from skfishermask.data import (
     Whatever,
     check_finite,
     check_holds_samples,
+    check_labels_fit,
     check_no_module,
     explaining_labels,
+    innermost,
     n_rows,
     parts_of,
     stack_rows,
     take_rows,
+    takes_missing_labels,
 )
 
 try:
@@ -61,7 +64,7 @@ class ActiveLearner(_ModALActiveLearner):
     Parameters
     ----------
     estimator : estimator object
-        The classifier to train. It is fitted in place, as modAL does.
+        The classifier or regressor to train. It is fitted in place, as modAL does.
     query_strategy : callable, default=None
         Called as ``query_strategy(learner, X_pool, *args, **kwargs)``. Returns the indices of the
         chosen rows, or the tuple (indices, metrics). None: the estimator, or what a Pipeline ends
@@ -69,14 +72,15 @@ class ActiveLearner(_ModALActiveLearner):
         else ``modAL.uncertainty.uncertainty_sampling``.
     X_training : array-like, tensor, DataFrame, sparse matrix, list, dict or Dataset, default=None
         Initial training samples. If given, `estimator` is fitted at once.
-    y_training : array-like of shape (n_samples,), default=None
-        Labels of `X_training`.
+    y_training : array-like of shape (n_samples,) or (n_samples, ...), default=None
+        Labels of `X_training`: classes, numbers, or several of either a sample.
     bootstrap_init : bool, default=False
         Whether to fit the initial training data on a bootstrap sample of them.
     on_transformed : bool, default=False
         Whether strategies that measure distances use the samples as transformed by the pipeline.
     force_all_finite : bool, default=True
-        Whether `fit` and `teach` refuse samples with NaN or infinity. Labels must be finite anyway.
+        Whether `fit` and `teach` refuse samples with NaN or infinity. Labels must be finite anyway,
+        except several a sample, of which NaN stands for a missing one.
     **fit_kwargs : dict
         Passed to the initial fit of `estimator`.
 
@@ -122,6 +126,8 @@ class ActiveLearner(_ModALActiveLearner):
     ) -> None:
         check_no_module(estimator)
         check_holds_samples(X_training, "X_training")
+        if y_training is not None:
+            check_labels_fit(innermost(estimator), y_training)
         if query_strategy is None:
             last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
             query_strategy = last if callable(last) else uncertainty_sampling
@@ -186,7 +192,7 @@ class ActiveLearner(_ModALActiveLearner):
         ----------
         X : array-like, tensor, DataFrame, sparse matrix, list, dict or Dataset of n_samples rows
             The samples.
-        y : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,) or (n_samples, ...)
             Their labels.
         bootstrap : bool, default=False
             Whether to fit on a bootstrap sample of them.
@@ -216,7 +222,7 @@ class ActiveLearner(_ModALActiveLearner):
         ----------
         X : array-like, tensor, DataFrame, sparse matrix, list, dict or Dataset of n_samples rows
             The new samples.
-        y : array-like of shape (n_samples,)
+        y : array-like of shape (n_samples,) or (n_samples, ...)
             Their labels.
         bootstrap : bool, default=False
             Whether to fit on a bootstrap sample of the data.
@@ -310,6 +316,9 @@ class ActiveLearner(_ModALActiveLearner):
         if y is None:
             raise ValueError("y is None; expected one label for each sample in X.")
         check_consistent_length(*parts_of(X), y)
-        check_finite(y, "y")
+        net = innermost(self.estimator)
+        check_labels_fit(net, y)
+        if not takes_missing_labels(net):
+            check_finite(y, "y")
         if self.force_all_finite:
             check_finite(X, "X")

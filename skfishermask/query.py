@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from skfishermask.data import (
     ReadableNet,
     read_net,
 )
-from skfishermask.fisher import MASK_STRATEGIES, ParameterMask, directions_that_keep
+from skfishermask.fisher import MASK_STRATEGIES, Gaussian, ParameterMask, directions_that_keep
 from skfishermask.jacobian import output_layer
 from skfishermask.parameters import Settings, check_n_instances
 from skfishermask.placement import Placement
@@ -87,6 +87,8 @@ class Query:
         The labelled samples, and those on which the network is to do well.
     client : distributed.Client, optional
         Of the cluster that reads the pool's chunks. None: this process reads them.
+    variance : float, optional
+        Of labels that are numbers, about their mean, where the likelihood leaves it open.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Query:
         labeled: NetSamples | None = None,
         target: NetSamples | None = None,
         client: DaskObject = None,
+        variance: float | None = None,
     ) -> None:
         self._settings = settings
         self._n_instances = check_n_instances(n_instances, len(pool))
@@ -117,6 +120,9 @@ class Query:
         self._net, self._outputs = read_net(
             net, self._first, settings.to_logits, settings.likelihood
         )
+        is_open = isinstance(settings.likelihood, str) and type(self._net.likelihood) is Gaussian
+        if is_open and variance is not None:
+            self._net = replace(self._net, likelihood=Gaussian(variance))
         self._progress = Progress(settings.verbose > 0, self._net.device)
         for samples in others:
             self._net.outputs_of(samples.first(), samples.name)

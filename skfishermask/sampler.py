@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from skfishermask.classifier import NetClassifier
+from skfishermask.classifier import NetEstimator
 from skfishermask.compat import HasMethods, client_that_computes
 from skfishermask.data import (
     DaskSamples,
@@ -21,11 +21,13 @@ from skfishermask.data import (
     check_no_module,
     has_no_labels,
     is_dask,
+    likelihood_of,
+    residual_variance,
     take_rows,
     unwrap,
 )
 from skfishermask.first_batch import first_batch
-from skfishermask.fisher import ParameterMask
+from skfishermask.fisher import Gaussian, ParameterMask
 from skfishermask.parameters import (
     MethodParameters,
     Seed,
@@ -40,7 +42,7 @@ from skfishermask.query import Query
 
 @with_method_parameters
 @dataclass(eq=False, repr=False)
-class FisherMaskSampler(MethodParameters, NetClassifier):
+class FisherMaskSampler(MethodParameters, NetEstimator):
     r"""Query strategy that picks the batch which most reduces the inverse Fisher information.
 
     Called with a fitted skorch classifier it is a query strategy in modAL's manner. Fitted, it
@@ -108,11 +110,11 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
     --------
     >>> import numpy as np
     >>> import torch
-    >>> from skorch import NeuralNetClassifier
+    >>> from skorch import NeuralNetEstimator
     >>> from skfishermask import FisherMaskSampler
     >>> X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
     >>> y = (X[:, 0] > 0).astype("int64")
-    >>> net = NeuralNetClassifier(
+    >>> net = NeuralNetEstimator(
     ...     torch.nn.Linear, module__in_features=4, module__out_features=2,
     ...     criterion=torch.nn.CrossEntropyLoss, train_split=None, verbose=0,
     ... ).fit(X[:20], y[:20])
@@ -243,10 +245,26 @@ class FisherMaskSampler(MethodParameters, NetClassifier):
             pool = NetSamples(net, unwrapped.transform(X_pool), "X_pool", self.batch_size)
         settings = Settings(self, self.batch_size, self.random_state)
         result = Query(
-            settings, net, pool, n_instances, labeled=labeled, target=target, client=client
+            settings,
+            net,
+            pool,
+            n_instances,
+            labeled=labeled,
+            target=target,
+            client=client,
+            variance=self._residual_variance(unwrapped),
         ).run()
         self._tell(result.mask, result.diagonal, result.info)
         return result.indices, result.gains
+
+    def _residual_variance(self, unwrapped: Unwrapped) -> float | None:
+        """Return that of the learner's own labels, where they are numbers."""
+        net, y = unwrapped.net, unwrapped.y_training
+        if unwrapped.variance is not None or y is None:
+            return unwrapped.variance
+        if not isinstance(likelihood_of(net, self.likelihood), Gaussian):
+            return None
+        return residual_variance(y, net.predict(unwrapped.transform(unwrapped.X_training)))
 
     def query(
         self,
@@ -326,11 +344,11 @@ def fisher_mask_sampling(
     --------
     >>> import numpy as np
     >>> import torch
-    >>> from skorch import NeuralNetClassifier
+    >>> from skorch import NeuralNetEstimator
     >>> from skfishermask import fisher_mask_sampling
     >>> X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
     >>> y = (X[:, 0] > 0).astype("int64")
-    >>> net = NeuralNetClassifier(
+    >>> net = NeuralNetEstimator(
     ...     torch.nn.Linear, module__in_features=4, module__out_features=2,
     ...     criterion=torch.nn.CrossEntropyLoss, train_split=None, verbose=0,
     ... ).fit(X[:20], y[:20])

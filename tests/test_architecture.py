@@ -44,8 +44,8 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
         {"torch", "numpy", "sklearn", "skorch", "tqdm", "dask"},
     ),
     (
-        {"sampler", "classifier", "activeml"},
-        ALL | {"classifier", "sampler"},
+        {"sampler", "classifier", "targets", "activeml"},
+        ALL | {"classifier", "sampler", "targets"},
         {"torch", "numpy", "sklearn", "skorch", "skactiveml"},
     ),
     (

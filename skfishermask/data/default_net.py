@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from skorch import NeuralNetClassifier
+from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
 from torch import Tensor, nn
 
 
@@ -14,21 +14,21 @@ class SmallMLP(nn.Module):
     ----------
     n_features : int
         Number of features.
-    n_classes : int
-        Number of classes.
+    n_outputs : int
+        Number of outputs.
     n_hidden : int, default=100
         Units of the hidden layer.
     """
 
-    def __init__(self, n_features: int, n_classes: int, n_hidden: int = 100) -> None:
+    def __init__(self, n_features: int, n_outputs: int, n_hidden: int = 100) -> None:
         super().__init__()
         self.hidden = nn.Linear(n_features, n_hidden, dtype=torch.float64)
-        self.output = nn.Linear(n_hidden, n_classes, dtype=torch.float64)
+        self.output = nn.Linear(n_hidden, n_outputs, dtype=torch.float64)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Give logits (n, n_classes) of samples (n, n_features)."""
-        logits: Tensor = self.output(torch.relu(self.hidden(X)))
-        return logits
+        """Give outputs (n, n_outputs) of samples (n, n_features)."""
+        outputs: Tensor = self.output(torch.relu(self.hidden(X)))
+        return outputs
 
 
 class SmallCNN(nn.Module):
@@ -38,42 +38,54 @@ class SmallCNN(nn.Module):
     ----------
     n_channels : int
         Number of channels.
-    n_classes : int
-        Number of classes.
+    n_outputs : int
+        Number of outputs.
     width : int, default=16
         Channels of the first convolution; the second has twice as many.
     """
 
-    def __init__(self, n_channels: int, n_classes: int, width: int = 16) -> None:
+    def __init__(self, n_channels: int, n_outputs: int, width: int = 16) -> None:
         super().__init__()
         self.first = nn.Conv2d(n_channels, width, 3, padding=1)
         self.second = nn.Conv2d(width, 2 * width, 3, padding=1)
-        self.output = nn.Linear(2 * width * 2 * 2, n_classes)
+        self.output = nn.Linear(2 * width * 2 * 2, n_outputs)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Give logits (n, n_classes) of images (n, C, H, W), or (n, H, W) of one channel."""
+        """Give outputs (n, n_outputs) of images (n, C, H, W), or (n, H, W) of one channel."""
         h = X if X.dim() == 4 else X.unsqueeze(1)
         h = torch.relu(self.first(h))
         h = nn.functional.max_pool2d(h, 2, ceil_mode=True)
         h = torch.relu(self.second(h))
         h = nn.functional.adaptive_max_pool2d(h, 2)
-        logits: Tensor = self.output(h.flatten(1))
-        return logits
+        outputs: Tensor = self.output(h.flatten(1))
+        return outputs
 
 
-def default_net(shape: tuple[int, ...], n_classes: int) -> NeuralNetClassifier:
-    """Make a small skorch classifier for the shape of the data.
+# Likelihood -> the kind of net, and its criterion.
+_KINDS: dict[str, tuple[type[NeuralNet], type[nn.Module]]] = {
+    "categorical": (NeuralNetClassifier, nn.CrossEntropyLoss),
+    "bernoulli": (NeuralNet, nn.BCEWithLogitsLoss),
+    "gaussian": (NeuralNetRegressor, nn.MSELoss),
+}
+
+
+def default_net(
+    shape: tuple[int, ...], n_outputs: int, likelihood: str = "categorical"
+) -> NeuralNet:
+    """Make a small skorch net for the shape of the data.
 
     Parameters
     ----------
     shape : tuple of int
         Shape of the training samples: (n, n_features), (n, H, W) or (n, C, H, W).
-    n_classes : int
-        Number of classes.
+    n_outputs : int
+        Number of classes, of labels a sample, or of numbers a sample.
+    likelihood : {"categorical", "bernoulli", "gaussian"}, default="categorical"
+        Which of these.
 
     Returns
     -------
-    NeuralNetClassifier
+    NeuralNet
         Not initialized.
 
     Raises
@@ -91,10 +103,11 @@ def default_net(shape: tuple[int, ...], n_classes: int) -> NeuralNetClassifier:
             "The default network takes X of shape (n, n_features), (n, height, width) or (n, "
             f"channels, height, width), found {shape}; give an estimator for other shapes."
         )
-    return NeuralNetClassifier(
+    kind, criterion = _KINDS[likelihood]
+    return kind(
         module,
-        module__n_classes=n_classes,
-        criterion=nn.CrossEntropyLoss,
+        module__n_outputs=n_outputs,
+        criterion=criterion,
         optimizer=torch.optim.Adam,
         lr=0.01,
         max_epochs=50,

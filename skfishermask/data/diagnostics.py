@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
+import torch
 from torch.utils.data import Subset
 
-from skfishermask.data.rows import Relabeled, inputs_of
+from skfishermask.data.rows import Relabeled, inputs_of, n_rows
 from skfishermask.data.types import Data, Labels
+
+# Samples of a Dataset that are read to find an odd one.
+_LOOKED_AT = 10_000
+
+
+@contextmanager
+def explained(what: str, X: Data, classes: str = "") -> Iterator[None]:
+    """Raise what PyTorch says about unfit data as an estimator's ValueError or TypeError.
+
+    An IndexError is explained by `classes`, too, and of a Dataset the odd sample is named.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if isinstance(X, torch.utils.data.Dataset):
+            note = odd_sample(X, np.arange(min(n_rows(X), _LOOKED_AT)), "X")
+        else:
+            note = image_hint(X)
+        if note:
+            error.add_note(note)
+        if "n_splits" in str(error):  # scikit-learn's, asked by skorch
+            error.add_note(
+                "The net sets a part of the labels aside to validate on. With few labels give it "
+                "train_split=None."
+            )
+        if not isinstance(error, RuntimeError | IndexError | TypeError):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        reason = classes if isinstance(error, IndexError) else ""
+        explained = kind(f"{what}{reason}: {error}")
+        for note in getattr(error, "__notes__", []):
+            explained.add_note(note)
+        raise explained from error
 
 
 def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:

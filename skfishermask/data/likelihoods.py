@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import skorch
 from sklearn.base import is_classifier, is_regressor
-from torch import nn
+from torch import Tensor, nn
 
 from skfishermask.compat import as_written
-from skfishermask.data.net import is_binary
-from skfishermask.data.types import Labels
+from skfishermask.data.net import is_binary, is_net
+from skfishermask.data.types import Estimator, Labels
 from skfishermask.fisher import Likelihood, OutputLikelihood, as_likelihood
 
 # Likelihood -> the criteria of PyTorch that are its negative logarithm, or treated so.
@@ -70,8 +70,16 @@ def likelihood_name(net: skorch.NeuralNet) -> str:
     return found
 
 
+# Least mean squared residual, as a share of the labels' variance.
+_SMALLEST_SHARE = 1e-4
 # Criteria of several labels a sample with no likelihood.
 _UNSUPPORTED = (nn.MultiLabelMarginLoss,)
+
+
+def ignore_index_of(net: skorch.NeuralNet) -> int:
+    """Return the class number that stands for a position without a label, as PyTorch has it."""
+    index: int = getattr(net.criterion, "ignore_index", -100)
+    return getattr(net, "criterion__ignore_index", index)
 
 
 def likelihood_of(net: skorch.NeuralNet, likelihood: str | Likelihood) -> OutputLikelihood:
@@ -89,39 +97,78 @@ def likelihood_of(net: skorch.NeuralNet, likelihood: str | Likelihood) -> Output
     return as_likelihood(likelihood)
 
 
-def check_labels_fit(net: skorch.NeuralNet, y: Labels) -> None:
-    """Raise ValueError at labels of another kind than those of the net's criterion.
+def residual_variance(y: Labels, predicted: np.ndarray) -> float | None:
+    """Compute the mean squared residual of labels that are numbers.
+
+    A network that has learned its few labels by heart leaves none; then the Fisher information
+    would have no bound, so it is at least a small share of the labels' own variance.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,) or (n, n_targets)
+        The labels; NaN where one is missing.
+    predicted : ndarray
+        The predictions for them, in any shape of as many numbers.
+
+    Returns
+    -------
+    float or None
+        None where no label is known, or all are equal and exactly predicted.
+    """
+    labels = np.asarray(y, dtype="float64")
+    residuals = labels - np.asarray(predicted, dtype="float64").reshape(labels.shape)
+    if not np.isfinite(residuals).any():
+        return None
+    variance = max(np.nanmean(residuals**2), _SMALLEST_SHARE * np.nanvar(labels))
+    return float(variance) or None
+
+
+def takes_missing_labels(estimator: Estimator) -> bool:
+    """Return whether this is a net for several labels a sample, of which some may be missing."""
+    return is_net(estimator) and _name_or_none(estimator) == "bernoulli"
+
+
+def _name_or_none(net: skorch.NeuralNet) -> str | None:
+    try:
+        return likelihood_name(net)
+    except TypeError:
+        return None
+
+
+def check_labels_fit(net: Estimator, y: Labels) -> None:
+    """Raise ValueError at labels of another kind than those of a net's criterion.
 
     Parameters
     ----------
     net : skorch.NeuralNet
-        Initialized or not. One with a criterion that has no known likelihood passes.
+        Initialized or not. One with a criterion that has no known likelihood passes, and so does
+        what is no net.
     y : array-like
         Labels as the net is to be trained on.
     """
-    try:
-        name = likelihood_name(net)
-    except TypeError:
+    name = _name_or_none(net) if is_net(net) else None
+    if name is None:
         return
-    values = np.asarray(y)
+    values = y.numpy(force=True) if isinstance(y, Tensor) else np.asarray(y)
     loss, kind = criterion_type(net).__name__, values.dtype.kind
-    is_integral = kind in "biuOUS" or bool((values == np.rint(values)).all())
+    example = values.ravel()[:1].tolist()
+    is_integral = kind != "f" or not (np.isfinite(values) & (values != np.rint(values))).any()
     if name == "gaussian" and kind not in "biuf":
         raise ValueError(
             f"{loss} is for numbers, but y has labels of dtype {values.dtype}, such as "
-            f"{values.flat[0]!r}. For classes, expected a NeuralNetClassifier with "
+            f"{example[0]!r}. For classes, expected a NeuralNetClassifier with "
             "CrossEntropyLoss."
         )
-    if name == "categorical" and kind == "f" and not is_integral:
+    if name == "categorical" and not is_integral:
         raise ValueError(
-            f"{loss} is for classes, but y has numbers such as {values.flat[0]!r}. To predict "
-            "numbers, expected a NeuralNetRegressor with MSELoss."
+            f"{loss} is for classes, but y has continuous numbers such as {example[0]!r}. To "
+            "predict numbers, expected a NeuralNetRegressor with MSELoss."
         )
     if name == "bernoulli":
         known = values[~np.isnan(values)] if kind == "f" else values
         if kind not in "biuf" or values.ndim < 2 or not np.isin(known, (0, 1)).all():
             raise ValueError(
                 f"{loss} is for several labels a sample: expected y of shape (n, n_labels) with 0 "
-                f"and 1, found shape {values.shape} and values such as {values.flat[0]!r}. For one "
+                f"and 1, found shape {values.shape} and values such as {example[0]!r}. For one "
                 "class a sample, expected CrossEntropyLoss."
             )

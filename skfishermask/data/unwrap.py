@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skfishermask.data.net import check_net, check_no_module, is_net
 from skfishermask.data.rows import n_rows
-from skfishermask.data.types import Data, Estimator
+from skfishermask.data.types import Data, Estimator, Labels
 
 
 @dataclass
@@ -33,11 +33,17 @@ class Unwrapped:
         In the order in which data go through them.
     X_training : array-like or None
         Labelled samples that a modAL learner keeps, before the transformers.
+    y_training : array-like or None
+        Their labels.
+    variance : float or None
+        Mean squared residual of a fitted sampler's labels, where these are numbers.
     """
 
     net: skorch.NeuralNet
     transformers: list[Callable[[Data], Data]] = field(default_factory=list)
     X_training: Data = None
+    y_training: Labels = None
+    variance: float | None = None
 
     @property
     def transform(self) -> Callable[[Data], Data]:
@@ -55,12 +61,12 @@ class Checking(Protocol):
 
 def _transformed(transformers: list[Callable[[Data], Data]], X: Data) -> Data:
     for transformer in transformers:
-        given = n_rows(X)
-        X = transformer(X)
-        if n_rows(X) != given:
+        # Counted afterwards: a transformer names what is wrong with what has no rows.
+        given, X = X, transformer(X)
+        if n_rows(X) != n_rows(given):
             raise ValueError(
-                f"Expected {given} rows from the steps before the network, found {n_rows(X)}: a "
-                "transformer that drops or adds samples would let others be chosen."
+                f"Expected {n_rows(given)} rows from the steps before the network, found "
+                f"{n_rows(X)}: a transformer that drops or adds samples would let others be chosen."
             )
     return X
 
@@ -104,12 +110,13 @@ def unwrap(classifier: Estimator) -> Unwrapped:
     sklearn.exceptions.NotFittedError
         If the classifier or a part of it is not fitted.
     """
-    inner, X_training = classifier, None
+    inner, X_training, y_training, variance = classifier, None, None, None
     transformers: list[Callable[[Data], Data]] = []
     while not is_net(inner):
         if hasattr(inner, "query_strategy") and hasattr(inner, "estimator"):
             if X_training is None:
                 X_training = getattr(inner, "X_training", None)
+                y_training = getattr(inner, "y_training", None)
             inner = inner.estimator
         elif isinstance(inner, Pipeline):
             check_is_fitted(inner)
@@ -122,6 +129,7 @@ def unwrap(classifier: Estimator) -> Unwrapped:
             check_is_fitted(inner)
             if isinstance(inner, Checking):
                 transformers.append(inner.__skfishermask_checked__)
+                variance = getattr(inner, "_variance", None)
             inner = inner.estimator_
         else:
             check_no_module(inner)
@@ -133,7 +141,7 @@ def unwrap(classifier: Estimator) -> Unwrapped:
                 f"search object, found {found}."
             )
     check_net(inner)
-    return Unwrapped(inner, transformers, X_training)
+    return Unwrapped(inner, transformers, X_training, y_training, variance)
 
 
 @dataclass

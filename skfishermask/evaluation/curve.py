@@ -28,14 +28,15 @@ from skfishermask.data import (
     Labels,
     Whatever,
     as_rows,
+    check_labels_fit,
     check_no_module,
     explaining_labels,
-    n_rows,
+    innermost,
     parts_of,
     take_rows,
 )
 from skfishermask.evaluation.checkpoint import Checkpoint, Record, describe, fingerprint
-from skfishermask.evaluation.initial_labels import check_counts, initial_samples
+from skfishermask.evaluation.initial_labels import check_counts, initial_samples, random_sampling
 from skfishermask.jacobian import seeded
 from skfishermask.progress import progress_bar
 
@@ -77,15 +78,16 @@ def active_learning_curve(
 
     Parameters
     ----------
-    estimator : classifier
+    estimator : classifier or regressor
         Anything scikit-learn can clone that has ``fit``, such as a skorch net, a Pipeline or a
         :class:`FisherMaskSampler`. A clone is trained from scratch after every query. Give a
         skorch net the module's class: with an instance of it every training starts from the
         weights of that instance.
     X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset of n_samples rows
         The samples: whatever the estimator takes, strings through a pipeline included.
-    y : array-like of shape (n_samples,)
-        Their labels. The strategy sees only those that it asked for.
+    y : array-like of shape (n_samples,) or (n_samples, ...)
+        Their labels: classes, numbers, or several of either a sample. The strategy sees only
+        those that it asked for.
     query_strategy : callable or "random"
         Called as ``query_strategy(learner, X_pool, n_instances=n_instances)``, as in modAL. It
         returns the chosen rows of `X_pool`, or a tuple of them and anything else. The learner
@@ -94,7 +96,8 @@ def active_learning_curve(
         Python's global generator, which are seeded for the call, or from a ``random_state``
         parameter that is an int or None.
     n_initial : int, or array-like of int
-        Number of initial labels, drawn stratified by class and at least one of each class; or
+        Number of initial labels, drawn stratified by class and at least one of each class where
+        there is one class a sample; or
         the rows of `X` to start from, which must be in the training part of every split; or a
         sequence with such an array for each split.
     n_instances : int
@@ -181,17 +184,20 @@ def active_learning_curve(
         )
     check_no_module(estimator)
     X, y = as_rows(X, "X", numbers=False), np.asarray(y)
-    if y.ndim != 1:
-        raise ValueError(f"Expected y of shape (n_samples,), found shape {y.shape}.")
+    if y.ndim == 0:
+        raise ValueError(f"Expected y of shape (n_samples, ...), found shape {y.shape}.")
     check_consistent_length(*parts_of(X), y)
-    splitter = check_cv(cv, y, classifier=is_classifier(estimator))
+    check_labels_fit(innermost(estimator), y)
+    has_classes = is_classifier(estimator) and y.ndim == 1
+    splitter = check_cv(cv, y, classifier=has_classes)
     # Splitters count the samples; they do not look at them.
     splits = [(np.asarray(a), np.asarray(b)) for a, b in splitter.split(np.zeros(len(y)), y)]
     scorer = check_scoring(estimator, scoring=scoring)
-    strategy = _random_sampling if query_strategy == "random" else query_strategy
+    strategy = random_sampling if query_strategy == "random" else query_strategy
     seed = int(check_random_state(random_state).randint(2**31 - 1))
 
-    find_starts = partial(initial_samples, n_initial, initial, estimator, X, y, splits)
+    classes = y if has_classes else np.zeros(len(y))
+    find_starts = partial(initial_samples, n_initial, initial, estimator, X, classes, splits)
     starts = find_starts(_initial_seeds(seed, splits))
     _check_budget(len(starts[0]), n_instances, n_queries, splits)
     kept = None
@@ -238,12 +244,6 @@ def _check_budget(
             f"n_initial + n_queries * n_instances is {needed}, but a split has only {smallest} "
             "training samples."
         )
-
-
-def _random_sampling(learner: Estimator, X_pool: Data, n_instances: int = 1) -> np.ndarray:
-    # The global generator, which is seeded for the call.
-    shuffled: np.ndarray = check_random_state(None).permutation(n_rows(X_pool))
-    return shuffled[:n_instances]
 
 
 @contextmanager

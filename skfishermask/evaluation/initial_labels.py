@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
+from sklearn.utils import check_random_state
 
-from skfishermask.data import Data, Estimator, take_rows
+from skfishermask.data import Data, Estimator, n_rows, take_rows
 from skfishermask.first_batch import first_batch
 
 
@@ -119,3 +120,10 @@ def _stratified(y: np.ndarray, n: int, rng: np.random.RandomState) -> np.ndarray
         rng.permutation(np.flatnonzero(y == c))[:m] for c, m in zip(classes, share, strict=True)
     ]
     return np.sort(np.concatenate(drawn))
+
+
+def random_sampling(learner: Estimator, X_pool: Data, n_instances: int = 1) -> np.ndarray:
+    """Return rows drawn at random: a query strategy."""
+    # The global generator, which is seeded for the call.
+    shuffled: np.ndarray = check_random_state(None).permutation(n_rows(X_pool))
+    return shuffled[:n_instances]

@@ -105,7 +105,7 @@ def test_values_that_are_no_probabilities_are_named_by_row() -> None:
         (
             NeuralNetClassifier(nets.mlp(), criterion=nn.CrossEntropyLoss),
             [0.5, 1.25],
-            r"CrossEntropyLoss is for classes, but y has numbers such as .*0.5",
+            r"CrossEntropyLoss is for classes, but y has continuous numbers such as .*0.5",
         ),
         (
             NeuralNet(nets.mlp(), criterion=nn.BCEWithLogitsLoss),

@@ -1,0 +1,260 @@
+"""Kinds of labels: how `fit` takes them, and how predictions come back in their form."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import check_array
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length, column_or_1d
+
+from skfishermask.data import (
+    Data,
+    Labels,
+    check_classes,
+    check_finite,
+    check_no_gaps,
+    parts_of,
+)
+
+
+class Target(Protocol):
+    """A kind of labels.
+
+    Attributes
+    ----------
+    classes : ndarray or None
+        What an estimator calls its ``classes_``.
+    n_outputs : int
+        Outputs that a network needs for such labels.
+    """
+
+    classes: np.ndarray | None
+    n_outputs: int
+
+    def encode(self, X: Data, y: Labels) -> np.ndarray | None:
+        """Check labels, and return them as a network is trained on them."""
+
+    def decode(self, means: np.ndarray) -> np.ndarray:
+        """Return labels of the kind and shape given to `encode`, from predicted means."""
+
+    def score(self, y: Labels, predicted: np.ndarray, sample_weight: Labels = None) -> float:
+        """Return the score of predicted labels, as scikit-learn's mixins define it."""
+
+
+class Classes:
+    """One class a sample, of any type of labels."""
+
+    n_outputs: int
+    classes: np.ndarray | None
+
+    def encode(self, X: Data, y: Labels) -> np.ndarray | None:
+        """Return class numbers; None for a Dataset that has them itself."""
+        if y is None:
+            # PyTorch declares no length for a Dataset.
+            own = np.asarray([int(X[i][1]) for i in range(len(X))])
+            self.classes = check_classes(np.unique(own))
+            if self.classes.tolist() != list(range(len(self.classes))):
+                raise ValueError(
+                    "A Dataset given without y must have the labels 0 to C - 1, found "
+                    f"{self.classes.tolist()}."
+                )
+            encoded = None
+        else:
+            check_no_gaps(y)
+            y = _one_dimensional(y)
+            check_finite(y, "y")
+            try:
+                check_classification_targets(y)
+            except ValueError as error:
+                error.add_note(
+                    'For labels that are numbers: likelihood="gaussian", or a NeuralNetRegressor '
+                    "as estimator."
+                )
+                raise
+            check_consistent_length(*parts_of(X), y)
+            encoder = LabelEncoder().fit(y)
+            self.classes = check_classes(encoder.classes_)
+            encoded = encoder.transform(y).astype("int64")
+        self.n_outputs = len(self.classes)
+        return encoded
+
+    def decode(self, means: np.ndarray) -> np.ndarray:
+        """Return the most probable classes."""
+        assert self.classes is not None
+        labels: np.ndarray = self.classes[means.argmax(axis=1)]
+        return labels
+
+    def score(self, y: Labels, predicted: np.ndarray, sample_weight: Labels = None) -> float:
+        """Return the accuracy."""
+        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+
+
+class PositionClasses:
+    """A class number for each position of a sample: (n, ...).
+
+    Parameters
+    ----------
+    ignore_index : int
+        The label of positions that have none.
+    """
+
+    n_outputs: int
+    classes: np.ndarray | None
+
+    def __init__(self, ignore_index: int) -> None:
+        self._ignore_index = ignore_index
+
+    def encode(self, X: Data, y: Labels) -> np.ndarray:
+        """Return these as they are: the network's outputs decide which classes there are."""
+        numbers = np.asarray(y)
+        if numbers.dtype.kind not in "iu":
+            raise ValueError(
+                "Expected class numbers, 0 to C - 1, as labels of positions, found "
+                f"{numbers.dtype} of shape {numbers.shape}."
+            )
+        check_consistent_length(*parts_of(X), numbers)
+        classes = check_classes(np.unique(numbers[numbers != self._ignore_index]))
+        self.classes, self.n_outputs = classes, int(classes.max()) + 1
+        return numbers.astype("int64")
+
+    def decode(self, means: np.ndarray) -> np.ndarray:
+        """Return the most probable class of each position."""
+        labels: np.ndarray = means.argmax(axis=1)
+        return labels
+
+    def score(self, y: Labels, predicted: np.ndarray, sample_weight: Labels = None) -> float:
+        """Return the accuracy over positions that have a label."""
+        y = np.asarray(y)
+        known = y != self._ignore_index
+        weights = np.broadcast_to(_column(sample_weight, y), y.shape)[known]
+        return float(np.average(predicted[known] == y[known], weights=weights))
+
+
+class Indicators:
+    """Several labels a sample: 0 or 1 each, or NaN where it is not known, (n, L)."""
+
+    n_outputs: int
+    classes: np.ndarray | None = None
+
+    def encode(self, X: Data, y: Labels) -> np.ndarray | None:
+        """Return them as floating-point numbers; None for a Dataset that has them itself."""
+        if y is None:
+            return None
+        known: np.ndarray = check_array(
+            y, ensure_2d=False, dtype="float32", ensure_all_finite="allow-nan", input_name="y"
+        )
+        if known.ndim != 2 or not np.isin(known[~np.isnan(known)], (0, 1)).all():
+            raise ValueError(
+                "Expected several labels a sample, y of shape (n, n_labels) with 0 and 1, found "
+                f"shape {known.shape} and values such as {known.ravel()[:1].tolist()}. For one "
+                "class a sample: a NeuralNetClassifier with CrossEntropyLoss."
+            )
+        check_consistent_length(*parts_of(X), known)
+        self.n_outputs = known.shape[1]
+        self.classes = np.arange(self.n_outputs)
+        return known
+
+    def decode(self, means: np.ndarray) -> np.ndarray:
+        """Return one where a label is more probable than not."""
+        present: np.ndarray = (means > 0.5).astype("int64")
+        return present
+
+    def score(self, y: Labels, predicted: np.ndarray, sample_weight: Labels = None) -> float:
+        """Return the share of samples with all known labels right."""
+        y = np.asarray(y, dtype="float64")
+        right = ((predicted == y) | np.isnan(y)).all(axis=1)
+        return float(np.average(right, weights=sample_weight))
+
+
+class Numbers:
+    """One number a sample, or several: (n,) or (n, n_targets)."""
+
+    n_outputs: int
+    classes: np.ndarray | None = None
+
+    def encode(self, X: Data, y: Labels) -> np.ndarray | None:
+        """Return them as (n, n_targets); None for a Dataset that has them itself."""
+        self._is_flat = False
+        if y is None:
+            return None
+        numbers: np.ndarray = check_array(y, ensure_2d=False, dtype="float64", input_name="y")
+        check_consistent_length(*parts_of(X), numbers)
+        self._is_flat = numbers.ndim == 1
+        numbers = numbers.reshape(len(numbers), -1)
+        self.n_outputs = numbers.shape[1]
+        return numbers
+
+    def decode(self, means: np.ndarray) -> np.ndarray:
+        """Return the means."""
+        return means.reshape(-1) if self._is_flat else means
+
+    def score(self, y: Labels, predicted: np.ndarray, sample_weight: Labels = None) -> float:
+        """Return the coefficient of determination, R^2."""
+        return float(r2_score(y, predicted, sample_weight=sample_weight))
+
+
+def target_of(name: str, y: Labels, ignore_index: int | None = None) -> Target:
+    """Return the kind of labels of a likelihood.
+
+    Parameters
+    ----------
+    name : {"categorical", "bernoulli", "gaussian"}
+        The likelihood.
+    y : array-like or None
+        The labels.
+    ignore_index : int or None
+        As in PyTorch's ``CrossEntropyLoss``. None: there can be no labels of positions.
+    """
+    if name == "gaussian":
+        return Numbers()
+    if name == "bernoulli":
+        return Indicators()
+    if isinstance(y, torch.Tensor):
+        y = y.numpy(force=True)
+    has_positions = isinstance(y, np.ndarray) and y.ndim > 1 and y.shape[1] > 1
+    if ignore_index is not None and has_positions and y.dtype.kind in "iu":
+        return PositionClasses(ignore_index)
+    return Classes()
+
+
+@contextmanager
+def refusing_other_shapes(target: Target) -> Iterator[None]:
+    """Raise ValueError where PyTorch would broadcast outputs to numbers of another shape."""
+    if not isinstance(target, Numbers):
+        yield
+        return
+    begin = "Using a target size"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", begin)
+            yield
+    except UserWarning as error:
+        if not str(error).startswith(begin):
+            raise
+        raise ValueError(f"the network has outputs of another shape than y. {error}") from error
+
+
+def _one_dimensional(y: Labels) -> np.ndarray:
+    try:
+        flat: np.ndarray = column_or_1d(y, warn=True)
+    except ValueError as error:
+        error.add_note(
+            'For several labels a sample: likelihood="bernoulli", or a net with BCEWithLogitsLoss '
+            'as estimator; for several numbers a sample: likelihood="gaussian", or a '
+            "NeuralNetRegressor."
+        )
+        raise
+    return flat
+
+
+def _column(weights: Labels, y: np.ndarray) -> np.ndarray:
+    values = np.ones(len(y)) if weights is None else np.asarray(weights, dtype="float64")
+    return values.reshape(-1, *[1] * (y.ndim - 1))

@@ -1,0 +1,313 @@
+"""The sampler as a regressor, and with several labels a sample or one a position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import is_classifier, is_regressor
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
+from torch import Tensor, nn
+
+from skfishermask import FisherMaskSampler, active_learning_curve, fisher_embedding
+from skfishermask.fisher import Gaussian, fisher_matrix
+from skfishermask.modal import ActiveLearner
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(120, 4)).astype("float32")
+NUMBERS = (X @ RNG.normal(size=(4, 2))).astype("float32")
+LABELS = (X[:, :3] > 0).astype("int64")
+TOKENS = RNG.integers(1, 9, size=(120, 6))
+OPTIONS: dict[str, Any] = {"train_split": None, "verbose": 0, "max_epochs": 60, "lr": 0.1}
+
+
+class MaskedBCE(nn.BCEWithLogitsLoss):
+    """Labels that are NaN cost nothing."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        known = ~target.isnan()
+        return super().forward(input[known], target[known])
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 5), nn.Linear(5, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens)).transpose(1, 2)
+
+
+def regressor(n_outputs: int = 2, **more: Any) -> NeuralNetRegressor:
+    torch.manual_seed(0)
+    return NeuralNetRegressor(nn.Linear(4, n_outputs), **OPTIONS | more)
+
+
+def multilabel(criterion: Any = nn.BCEWithLogitsLoss, kind: Any = NeuralNet) -> NeuralNet:
+    torch.manual_seed(0)
+    return kind(nn.Linear(4, 3), criterion=criterion, **OPTIONS | {"lr": 1.0})
+
+
+def tagger(**more: Any) -> NeuralNetClassifier:
+    torch.manual_seed(0)
+    return NeuralNetClassifier(
+        Tagger(), criterion=nn.CrossEntropyLoss, **OPTIONS | {"lr": 1.0} | more
+    )
+
+
+def test_check_estimator_as_a_regressor() -> None:
+    sampler = FisherMaskSampler(likelihood="gaussian", random_state=0)
+    assert is_regressor(sampler)
+    assert not is_classifier(sampler)
+    results = check_estimator(sampler, on_fail=None)
+    bad = [r for r in results if r["status"] not in ("passed", "skipped")]
+    assert not bad, [(r["check_name"], r["exception"]) for r in bad]
+    assert sum(r["status"] == "passed" for r in results) > 40
+
+
+@pytest.mark.parametrize("n_targets", [0, 1, 2])
+def test_a_regressor_predicts_in_the_shape_of_its_labels(n_targets: int) -> None:
+    y = NUMBERS[:, :n_targets] if n_targets else NUMBERS[:, 0]
+    sampler = FisherMaskSampler(regressor(max(1, n_targets)), random_state=0).fit(X, y)
+    predicted = sampler.predict(X)
+    assert predicted.shape == y.shape
+    assert sampler.score(X, y) == pytest.approx(r2_score(y, predicted))
+    assert sampler.score(X, y) > 0.9
+    assert not hasattr(sampler, "predict_proba")
+    assert not hasattr(sampler, "classes_")
+
+
+def test_a_regressor_in_scikit_learn() -> None:
+    sampler = make_pipeline(StandardScaler(), FisherMaskSampler(regressor(), random_state=0))
+    assert cross_val_score(sampler, X, NUMBERS, cv=3).min() > 0.5
+    search = GridSearchCV(FisherMaskSampler(regressor(1)), {"estimator__lr": [1e-5, 0.1]}, cv=2)
+    search.fit(X, NUMBERS[:, 0])
+    assert search.best_params_ == {"estimator__lr": 0.1}
+    indices, gains = FisherMaskSampler(random_state=0)(search, X, 3)
+    assert len(set(indices.tolist())) == 3
+    assert (gains > 0).all()
+
+
+def test_the_kind_changes_with_the_estimator() -> None:
+    sampler = FisherMaskSampler(random_state=0).fit(X, LABELS[:, 0])
+    assert sampler.classes_.tolist() == [0, 1]
+    sampler.set_params(likelihood="gaussian").fit(X, NUMBERS)
+    assert not hasattr(sampler, "classes_")
+    assert sampler.predict(X).shape == (120, 2)
+
+
+@pytest.mark.parametrize("kind", ["default", "own", "pipeline", "classifier"])
+def test_several_labels_a_sample(kind: str) -> None:
+    sampler = {
+        "default": FisherMaskSampler(likelihood="bernoulli", random_state=0),
+        "own": FisherMaskSampler(multilabel(), random_state=0),
+        "pipeline": FisherMaskSampler(make_pipeline(StandardScaler(), multilabel())),
+        "classifier": FisherMaskSampler(
+            NeuralNetClassifier(
+                nn.Linear(4, 3), criterion=nn.BCEWithLogitsLoss, **OPTIONS | {"lr": 1.0}
+            ),
+        ),
+    }[kind]
+    assert is_classifier(sampler)
+    sampler.fit(X, LABELS)
+    p, predicted = sampler.predict_proba(X), sampler.predict(X)
+    assert p.shape == predicted.shape == (120, 3)
+    np.testing.assert_array_equal(predicted, p > 0.5)
+    assert sampler.score(X, LABELS) == np.mean((predicted == LABELS).all(1)) > 0.6
+    assert sampler.classes_.tolist() == [0, 1, 2]
+    sampler.set_params(coverage_share=0)
+    assert sampler.query(X, 3)[1].shape == (3, 4)
+    assert sampler.query_info_["n_directions"] == 3
+
+
+def test_missing_labels_cost_nothing() -> None:
+    y = LABELS.astype("float64")
+    y[::2, 1] = np.nan
+    sampler = FisherMaskSampler(multilabel(MaskedBCE), random_state=0).fit(X, y)
+    assert np.isfinite(sampler.predict_proba(X)).all()
+    known = ((sampler.predict(X) == y) | np.isnan(y)).all(1)
+    assert sampler.score(X, y) == pytest.approx(known.mean())
+    assert len(sampler.query(X, 3)[0]) == 3
+
+
+def test_a_label_a_position() -> None:
+    y = TOKENS % 3
+    y[:, 5] = -100
+    sampler = FisherMaskSampler(tagger(), random_state=0).fit(TOKENS, y)
+    assert sampler.predict(TOKENS).shape == y.shape
+    assert sampler.predict_proba(TOKENS).shape == (120, 3, 6)
+    assert sampler.score(TOKENS, y) == 1
+    assert sampler.classes_.tolist() == [0, 1, 2]
+    assert len(sampler.query(TOKENS, 3, X_labeled=TOKENS)[0]) == 3
+    assert sampler.query_info_["n_directions"] == 16
+
+
+def test_another_ignore_index() -> None:
+    y = TOKENS % 3
+    y[:, 5] = 7
+    sampler = FisherMaskSampler(tagger(criterion__ignore_index=7), random_state=0).fit(TOKENS, y)
+    assert sampler.classes_.tolist() == [0, 1, 2]
+    assert sampler.score(TOKENS, y) == 1
+
+
+@pytest.mark.parametrize(
+    ("sampler", "y", "message"),
+    [
+        (FisherMaskSampler(), NUMBERS[:, 0], "Unknown label type: continuous"),
+        (FisherMaskSampler(), LABELS, "y should be a 1d array"),
+        (FisherMaskSampler(likelihood="bernoulli"), LABELS[:, 0], r"y of shape \(n, n_labels\)"),
+        (FisherMaskSampler(likelihood="bernoulli"), NUMBERS, "with 0 and 1"),
+        (FisherMaskSampler(likelihood="gaussian"), np.full(120, np.nan), "y contains NaN"),
+        (FisherMaskSampler(regressor()), np.full(120, "a"), "MSELoss is for numbers.*'a'"),
+        (FisherMaskSampler(multilabel()), LABELS[:, 0], "BCEWithLogitsLoss is for several labels"),
+        (
+            FisherMaskSampler(tagger()),
+            NUMBERS,
+            "CrossEntropyLoss is for classes, but y has continuous",
+        ),
+    ],
+)
+def test_labels_of_another_kind(sampler: FisherMaskSampler, y: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sampler.fit(X, y)
+    assert not hasattr(sampler, "estimator_")
+
+
+def test_a_network_with_another_number_of_outputs() -> None:
+    # PyTorch would broadcast, with a warning.
+    with pytest.raises(ValueError, match=r"the network has outputs of another shape.*\[120, 2\]"):
+        FisherMaskSampler(regressor(1)).fit(X, NUMBERS)
+
+
+def test_a_criterion_of_another_kind() -> None:
+    sampler = FisherMaskSampler(regressor(criterion=nn.CrossEntropyLoss))
+    with pytest.raises(TypeError, match="is a regressor, but its criterion CrossEntropyLoss"):
+        sampler.fit(X, NUMBERS)
+
+
+def test_a_query_chooses_what_the_dense_oracle_chooses() -> None:
+    net = regressor().fit(X[:30], NUMBERS[:30])
+    pool, labeled = torch.as_tensor(X[30:]), torch.as_tensor(X[:30])
+    sampler = FisherMaskSampler(
+        mask="all", coverage_share=0, likelihood=Gaussian(0.5), random_state=0
+    )
+    indices, gains = sampler(net, X[30:], 6, X_labeled=X[:30])
+    options = {"likelihood": Gaussian(0.5), "dtype": torch.float64}
+    V = fisher_embedding(net.module_, [pool], sampler.mask_, **options)
+    L = fisher_embedding(net.module_, [labeled], sampler.mask_, **options)
+    expected, expected_gains = oracles.select_batch_oracle(
+        V, 6, fisher_matrix(torch.cat([V, L])), fisher_labeled=fisher_matrix(L), n_labeled=30
+    )
+    assert indices.tolist() == expected
+    np.testing.assert_allclose(gains, expected_gains, rtol=1e-4)
+
+
+def test_the_variance_is_that_of_the_residuals() -> None:
+    y = NUMBERS + RNG.normal(size=NUMBERS.shape).astype("float32")
+    net = regressor().fit(X[:30], y[:30])
+    learner = ActiveLearner(regressor(), X_training=X[:30], y_training=y[:30])
+    fitted = FisherMaskSampler(regressor(), mask="all", coverage_share=0, random_state=0)
+    fitted.fit(X[:30], y[:30])
+    for classifier in (learner, fitted):
+        inner = fitted.estimator_ if classifier is fitted else learner.estimator
+        variance = float(np.mean((inner.predict(X[:30]) - y[:30]) ** 2))
+        sampler = FisherMaskSampler(mask="all", coverage_share=0, random_state=0)
+        explicit = FisherMaskSampler(
+            mask="all", coverage_share=0, random_state=0, likelihood=Gaussian(variance)
+        )
+        _, gains = explicit(inner, X[30:], 3, X_labeled=X[:30])
+        _, found = sampler(classifier, X[30:], 3, X_labeled=X[:30])
+        np.testing.assert_allclose(found, gains, rtol=1e-6)
+    # Without labels it is one.
+    one = FisherMaskSampler(mask="all", coverage_share=0, likelihood=Gaussian(1.0))
+    _, gains = one(net, X[30:], 3)
+    _, found = FisherMaskSampler(mask="all", coverage_share=0)(net, X[30:], 3)
+    np.testing.assert_allclose(found, gains, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_targets", [1, 2])
+def test_a_modal_learner_of_numbers(n_targets: int) -> None:
+    y = NUMBERS[:, :n_targets]
+    learner = ActiveLearner(
+        regressor(n_targets),
+        FisherMaskSampler(random_state=0),
+        X_training=X[:20],
+        y_training=y[:20],
+    )
+    assert is_regressor(learner)
+    before = learner.score(X, y)
+    indices, instances = learner.query(X[20:], n_instances=10)
+    learner.teach(instances, y[20:][indices])
+    assert learner.y_training.shape == (30, n_targets)
+    assert learner.score(X, y) > before
+    assert learner.predict(X).shape == (120, n_targets)
+
+
+def test_a_modal_learner_of_several_labels() -> None:
+    y = LABELS.astype("float32")
+    y[::2, 1] = np.nan
+    learner = ActiveLearner(
+        multilabel(MaskedBCE),
+        FisherMaskSampler(random_state=0),
+        X_training=X[:20],
+        y_training=y[:20],
+    )
+    indices, instances = learner.query(X[20:], n_instances=10)
+    learner.teach(instances, y[20:][indices])
+    assert learner.y_training.shape == (30, 3)
+    whole = ActiveLearner(FisherMaskSampler(multilabel(MaskedBCE)), X_training=X, y_training=y)
+    assert whole.predict(X).shape == (120, 3)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "y", "message"),
+    [
+        (regressor(), np.full(120, "a"), "MSELoss is for numbers"),
+        (tagger(), NUMBERS[:, 0], "CrossEntropyLoss is for classes"),
+        (multilabel(), LABELS[:, 0], "BCEWithLogitsLoss is for several labels"),
+        (make_pipeline(StandardScaler(), multilabel()), LABELS[:, 0], "is for several labels"),
+    ],
+)
+def test_labels_of_another_kind_in_a_learner_and_a_curve(
+    estimator: Any, y: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ActiveLearner(estimator, X_training=X, y_training=y)
+    with pytest.raises(ValueError, match=message):
+        active_learning_curve(
+            estimator, X, y, query_strategy="random", n_initial=9, n_instances=1, n_queries=1
+        )
+
+
+@pytest.mark.parametrize("n_targets", [0, 2])
+def test_a_learning_curve_of_numbers(n_targets: int) -> None:
+    y = NUMBERS if n_targets else NUMBERS[:, 0]
+    torch.manual_seed(0)
+    net = NeuralNetRegressor(
+        nn.Linear, module__in_features=4, module__out_features=max(1, n_targets), **OPTIONS
+    )
+    estimator = net if n_targets else FisherMaskSampler(net)
+    result = active_learning_curve(
+        estimator,
+        X,
+        y,
+        query_strategy=FisherMaskSampler(random_state=0),
+        n_initial=8,
+        n_instances=8,
+        n_queries=2,
+        cv=3,
+        scoring=["r2", "neg_mean_absolute_error"],
+        random_state=0,
+        return_indices=True,
+    )
+    assert result["test_r2"].shape == result["test_neg_mean_absolute_error"].shape == (3, 3)
+    assert result["test_r2"][:, -1].mean() > result["test_r2"][:, 0].mean()
+    assert len(np.unique(result["indices"][0])) == 24
