@@ -20,7 +20,7 @@ from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_random_state
 
 from skfishermask.data import (
     Data,
@@ -28,15 +28,17 @@ from skfishermask.data import (
     Labels,
     Whatever,
     as_rows,
-    check_labels_fit,
     check_no_module,
     explaining_labels,
-    innermost,
-    parts_of,
     take_rows,
 )
 from skfishermask.evaluation.checkpoint import Checkpoint, Record, describe, fingerprint
-from skfishermask.evaluation.initial_labels import check_counts, initial_samples, random_sampling
+from skfishermask.evaluation.initial_labels import (
+    check_counts,
+    check_labels,
+    initial_samples,
+    random_sampling,
+)
 from skfishermask.jacobian import seeded
 from skfishermask.progress import progress_bar
 
@@ -184,10 +186,7 @@ def active_learning_curve(
         )
     check_no_module(estimator)
     X, y = as_rows(X, "X", numbers=False), np.asarray(y)
-    if y.ndim == 0:
-        raise ValueError(f"Expected y of shape (n_samples, ...), found shape {y.shape}.")
-    check_consistent_length(*parts_of(X), y)
-    check_labels_fit(innermost(estimator), y)
+    check_labels(estimator, X, y)
     has_classes = is_classifier(estimator) and y.ndim == 1
     splitter = check_cv(cv, y, classifier=has_classes)
     # Splitters count the samples; they do not look at them.

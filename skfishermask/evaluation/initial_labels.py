@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
-from sklearn.utils import check_random_state
+from sklearn.base import is_classifier
+from sklearn.utils import check_consistent_length, check_random_state
 
-from skfishermask.data import Data, Estimator, n_rows, take_rows
+from skfishermask.data import (
+    Data,
+    Estimator,
+    check_labels_fit,
+    innermost,
+    n_rows,
+    parts_of,
+    take_rows,
+)
 from skfishermask.first_batch import first_batch
 
 
@@ -23,6 +32,15 @@ def check_counts(**counts: object) -> None:
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"Expected {name} to be an int of at least 1, found {value!r}.")
+
+
+def check_labels(estimator: Estimator, X: Data, y: np.ndarray) -> None:
+    """Raise ValueError unless y has labels for X, of the kind that the estimator is trained on."""
+    is_column = y.ndim == 2 and y.shape[1] == 1 and is_classifier(estimator)
+    if y.ndim == 0 or is_column:
+        raise ValueError(f"Expected y of shape (n_samples,), found shape {y.shape}.")
+    check_consistent_length(*parts_of(X), y)
+    check_labels_fit(innermost(estimator), y)
 
 
 def initial_samples(
