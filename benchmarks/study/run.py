@@ -41,6 +41,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from tqdm.auto import tqdm
 
+from benchmarks.common.fast_heads import FAST_NETS, make_fast_net
 from benchmarks.common.networks import NETWORKS, SeveralTrainings, make_net
 from benchmarks.study.results import CANDIDATES, PUBLISHED
 from benchmarks.study.strategies import PEERS, STRATEGIES
@@ -52,8 +53,11 @@ METRICS = {
     "f1_macro": partial(f1_score, average="macro"),
 }
 COLUMNS = ["strategy", "seed", "n_labeled", *METRICS, "fit_time", "query_time"]
+# How first labels are drawn. Results that do not say it began with at least one of each class.
+INITIAL = ("stratified", "random", "coverage")
 SETTINGS = [
     "imbalance",
+    "initial",
     "n_initial",
     "n_instances",
     "n_queries",
@@ -158,6 +162,8 @@ def slug(name: str) -> str:
 
 
 def setting_name(options: argparse.Namespace) -> str:
+    if hasattr(options, "name"):
+        return options.name
     balance = "balanced" if options.imbalance == 1 else f"{options.imbalance:g}to1"
     dataset = slug(Path(options.dataset).stem)
     return f"{dataset}_{balance}_{options.n_instances}"
@@ -214,7 +220,8 @@ def check_setting(folder: Path, options: argparse.Namespace) -> None:
     """Refuse to add to results of another setting."""
     file = folder / "setting.json"
     if file.exists():
-        old, new = json.loads(file.read_text()), what_is_set(options)
+        old = {"initial": INITIAL[0]} | json.loads(file.read_text())
+        new = what_is_set(options)
         other = {name: (old[name], value) for name, value in new.items() if old[name] != value}
         if other:
             raise SystemExit(f"{folder} has results with (theirs, yours): {other}.")
@@ -236,15 +243,26 @@ def parse() -> argparse.Namespace:
     add("--seeds", type=int, default=4, help="paired repeats (default: 4)")
     add("--first-seed", type=int, default=0, help="the lowest of them (default: 0)")
     add("--n-initial", type=int, default=20)
+    add("--initial", choices=INITIAL, default=INITIAL[0],
+        help="first labels: by class, at random, or such that they cover the inputs")  # fmt: skip
     add("--n-instances", type=int, default=20, help="labels a query (default: 20)")
     add("--n-queries", type=int, default=5)
     add("--pool-size", type=int, default=1000)
     add("--test-size", type=int, default=500)
-    add("--network", default="cnn", choices=[*NETWORKS])
+    add("--network", default="cnn", choices=[*NETWORKS, *FAST_NETS])
     add("--trainings", type=int, default=1, help="trainings a labelled set, scores averaged")
     add("--device", default="cpu")
     add("--out", type=Path, default=Path("output/label_efficiency"))
     return parser.parse_args()
+
+
+def first_labels(options: argparse.Namespace, pool: np.ndarray, seed: int) -> dict[str, Any]:
+    """Return the arguments of `active_learning_curve` for the first labels."""
+    if options.initial == "random":
+        rng = np.random.default_rng(seed)
+        return {"n_initial": rng.choice(pool, options.n_initial, replace=False)}
+    initial = "coverage" if options.initial == "coverage" else "random"
+    return {"n_initial": options.n_initial, "initial": initial}
 
 
 def run(options: argparse.Namespace, seed: int) -> None:
@@ -260,15 +278,18 @@ def run(options: argparse.Namespace, seed: int) -> None:
         return
     X, y, n_train = load(options.dataset, options.data_dir, options.download)
     split = make_split(y, n_train, seed, options.pool_size, options.test_size, options.imbalance)
-    net = make_net(options.network, X.shape[1:], len(np.unique(y)), options.device)
+    make = make_fast_net if options.network in FAST_NETS else make_net
+    net = make(options.network, X.shape[1:], len(np.unique(y)), options.device)
     for name in tqdm(names, desc=f"{folder.name}, seed {seed}", unit="strategy"):
+        strategy = STRATEGIES[name]
         try:
             result = active_learning_curve(
                 SeveralTrainings(net, options.trainings),
                 X,
                 y,
-                query_strategy=STRATEGIES[name],
-                n_initial=options.n_initial,
+                # A class is one that has to know the labels.
+                query_strategy=strategy(X, y, split) if isinstance(strategy, type) else strategy,
+                **first_labels(options, split[0], seed),
                 n_instances=options.n_instances,
                 n_queries=options.n_queries,
                 cv=[split],
