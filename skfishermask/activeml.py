@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from skfishermask.data import Data, Estimator, Labels, NetSamples, Unwrapped, unwrap
+from skfishermask.data import Data, Estimator, Labels, NetSamples, SampleRole, Unwrapped, unwrap
 from skfishermask.first_batch import first_batch
 from skfishermask.parameters import (
     MethodParameters,
@@ -225,8 +225,10 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         wants_utilities: bool,
     ) -> Result:
         unwrapped = _unwrap(clf)
-        labeled = None if X_labeled is None else self._samples(unwrapped, X_labeled, "X_labeled")
-        pool = self._samples(unwrapped, X, "X_pool")
+        labeled = None
+        if X_labeled is not None:
+            labeled = self._samples(unwrapped, X_labeled, SampleRole.LABELED)
+        pool = self._samples(unwrapped, X, SampleRole.POOL)
         query = Query(settings, unwrapped.net, pool, batch_size, labeled=labeled)
         return query.run(wants_utilities=wants_utilities)
 
@@ -250,8 +252,8 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         utilities = batch.utilities(len(X)) if wants_utilities else None
         return Result(batch.indices, batch.gains, None, None, info, utilities)
 
-    def _samples(self, unwrapped: Unwrapped, X: np.ndarray, name: str) -> NetSamples:
-        return NetSamples(unwrapped.net, unwrapped.transform(X), name, self.net_batch_size)
+    def _samples(self, unwrapped: Unwrapped, X: np.ndarray, role: SampleRole) -> NetSamples:
+        return NetSamples(unwrapped.net, unwrapped.transform(X), role, self.net_batch_size)
 
 
 def _fit_clone(clf: Estimator, X: np.ndarray, y: np.ndarray, sample_weight: Data) -> Estimator:

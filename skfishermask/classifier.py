@@ -17,12 +17,13 @@ from sklearn.utils.validation import (
 )
 
 from skfishermask.data import (
+    CastArray,
     Data,
     Estimator,
     Labels,
     NetModule,
     Relabeled,
-    Whatever,
+    UserValue,
     as_rows,
     check_finite,
     check_holds_samples,
@@ -35,8 +36,9 @@ from skfishermask.data import (
     ignore_index_of,
     innermost,
     is_binary,
+    is_mapped,
+    is_multi_input,
     is_net,
-    is_several,
     is_text,
     likelihood_name,
     likelihood_of,
@@ -83,7 +85,7 @@ class NetEstimator(BaseEstimator):
     to_logits: ToOutputs | None
     random_state: Seed
 
-    def fit(self, X: Data, y: Labels = None, **fit_params: Whatever) -> Self:
+    def fit(self, X: Data, y: Labels = None, **fit_params: UserValue) -> Self:
         """Fit a clone of the estimator.
 
         Parameters
@@ -191,12 +193,12 @@ class NetEstimator(BaseEstimator):
             encoded = encoded.astype(_numpy_name(self._input_dtype(X, reset=True)), copy=False)
         return encoded
 
-    def _check_input(self, X: Data, *, reset: bool = False, casts: bool = True) -> Data:
+    def _check_input(self, X: Data, *, reset: bool = False) -> Data:
         """Check data against those of `fit`, and cast them to what the estimator takes."""
         check_holds_samples(X, "X")
         if reset:
             self._forget_shapes()
-        if is_several(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
+        if is_multi_input(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
             X = as_rows(X, "X")
             if n_rows(X) == 0:
                 raise ValueError("Found 0 samples in X, expected at least one.")
@@ -205,7 +207,7 @@ class NetEstimator(BaseEstimator):
                 self._check_sample_shape(tuple(X.shape[1:]), reset=reset)
                 if reset and X.dim() > 1:
                     self.n_features_in_ = X.shape[1]
-            return self._cast(X, reset=reset, casts=casts)
+            return self._cast(X, reset=reset)
         if isinstance(self.estimator, Pipeline) and is_text(X):
             return X
         check_no_text(X, "X")
@@ -225,17 +227,16 @@ class NetEstimator(BaseEstimator):
             ensure_all_finite=False,
         )
         if is_frame and not X.flags.writeable:
-            X = X.copy()  # pandas 3 hands out read-only arrays, of which PyTorch warns
+            X = X.copy()  # pandas 3 returns read-only arrays, of which PyTorch warns
         if not tags.allow_nan:
             check_finite(X, "X")
         self._check_sample_shape(X.shape[1:], reset=reset)
         if isinstance(self.estimator, Pipeline):
             return X
-        return self._cast(X, reset=reset, casts=casts)
+        return self._cast(X, reset=reset)
 
     def __skfishermask_checked__(self, X: Data) -> Data:
-        # A query casts batch by batch, and so a memory map stays one.
-        return self._check_input(X, casts=False)
+        return self._check_input(X)
 
     def _forget_shapes(self) -> None:
         self._sample_shape: tuple[int, ...] | None = None
@@ -252,19 +253,22 @@ class NetEstimator(BaseEstimator):
                 f"samples of shape {self._sample_shape} as input."
             )
 
-    def _cast(self, X: Data, *, reset: bool, casts: bool) -> Data:
+    def _cast(self, X: Data, *, reset: bool) -> Data:
         """Cast floating-point numbers to the dtype of the network, all to that of the default."""
-        if is_several(X):
-            return map_inputs(X, lambda _, part: self._cast(part, reset=reset, casts=casts))
+        if is_multi_input(X):
+            return map_inputs(X, lambda _, part: self._cast(part, reset=reset))
         if not isinstance(X, np.ndarray | torch.Tensor):
             return X
         is_float = X.dtype.kind == "f" if isinstance(X, np.ndarray) else X.is_floating_point()
-        if (not is_float and self.estimator is not None) or (is_float and not casts):
+        if not is_float and self.estimator is not None:
             return X
         dtype = self._input_dtype(X, reset=reset)
         if isinstance(X, torch.Tensor):
             return X.to(dtype)
-        return X.astype(_numpy_name(dtype), copy=False)
+        numpy_dtype = np.dtype(_numpy_name(dtype))
+        if is_mapped(X) and X.dtype != numpy_dtype:
+            return CastArray(X, numpy_dtype)
+        return X.astype(numpy_dtype, copy=False)
 
     def _input_dtype(self, X: Data, *, reset: bool) -> torch.dtype:
         """Find the floating-point dtype that the network takes."""

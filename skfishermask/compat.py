@@ -30,6 +30,7 @@ __all__ = [
     "memory_limit_of",
     "predict_nonlinearity_of",
     "validate_parameter_constraints",
+    "without_mode_changes",
 ]
 
 
@@ -47,6 +48,13 @@ def criteria_of(net: skorch.NeuralNet) -> list[str]:
 def predict_nonlinearity_of(net: skorch.NeuralNet) -> Callable[[Tensor], Tensor]:
     """Give what makes probabilities of a net's output: "auto" is a rule of skorch's own."""
     found: Callable[[Tensor], Tensor] = net._get_predict_nonlinearity()
+    return found
+
+
+def without_mode_changes(net: skorch.NeuralNet) -> skorch.NeuralNet:
+    """Return the same net, with the same modules, that sets no training flags as it predicts."""
+    found = object.__new__(type(net))
+    vars(found).update(vars(net), _set_training=lambda training=True: None)
     return found
 
 

@@ -14,6 +14,7 @@ from skfishermask.data import (
     Data,
     Estimator,
     NetSamples,
+    SampleRole,
     UnitInputs,
     is_dask,
     unwrap_unfitted,
@@ -79,7 +80,7 @@ def first_batch(
         pool = DaskSamples(unwrapped.net, X_pool, unwrapped.of_chunks(), batch_size)
     else:
         X = unwrapped.fit_transform(X_pool)
-        pool = NetSamples(unwrapped.net, X, "X_pool", batch_size)
+        pool = NetSamples(unwrapped.net, X, SampleRole.POOL, batch_size)
     n_instances = check_n_instances(n_instances, len(pool))
     progress = Progress(verbose > 0, torch.device("cpu"))
     rows = np.arange(len(pool))
@@ -91,7 +92,7 @@ def first_batch(
     if X_labeled is not None:
         X = unwrapped.transform(X_labeled)
         labeled = _unit_inputs(
-            NetSamples(unwrapped.net, X, "X_labeled", batch_size), None, progress
+            NetSamples(unwrapped.net, X, SampleRole.LABELED, batch_size), None, progress
         )
     weights = inputs.new_ones(len(inputs))
     embedding, problem = coverage_problem(inputs, labeled, weights, n_instances, rng)
@@ -119,7 +120,7 @@ def _unit_inputs(
     together = inputs.together()
     if together is None:
         raise ValueError(
-            f"A batch without a trained network covers the inputs of {samples.name}, "
+            f"A batch without a trained network covers the inputs of {samples.role.argument}, "
             "which must be real numbers of one length for each sample. Found others, such as "
             "integers (X.astype('float32'), if they are quantities) or sequences of several "
             "lengths. Otherwise label a batch drawn at random first."

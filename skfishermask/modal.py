@@ -1,4 +1,4 @@
-"""The ``ActiveLearner`` of modAL, mended for current scikit-learn and pandas.
+"""The ``ActiveLearner`` of modAL, corrected for current scikit-learn and pandas.
 
 Nothing else in the package imports modAL: the sampler needs its conventions, not its code.
 """
@@ -19,15 +19,15 @@ from sklearn.utils.validation import check_is_fitted
 from skfishermask.data import (
     Data,
     Labels,
-    Whatever,
+    UserValue,
     check_finite,
     check_holds_samples,
     check_labels_fit,
     check_no_module,
     explaining_labels,
     innermost,
+    input_arrays,
     n_rows,
-    parts_of,
     stack_rows,
     take_rows,
     takes_missing_labels,
@@ -49,7 +49,7 @@ __all__ = ["ActiveLearner"]
 
 
 class ActiveLearner(_ModALActiveLearner):
-    """The active learner of modAL, mended for current scikit-learn and pandas.
+    """The active learner of modAL, corrected for current scikit-learn and pandas.
 
     It is used as modAL's own, and differs in what does not work in modAL 0.4.2.1:
 
@@ -116,13 +116,13 @@ class ActiveLearner(_ModALActiveLearner):
     def __init__(
         self,
         estimator: BaseEstimator,
-        query_strategy: Callable[..., Whatever] | None = None,
+        query_strategy: Callable[..., UserValue] | None = None,
         X_training: Data = None,
         y_training: Labels = None,
         bootstrap_init: bool = False,
         on_transformed: bool = False,
         force_all_finite: bool = True,
-        **fit_kwargs: Whatever,
+        **fit_kwargs: UserValue,
     ) -> None:
         check_no_module(estimator)
         check_holds_samples(X_training, "X_training")
@@ -184,7 +184,7 @@ class ActiveLearner(_ModALActiveLearner):
         return params
 
     def fit(
-        self, X: Data, y: Labels, bootstrap: bool = False, **fit_kwargs: Whatever
+        self, X: Data, y: Labels, bootstrap: bool = False, **fit_kwargs: UserValue
     ) -> ActiveLearner:
         """Forget the training data so far and train on these.
 
@@ -214,7 +214,7 @@ class ActiveLearner(_ModALActiveLearner):
         y: Labels,
         bootstrap: bool = False,
         only_new: bool = False,
-        **fit_kwargs: Whatever,
+        **fit_kwargs: UserValue,
     ) -> None:
         """Add samples to the training data and train on all of them.
 
@@ -241,11 +241,11 @@ class ActiveLearner(_ModALActiveLearner):
     def query(
         self,
         X_pool: Data,
-        *query_args: Whatever,
+        *query_args: UserValue,
         return_metrics: bool = False,
-        **query_kwargs: Whatever,
-    ) -> tuple[Whatever, ...]:
-        """Let the strategy choose from the pool, calling it exactly once.
+        **query_kwargs: UserValue,
+    ) -> tuple[UserValue, ...]:
+        """Choose from the pool by the strategy, calling it exactly once.
 
         Parameters
         ----------
@@ -273,7 +273,7 @@ class ActiveLearner(_ModALActiveLearner):
             If `return_metrics` and the strategy returns the indices alone.
         """
         chosen = self.query_strategy(self, X_pool, *query_args, **query_kwargs)
-        # modAL unpacks whatever has two elements; an array of two indices has, too.
+        # modAL unpacks anything of two elements, an array of two indices too.
         is_pair = isinstance(chosen, tuple) and len(chosen) == 2
         indices, metrics = chosen if is_pair else (chosen, None)
         # NumPy takes a tensor of one index for that one index.
@@ -296,11 +296,11 @@ class ActiveLearner(_ModALActiveLearner):
                 stack_rows(self.y_training, y),
             )
 
-    def _fit_to_known(self, bootstrap: bool = False, **fit_kwargs: Whatever) -> ActiveLearner:
+    def _fit_to_known(self, bootstrap: bool = False, **fit_kwargs: UserValue) -> ActiveLearner:
         return self._fit_on_new(self.X_training, self.y_training, bootstrap, **fit_kwargs)
 
     def _fit_on_new(
-        self, X: Data, y: Labels, bootstrap: bool = False, **fit_kwargs: Whatever
+        self, X: Data, y: Labels, bootstrap: bool = False, **fit_kwargs: UserValue
     ) -> ActiveLearner:
         if bootstrap:
             # The global generator, as in modAL: its users repeat a run by np.random.seed.
@@ -315,7 +315,7 @@ class ActiveLearner(_ModALActiveLearner):
         check_holds_samples(X, "X")
         if y is None:
             raise ValueError("y is None; expected one label for each sample in X.")
-        check_consistent_length(*parts_of(X), y)
+        check_consistent_length(*input_arrays(X), y)
         net = innermost(self.estimator)
         check_labels_fit(net, y)
         if not takes_missing_labels(net):

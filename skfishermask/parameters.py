@@ -51,9 +51,9 @@ class MethodParameters:
         ``"output_layer"``, which is BAIT, or ``"all"``. See
         :meth:`skfishermask.ParameterMask.from_diagonal`.
     mask_fraction : float, int or "auto", default="auto"
-        Size of the mask. A float in (0, 1] is the share of all parameters (the authors use
-        0.002), an int is the number itself, ``"auto"`` the larger of 0.2 % of all parameters
-        and twice the output layer, at most 2,000.
+        Size of the mask. A float in (0, 1] is the share of all trainable parameters (the authors
+        use 0.002), an int is the number itself, ``"auto"`` the larger of 0.2 % of
+        these and twice the output layer, at most 2,000.
     n_mask_samples : int or None, default=1024
         Number of samples, drawn from the labelled ones and the pool, for the diagonal Fisher
         information; None takes all.

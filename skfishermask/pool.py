@@ -84,7 +84,7 @@ class Pool(Protocol):
         """
 
     def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:
-        """Give the mean diagonal Fisher information of some rows."""
+        """Return the mean diagonal Fisher information of some rows."""
 
     def direction_norms(self, rows: np.ndarray) -> Tensor:
         """Sum the squared norms of each direction over some rows, (rank,)."""
@@ -108,7 +108,7 @@ class Pool(Protocol):
         mask : ParameterMask
             The parameters to look at.
         others : sequence of LocalSamples
-            Other samples whose mean Fisher matrices the objective needs.
+            Other samples; the objective needs their mean Fisher matrices.
         wants_fisher : bool
             Whether it needs that of the candidates.
         """
@@ -117,7 +117,7 @@ class Pool(Protocol):
         """Choose among the embedded candidates."""
 
     def info(self) -> dict[str, object]:
-        """Give what there is to say of a pool of this kind alone, for ``query_info_``."""
+        """Return the entries of ``query_info_`` that only this kind of pool has."""
 
 
 class LocalSamples:
@@ -144,7 +144,7 @@ class LocalSamples:
         return len(self.source)
 
     def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:
-        """Give the mean diagonal Fisher information of some rows."""
+        """Return the mean diagonal Fisher information of some rows."""
         batches = self.source.batches(rows)
         shown = self.progress.each(batches, len(batches), "Fisher diagonal")
         with naming_rows(batches, self.net.to_logits):
@@ -173,7 +173,7 @@ class LocalSamples:
     def blocks(
         self, rows: np.ndarray | None, mask: ParameterMask, n_directions: int, text: str
     ) -> Iterator[Tensor]:
-        """Give the Fisher embeddings of some rows, or of all, block by block."""
+        """Yield the Fisher embeddings of some rows, or of all, block by block."""
         batches = self.source.batches(rows)
         with naming_rows(batches, self.net.to_logits):
             yield from embedding_blocks(
@@ -185,7 +185,7 @@ class LocalSamples:
             )
 
     def mean_fisher(self, mask: ParameterMask, n_directions: int) -> Tensor:
-        """Give the mean Fisher matrix of all, (k, k)."""
+        """Return the mean Fisher matrix of all, (k, k)."""
         total = FisherSum(len(mask), self.net.device)
         for block in self.blocks(None, mask, n_directions, self.text):
             total.add(block)
@@ -194,7 +194,7 @@ class LocalSamples:
     @property
     def text(self) -> str:
         """What they are called on a progress bar."""
-        return {"X_labeled": "Labelled", "X_target": "Target"}.get(self.source.name, "Samples")
+        return self.source.role.noun.capitalize()
 
 
 class LocalPool(LocalSamples):
@@ -282,7 +282,7 @@ class LocalPool(LocalSamples):
             )
 
     def gains_before_picks(self, positions: Sequence[int], problem: SelectionProblem) -> Tensor:
-        """Give the gains of all candidates before each of some picks, (picks, candidates)."""
+        """Return the gains of all candidates before each of some picks, (picks, candidates)."""
         return gains_before_picks(self._embedded(), positions, problem)
 
     def info(self) -> dict[str, object]:  # noqa: D102, see Pool
@@ -303,6 +303,6 @@ def _write(embedding: StoredEmbedding, start: int, blocks: Iterable[Tensor]) -> 
 
 
 def picks_bar(progress: Progress, n: int, problem: SelectionProblem) -> AbstractContextManager[Bar]:
-    """Give a bar for picks: with `oversample` more are taken than are kept."""
+    """Return a progress bar for picks: with `oversample` more are taken than are kept."""
     total = min(n, math.ceil(problem.oversample * problem.n_instances))
     return progress.bar(total, "Selection", "pick")

@@ -18,10 +18,12 @@ from skfishermask.data import (
     DaskSamples,
     NetSamples,
     ReadableNet,
+    check_as_predicted,
+    first_sample,
     read_net,
 )
 from skfishermask.fisher import MASK_STRATEGIES, Gaussian, ParameterMask, directions_that_keep
-from skfishermask.jacobian import output_layer
+from skfishermask.jacobian import output_layer, trainable_parameters
 from skfishermask.parameters import Settings, check_n_instances
 from skfishermask.placement import Placement
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 # Random combinations of directions, by default, where each position has its own.
 _N_COMBINATIONS = 16
-_CALLED = {"X_labeled": "the labelled samples", "X_target": "the target samples"}
 # Rows of several sets of samples.
 Sample = list[tuple[LocalSamples | Pool, np.ndarray]]
 
@@ -116,7 +117,7 @@ class Query:
             )
         self._start = time.perf_counter()
         cluster = None if client is None else _cluster(client)
-        self._first = pool.first()
+        self._first = first_sample(pool)
         self._net, self._outputs = read_net(
             net, self._first, settings.to_logits, settings.likelihood
         )
@@ -125,7 +126,9 @@ class Query:
             self._net = replace(self._net, likelihood=Gaussian(variance))
         self._progress = Progress(settings.verbose > 0, self._net.device)
         for samples in others:
-            self._net.outputs_of(samples.first(), samples.name)
+            self._net.outputs_of(first_sample(samples), samples.role)
+        for source in (pool, *others):
+            check_as_predicted(self._net, source)
         self._labeled = self._here(labeled)
         self._target = self._here(target)
         self._pool = _pool(self._net, pool, settings, self._progress, cluster)
@@ -154,7 +157,9 @@ class Query:
             return self._covered(coverage, wants_utilities)
         sample = self._mask_sample()
         r = self._n_directions(sample)
-        output = output_layer(self._net.module, self._first, to_outputs=self._net.to_logits)
+        trainable = trainable_parameters(self._net.module)
+        layer = output_layer(self._net.module, self._first, to_outputs=self._net.to_logits)
+        output = [name for name in layer if name in trainable]
         k = self._known_mask_size(output)
         # Before the diagonal, which takes long, where the size is known by then.
         placement = None if k is None else self._place(len(rows), r, k)
@@ -241,8 +246,8 @@ class Query:
                 [(len(rows), samples.diagonal(rows, r)) for samples, rows in sample]
             )
         else:
-            parameters = self._net.module.named_parameters()
-            diagonal = {name: torch.zeros(p.shape) for name, p in parameters}
+            parameters = trainable_parameters(self._net.module)
+            diagonal = {name: torch.zeros(p.shape) for name, p in parameters.items()}
         mask = ParameterMask.from_diagonal(
             diagonal,
             settings.mask,
@@ -256,7 +261,7 @@ class Query:
         known_size = MASK_STRATEGIES[self._settings.mask].known_size
         if known_size is None:
             return None
-        sizes = {name: p.numel() for name, p in self._net.module.named_parameters()}
+        sizes = {name: p.numel() for name, p in trainable_parameters(self._net.module).items()}
         n_output = sum(sizes[name] for name in output)
         return known_size(self._settings.mask_fraction, sum(sizes.values()), n_output)
 
@@ -370,7 +375,7 @@ def _check_samples(pool: NetSamples | DaskSamples, others: list[NetSamples]) -> 
         found = pool.sample_shape if isinstance(pool, NetSamples) else ()
         if found and other.sample_shape and found != other.sample_shape:
             raise ValueError(
-                f"X_pool has samples of shape {found}, but {_CALLED[other.name]} have shape "
+                f"X_pool has samples of shape {found}, but the {other.role.noun} have shape "
                 f"{other.sample_shape}."
             )
         other.check_finite()

@@ -15,8 +15,9 @@ from skfishermask.data import (
     Data,
     Estimator,
     NetSamples,
+    SampleRole,
     Unwrapped,
-    Whatever,
+    UserValue,
     check_holds_samples,
     check_no_module,
     has_no_labels,
@@ -153,7 +154,7 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
             A fitted skorch classifier, or a modAL learner, Pipeline or search object that
             holds one. A pipeline's transformers are applied to the pool first.
         X_pool : array-like, dict or tuple of arrays, Dataset or dask.array of length N
-            The unlabelled samples: whatever the classifier's ``predict`` takes. A Dask array is
+            The unlabelled samples: what the classifier's ``predict`` takes. A Dask array is
             embedded where its chunks are, on the cluster of the active client if there is one.
         n_instances : int, default=1
             Number of samples to choose.
@@ -188,8 +189,8 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         """
         check_no_module(self.estimator)
         check_parameters(self)
-        for X, name in ((X_pool, "X_pool"), (X_labeled, "X_labeled"), (X_target, "X_target")):
-            check_holds_samples(X, name)
+        for X, role in zip((X_pool, X_labeled, X_target), SampleRole, strict=True):
+            check_holds_samples(X, role.argument)
         if has_no_labels(classifier):
             return self._first_batch(classifier, X_pool, n_instances, X_labeled, X_target)
         return self._choose(unwrap(classifier), X_pool, n_instances, X_labeled, X_target)
@@ -234,15 +235,15 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         labeled, target = (
             None
             if X is None
-            else NetSamples(net, unwrapped.transform(_here(X)), name, self.batch_size)
-            for X, name in ((X_labeled, "X_labeled"), (X_target, "X_target"))
+            else NetSamples(net, unwrapped.transform(_here(X)), role, self.batch_size)
+            for X, role in ((X_labeled, SampleRole.LABELED), (X_target, SampleRole.TARGET))
         )
         pool: NetSamples | DaskSamples
         if is_dask(X_pool):
             pool = DaskSamples(net, X_pool, unwrapped.transform, self.batch_size)
             client = client_that_computes(pool.array)
         else:
-            pool = NetSamples(net, unwrapped.transform(X_pool), "X_pool", self.batch_size)
+            pool = NetSamples(net, unwrapped.transform(X_pool), SampleRole.POOL, self.batch_size)
         settings = Settings(self, self.batch_size, self.random_state)
         result = Query(
             settings,
@@ -322,7 +323,7 @@ def fisher_mask_sampling(
     *,
     X_labeled: Data = None,
     X_target: Data = None,
-    **parameters: Whatever,
+    **parameters: UserValue,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose a batch by FisherMask: the function form, in modAL's manner.
 

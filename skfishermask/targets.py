@@ -20,8 +20,8 @@ from skfishermask.data import (
     Labels,
     check_classes,
     check_finite,
-    check_no_gaps,
-    parts_of,
+    check_no_missing_labels,
+    input_arrays,
 )
 
 
@@ -68,7 +68,7 @@ class Classes:
                 )
             encoded = None
         else:
-            check_no_gaps(y)
+            check_no_missing_labels(y)
             y = _one_dimensional(y)
             check_finite(y, "y")
             try:
@@ -79,7 +79,7 @@ class Classes:
                     "as estimator."
                 )
                 raise
-            check_consistent_length(*parts_of(X), y)
+            check_consistent_length(*input_arrays(X), y)
             encoder = LabelEncoder().fit(y)
             self.classes = check_classes(encoder.classes_)
             encoded = encoder.transform(y).astype("int64")
@@ -120,7 +120,7 @@ class PositionClasses:
                 "Expected class numbers, 0 to C - 1, as labels of positions, found "
                 f"{numbers.dtype} of shape {numbers.shape}."
             )
-        check_consistent_length(*parts_of(X), numbers)
+        check_consistent_length(*input_arrays(X), numbers)
         classes = check_classes(np.unique(numbers[numbers != self._ignore_index]))
         self.classes, self.n_outputs = classes, int(classes.max()) + 1
         return numbers.astype("int64")
@@ -157,7 +157,7 @@ class Indicators:
                 f"shape {known.shape} and values such as {known.ravel()[:1].tolist()}. For one "
                 "class a sample: a NeuralNetClassifier with CrossEntropyLoss."
             )
-        check_consistent_length(*parts_of(X), known)
+        check_consistent_length(*input_arrays(X), known)
         self.n_outputs = known.shape[1]
         self.classes = np.arange(self.n_outputs)
         return known
@@ -186,7 +186,7 @@ class Numbers:
         if y is None:
             return None
         numbers: np.ndarray = check_array(y, ensure_2d=False, dtype="float64", input_name="y")
-        check_consistent_length(*parts_of(X), numbers)
+        check_consistent_length(*input_arrays(X), numbers)
         self._is_flat = numbers.ndim == 1
         numbers = numbers.reshape(len(numbers), -1)
         self.n_outputs = numbers.shape[1]

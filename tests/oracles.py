@@ -37,6 +37,13 @@ def cast(batch: Batch, *, device: str = "cpu", dtype: torch.dtype = torch.float6
     return {name: cast(values, device=device, dtype=dtype) for name, values in batch.items()}
 
 
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """Every entry of the parameters that training changes; where all are frozen, of all."""
+    parameters = dict(module.named_parameters())
+    found = {name: p for name, p in parameters.items() if p.requires_grad} or parameters
+    return {name: torch.arange(p.numel()) for name, p in found.items()}
+
+
 def scores(
     module: nn.Module, x: Batch, to_logits: Callable[[Any], Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Whatever users hand over, down to a fitted skorch net and the batches that it sees."""
+"""Input handling: from a user's estimator and samples to a fitted net and its batches."""
 
 from skfishermask.data.batches import (
     Batches,
@@ -13,7 +13,7 @@ from skfishermask.data.dask import DaskSamples, chunk_batches, is_dask
 from skfishermask.data.default_net import default_net
 from skfishermask.data.diagnostics import (
     check_classes,
-    check_no_gaps,
+    check_no_missing_labels,
     counted,
     explained,
     image_hint,
@@ -29,23 +29,25 @@ from skfishermask.data.likelihoods import (
 )
 from skfishermask.data.logits import to_logits_of
 from skfishermask.data.net import NetModule, check_no_module, explaining_labels, is_binary, is_net
-from skfishermask.data.probe import ReadableNet, read_net
+from skfishermask.data.probe import ReadableNet, check_as_predicted, first_sample, read_net
 from skfishermask.data.rows import (
+    CastArray,
     Relabeled,
     as_rows,
     check_finite,
     check_holds_samples,
     check_no_text,
-    is_several,
+    input_arrays,
+    is_mapped,
+    is_multi_input,
     is_text,
     map_inputs,
     n_rows,
-    parts_of,
     stack_rows,
     take_rows,
 )
 from skfishermask.data.serialization import net_from_state, net_state
-from skfishermask.data.types import DaskObject, Data, Estimator, Labels, Whatever
+from skfishermask.data.types import DaskObject, Data, Estimator, Labels, SampleRole, UserValue
 from skfishermask.data.unwrap import (
     Unfitted,
     Unwrapped,
@@ -57,6 +59,7 @@ from skfishermask.data.unwrap import (
 
 __all__ = [
     "Batches",
+    "CastArray",
     "DaskObject",
     "DaskSamples",
     "Data",
@@ -66,17 +69,19 @@ __all__ = [
     "NetSamples",
     "ReadableNet",
     "Relabeled",
+    "SampleRole",
     "Source",
     "Unfitted",
     "UnitInputs",
     "Unwrapped",
-    "Whatever",
+    "UserValue",
     "as_rows",
+    "check_as_predicted",
     "check_classes",
     "check_finite",
     "check_holds_samples",
     "check_labels_fit",
-    "check_no_gaps",
+    "check_no_missing_labels",
     "check_no_module",
     "check_no_text",
     "chunk_batches",
@@ -84,16 +89,19 @@ __all__ = [
     "default_net",
     "explained",
     "explaining_labels",
+    "first_sample",
     "flat_inputs",
     "has_no_labels",
     "ignore_index_of",
     "image_hint",
     "in_one_length",
     "innermost",
+    "input_arrays",
     "is_binary",
     "is_dask",
+    "is_mapped",
+    "is_multi_input",
     "is_net",
-    "is_several",
     "is_text",
     "likelihood_name",
     "likelihood_of",
@@ -103,7 +111,6 @@ __all__ = [
     "net_from_state",
     "net_state",
     "odd_sample",
-    "parts_of",
     "read_net",
     "residual_variance",
     "stack_rows",

@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader, Subset
 
 from skfishermask.data.diagnostics import odd_sample
 from skfishermask.data.logits import not_finite
-from skfishermask.data.rows import as_rows, check_finite, inputs_of
-from skfishermask.data.types import Data
-from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToOutputs, batch_length, seeded
+from skfishermask.data.rows import as_rows, check_finite, inputs_of, take_rows
+from skfishermask.data.types import Data, SampleRole, UserValue
+from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToOutputs, batch_length
 
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
+# Samples of the first batch, at most, on which what is read is compared with predictions.
+N_COMPARED = 32
 # Stands for the end of an iterator.
 _NO_BATCH = object()
 
@@ -32,13 +34,13 @@ class Batches(Protocol):
 
     Attributes
     ----------
-    name : str
-        What messages call the user's data.
+    role : SampleRole
+        Of the samples.
     rows : ndarray of int
         Which of their rows these are.
     """
 
-    name: str
+    role: SampleRole
     rows: np.ndarray
 
     @property
@@ -46,10 +48,10 @@ class Batches(Protocol):
         """Number of samples."""
 
     def __len__(self) -> int:
-        """Give the number of batches."""
+        """Return the number of batches."""
 
     def __iter__(self) -> Iterator[Inputs]:
-        """Give tensors on the net's device, what its module's forward takes first."""
+        """Yield tensors on the net's device, what its module's forward takes first."""
 
 
 class Source(Protocol):
@@ -57,20 +59,20 @@ class Source(Protocol):
 
     Attributes
     ----------
-    name : str
-        What messages call them.
+    role : SampleRole
+        What they are in the query.
     """
 
-    name: str
+    role: SampleRole
 
     def __len__(self) -> int:
         """Count the samples."""
 
-    def first(self) -> Inputs:
-        """Give the first sample alone."""
+    def head(self, n: int) -> tuple[Data, Batches]:
+        """Return the first samples, as the net's ``predict`` takes them, and their batches."""
 
     def batches(self, rows: np.ndarray | None = None) -> Batches:
-        """Give some rows, ascending, or all."""
+        """Return some rows, ascending, or all."""
 
 
 def _dataset(net: skorch.NeuralNet, X: Data) -> Data:
@@ -97,8 +99,8 @@ class NetBatches:
         Which rows, in which order. None: all.
     batch_size : int, optional
         None: the net's own.
-    name : str
-        What messages call X.
+    role : SampleRole, default=SampleRole.POOL
+        Of the samples.
     """
 
     def __init__(
@@ -107,20 +109,19 @@ class NetBatches:
         X: Data,
         rows: np.ndarray | None = None,
         batch_size: int | None = None,
-        name: str = "X",
+        role: SampleRole = SampleRole.POOL,
     ) -> None:
         self._net = net
         self._whole = _dataset(net, X)
-        self.name, self.rows = name, np.arange(len(self._whole)) if rows is None else rows
+        self.role, self.rows = role, np.arange(len(self._whole)) if rows is None else rows
         self._dataset = self._whole if rows is None else Subset(self._whole, rows.tolist())
         size = self.size_of(net, batch_size)
         self._size = len(self._dataset) if size == -1 else size
-        options = net.get_params_for("iterator_valid")
-        self._options = {k: v for k, v in options.items() if k not in _ORDER}
+        self._options = net.get_params_for("iterator_valid")
 
     @staticmethod
     def size_of(net: skorch.NeuralNet, batch_size: int | None) -> int:
-        """Give the number of samples in a batch; -1 stands for all there are."""
+        """Return the number of samples in a batch; -1 stands for all there are."""
         options = net.get_params_for("iterator_valid")
         size: int = batch_size or options.get("batch_size", net.batch_size)
         return size
@@ -131,26 +132,18 @@ class NetBatches:
         return len(self._dataset)
 
     def __len__(self) -> int:
-        """Give the number of batches."""
+        """Return the number of batches."""
         return -(-len(self._dataset) // self._size)
 
     def __iter__(self) -> Iterator[Inputs]:
-        """Give tensors on the net's device, what its module's forward takes first."""
+        """Yield tensors on the net's device, what its module's forward takes first."""
         if self.n_rows == 0:
             return
-        own = self._net.iterator_valid
-        loader = own if isinstance(own, type) and issubclass(own, DataLoader) else DataLoader
-        batches = loader(
-            self._dataset,
-            batch_size=self._size,
-            shuffle=False,
-            # The loader seeds its workers from here, not from the global random state.
-            generator=torch.Generator().manual_seed(0),
-            **self._options,
-        )
-        iterator = iter(batches)
-        for number in range(len(self)):
-            rows = self.rows[number * self._size : (number + 1) * self._size]
+        iterator = iter(self._loader())
+        has_own_sizes = has_own_iterator(self._net)
+        start = number = 0
+        while start < self.n_rows:
+            rows = self.rows[start : start + self._size]
             # PyTorch warns of arrays that it cannot write to, such as a memory map opened to read.
             # Nothing writes to them here.
             with warnings.catch_warnings():
@@ -158,30 +151,55 @@ class NetBatches:
                 try:
                     batch = next(iterator, _NO_BATCH)
                 except Exception as error:
-                    if note := odd_sample(self._whole, rows, self.name):
+                    if note := odd_sample(self._whole, rows, self.role.argument):
                         error.add_note(note)
                     raise
             if batch is _NO_BATCH:
                 raise self._wrong_length(number, rows, "no batch")
             inputs = to_tensor(inputs_of(batch), self._net.device)
-            if (n := batch_length(inputs)) != len(rows):
+            n = batch_length(inputs)
+            if n > self.n_rows - start or (n != len(rows) and not has_own_sizes):
                 raise self._wrong_length(number, rows, str(n))
             yield inputs
+            start, number = start + n, number + 1
         if next(iterator, _NO_BATCH) is not _NO_BATCH:
-            raise self._wrong_length(len(self), self.rows[:0], "one more batch")
+            raise self._wrong_length(number, self.rows[:0], "one more batch")
 
     def _wrong_length(self, number: int, rows: np.ndarray, found: str) -> ValueError:
         where = f" (row {rows[0]} to row {rows[-1]})" if len(rows) else ""
         return ValueError(
-            f"Expected {len(rows)} samples in batch {number} of {self.name}{where}, found {found}: "
-            "all later samples would be taken for others. The Dataset and the net's collate "
-            "function must give each sample they are asked for. What cannot be read must be left "
-            "out of the Dataset, as by torch.utils.data.Subset."
+            f"Expected {len(rows)} samples in batch {number} of {self.role.argument}{where}, found "
+            f"{found}: all later samples would be taken for others. The Dataset and the net's "
+            "collate function must give each sample they are asked for. What cannot be read must "
+            "be left out of the Dataset, as by torch.utils.data.Subset."
         )
+
+    def _loader(self) -> UserValue:
+        """Return the net's own iterator over the rows, in their order."""
+        net = self._net
+        if not has_own_iterator(net):
+            return net.iterator_valid(
+                self._dataset,
+                batch_size=self._size,
+                shuffle=False,
+                # The loader seeds its workers from here, not from the global random state.
+                generator=torch.Generator().manual_seed(0),
+                **{k: v for k, v in self._options.items() if k not in _ORDER},
+            )
+        if type(net).get_iterator is not skorch.NeuralNet.get_iterator:
+            return net.get_iterator(self._dataset, training=False)
+        return net.iterator_valid(self._dataset, **(self._options | {"batch_size": self._size}))
+
+
+def has_own_iterator(net: skorch.NeuralNet) -> bool:
+    """Return whether the net makes its batches by something else than a DataLoader."""
+    own = net.iterator_valid
+    is_loader = isinstance(own, type) and issubclass(own, DataLoader)
+    return not is_loader or type(net).get_iterator is not skorch.NeuralNet.get_iterator
 
 
 class NetSamples:
-    """Samples in whatever a user keeps them in, as a net sees them.
+    """Samples in any container, as a net sees them.
 
     Parameters
     ----------
@@ -189,17 +207,17 @@ class NetSamples:
         The net.
     X : array-like, dict or tuple of arrays, or Dataset
         What the net takes in ``predict``.
-    name : str
-        What messages call X.
+    role : SampleRole
+        Of the samples.
     batch_size : int, optional
         None: the net's own.
     """
 
     def __init__(
-        self, net: skorch.NeuralNet, X: Data, name: str, batch_size: int | None = None
+        self, net: skorch.NeuralNet, X: Data, role: SampleRole, batch_size: int | None = None
     ) -> None:
-        self.name = name
-        self._net, self._X, self._batch_size = net, as_rows(X, name), batch_size
+        self.role = role
+        self._net, self._X, self._batch_size = net, as_rows(X, role.argument), batch_size
         self._n = len(_dataset(net, self._X))
 
     def __len__(self) -> int:
@@ -212,20 +230,21 @@ class NetSamples:
 
     def check_finite(self) -> None:
         """Raise ValueError at NaN or infinity."""
-        check_finite(self._X, self.name)
+        check_finite(self._X, self.role.argument)
 
-    def first(self) -> Inputs:
-        """Give the first sample alone; what a Dataset draws for it leaves no trace."""
-        with seeded(0):
-            return next(iter(self.batches(np.arange(1))))
+    def head(self, n: int) -> tuple[Data, NetBatches]:
+        """Return the first samples, as the net's ``predict`` takes them, and their batches."""
+        asked = [NetBatches.size_of(self._net, size) for size in (self._batch_size, None)]
+        rows = np.arange(min(n, len(self), *(size for size in asked if size > 0)))
+        return take_rows(self._X, rows), self.batches(rows)
 
     def batches(self, rows: np.ndarray | None = None) -> NetBatches:
-        """Give some rows, ascending, or all."""
-        return NetBatches(self._net, self._X, rows, self._batch_size, self.name)
+        """Return some rows, ascending, or all."""
+        return NetBatches(self._net, self._X, rows, self._batch_size, self.role)
 
 
 def flat_inputs(batch: Inputs) -> Tensor | None:
-    """Give the inputs of each sample in one row, (n, d); None where some are no real numbers."""
+    """Return the inputs of each sample in one row, (n, d); None where some are no real numbers."""
     if isinstance(batch, Tensor):
         return batch.reshape(len(batch), -1).float() if batch.is_floating_point() else None
     if not isinstance(batch, Mapping | list | tuple):
@@ -250,7 +269,7 @@ class UnitInputs:
         self._parts: list[Tensor | None] = []
 
     def __iter__(self) -> Iterator[Inputs]:
-        """Give the batches, and keep what is in them."""
+        """Yield the batches, and keep their inputs."""
         self._parts = []
         for batch in self._batches:
             flat = flat_inputs(batch)
@@ -259,12 +278,12 @@ class UnitInputs:
             yield batch
 
     def together(self) -> Tensor | None:
-        """Give what was read, (n, d) in float32; see :func:`in_one_length`."""
+        """Return what was read, (n, d) in float32; see :func:`in_one_length`."""
         return in_one_length(self._parts)
 
 
 def in_one_length(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Put parts (n, d) together; None where some are missing, or where they differ in d."""
+    """Concatenate parts (n, d); None where some are missing, or where they differ in d."""
     there = [part for part in parts if part is not None]
     is_one_length = len({part.shape[1] for part in there}) == 1
     return torch.cat(there) if is_one_length and len(there) == len(parts) else None
@@ -276,4 +295,4 @@ def naming_rows(batches: Batches, to_logits: ToOutputs) -> Iterator[None]:
     try:
         yield
     except NonFiniteOutputError as error:
-        raise not_finite(batches.rows[error.row], batches.name, to_logits) from error
+        raise not_finite(batches.rows[error.row], batches.role, to_logits) from error

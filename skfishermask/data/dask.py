@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 import skorch
 
-from skfishermask.data.batches import NetBatches
+from skfishermask.data.batches import N_COMPARED, NetBatches
 from skfishermask.data.rows import as_rows, check_finite
-from skfishermask.data.types import DaskObject, Data
+from skfishermask.data.types import DaskObject, Data, SampleRole
 from skfishermask.jacobian import Inputs
 
 
 def is_dask(data: object) -> bool:
-    """Tell whether this is a collection of Dask's, such as an array."""
-    # Whoever has one has imported Dask.
+    """Return whether this is a collection of Dask's, such as an array."""
+    # It can only be there if Dask was imported.
     return "dask" in sys.modules and hasattr(data, "__dask_graph__")
 
 
@@ -51,7 +52,7 @@ class DaskSamples:
         If it holds no numbers, or if the lengths of its chunks are unknown.
     """
 
-    name = "X_pool"
+    role = SampleRole.POOL
 
     def __init__(
         self,
@@ -90,13 +91,17 @@ class DaskSamples:
         found: list[DaskObject] = self.array.to_delayed().ravel().tolist()
         return found
 
-    def first(self) -> Inputs:
-        """Compute the first sample alone."""
-        row = self.array[:1].compute()
-        return next(iter(chunk_batches(self._net, row, np.arange(1), 0, self.transform, 1)))
+    def head(self, n: int) -> tuple[Data, NetBatches]:
+        """Compute at most `N_COMPARED` first samples, for ``predict``, and their batches."""
+        data = as_rows(self.transform(self._first_rows[:n]), self.role.argument)
+        return data, NetBatches(self._net, data, batch_size=self._batch_size)
+
+    @cached_property
+    def _first_rows(self) -> np.ndarray:
+        return np.asarray(self.array[:N_COMPARED].compute())
 
     def batches(self, rows: np.ndarray | None = None) -> ChunkBatches:
-        """Give some rows, ascending, or all: computed in this process."""
+        """Return some rows, ascending, or all: computed in this process."""
         rows = np.arange(len(self)) if rows is None else rows
         return ChunkBatches(self._net, self, rows, self._batch_size)
 
@@ -126,7 +131,7 @@ def chunk_batches(
     transform: Callable[[Data], Data],
     batch_size: int | None,
 ) -> NetBatches:
-    """Give the network's inputs from one chunk, which has been computed.
+    """Return the network's inputs from one computed chunk.
 
     Parameters
     ----------
@@ -144,7 +149,7 @@ def chunk_batches(
     Returns
     -------
     NetBatches
-        Whose ``rows`` are the pool's, for messages.
+        With the pool's ``rows``, for messages.
 
     Raises
     ------
@@ -153,7 +158,7 @@ def chunk_batches(
     """
     data = as_rows(transform(np.asarray(chunk)), "X_pool")
     check_finite(data, "X_pool", start)
-    batches = NetBatches(net, data, rows - start, batch_size, "X_pool")
+    batches = NetBatches(net, data, rows - start, batch_size)
     batches.rows = rows
     return batches
 
@@ -175,7 +180,7 @@ class ChunkBatches:
         None: the net's own.
     """
 
-    name = "X_pool"
+    role = SampleRole.POOL
 
     def __init__(
         self,
@@ -193,13 +198,13 @@ class ChunkBatches:
         return len(self.rows)
 
     def __len__(self) -> int:
-        """Give the number of batches: one a chunk at least."""
+        """Return the number of batches: one a chunk at least."""
         size = NetBatches.size_of(self._net, self._batch_size)
         counts = [part.stop - part.start for _, part in self._samples.parts(self.rows)]
         return sum(1 if size == -1 else -(-count // size) for count in counts)
 
     def __iter__(self) -> Iterator[Inputs]:
-        """Give tensors on the net's device, what its module's forward takes first."""
+        """Yield tensors on the net's device, what its module's forward takes first."""
         samples, chunks = self._samples, self._samples.chunks()
         for number, part in samples.parts(self.rows):
             rows, start = self.rows[part], int(samples.starts[number])

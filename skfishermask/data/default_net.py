@@ -26,7 +26,7 @@ class SmallMLP(nn.Module):
         self.output = nn.Linear(n_hidden, n_outputs, dtype=torch.float64)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Give outputs (n, n_outputs) of samples (n, n_features)."""
+        """Return outputs (n, n_outputs) of samples (n, n_features)."""
         outputs: Tensor = self.output(torch.relu(self.hidden(X)))
         return outputs
 
@@ -51,7 +51,7 @@ class SmallCNN(nn.Module):
         self.output = nn.Linear(2 * width * 2 * 2, n_outputs)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Give outputs (n, n_outputs) of images (n, C, H, W), or (n, H, W) of one channel."""
+        """Return outputs (n, n_outputs) of images (n, C, H, W), or (n, H, W) of one channel."""
         h = X if X.dim() == 4 else X.unsqueeze(1)
         h = torch.relu(self.first(h))
         h = nn.functional.max_pool2d(h, 2, ceil_mode=True)

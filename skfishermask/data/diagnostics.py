@@ -49,7 +49,7 @@ def explained(what: str, X: Data, classes: str = "") -> Iterator[None]:
 
 
 def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
-    """Say which sample cannot be read, or be in a batch with the first one.
+    """Describe the sample that cannot be read, or be in a batch with the first one.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
         sample = f"Row {row} of {name}{_file_of(dataset, row)}"
         try:
             found = inputs_of(dataset[row])
-        except Exception as error:  # whatever a user's dataset raises, and as the loader met it
+        except Exception as error:  # a user's dataset can raise anything
             return f"{sample} cannot be read: {type(error).__name__}: {error}"
         if "PIL." in str(type(found)):
             return (
@@ -98,7 +98,7 @@ def _file_of(dataset: Data, row: int) -> str:
 
 
 def image_hint(data: Data) -> str:
-    """Say what images as files hold them lack, if these are such.
+    """Return what to change where samples look like images as files hold them.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def image_hint(data: Data) -> str:
     return " ".join(found)
 
 
-def check_no_gaps(y: Labels) -> None:
+def check_no_missing_labels(y: Labels) -> None:
     """Raise ValueError at labels that are missing: None, NaN among others, or blank text."""
     # NumPy makes text of a NaN that is in a list with text.
     values = np.array(y, dtype=object) if isinstance(y, list | tuple) else np.asarray(y)
@@ -151,7 +151,7 @@ def counted(classes: np.ndarray, y: np.ndarray | None) -> str:
 
 
 def check_classes(classes: np.ndarray) -> np.ndarray:
-    """Give the classes back; raise ValueError if there are fewer than two."""
+    """Return the classes; raise ValueError if there are fewer than two."""
     if len(classes) < 2:
         raise ValueError(
             f"Expected at least 2 classes in y, found {len(classes)} class: {classes.tolist()}. "

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from skfishermask.compat import predict_nonlinearity_of
 from skfishermask.data.net import criterion_of, is_binary
-from skfishermask.data.types import Whatever
+from skfishermask.data.types import SampleRole, UserValue
 from skfishermask.fisher import Bernoulli, Categorical, OutputLikelihood
 from skfishermask.jacobian import ToOutputs, first_output
 
 
-def _has_logits(output: Whatever) -> bool:
-    """Tell whether this is such as a Hugging Face model gives."""
+def _has_logits(output: UserValue) -> bool:
+    """Return whether this is an output with logits, as of a Hugging Face model."""
     return isinstance(getattr(output, "logits", None), Tensor)
 
 
-def _logits(output: Whatever) -> Tensor:
+def _logits(output: UserValue) -> Tensor:
     found = output.logits if _has_logits(output) else first_output(output)
     if not isinstance(found, Tensor):
         raise ValueError(
@@ -30,14 +30,14 @@ def _logits(output: Whatever) -> Tensor:
     return found
 
 
-def _binary_logits(output: Whatever) -> Tensor:
+def _binary_logits(output: UserValue) -> Tensor:
     z = _logits(output)
     z = z.reshape(len(z))
     return torch.stack([torch.zeros_like(z), z], dim=1)
 
 
 class _LogProbabilities:
-    """Logits of a net that outputs probabilities, or whose ``predict_nonlinearity`` makes them.
+    """Logits of a net that outputs probabilities, or makes them by ``predict_nonlinearity``.
 
     Rows that are none become NaN, to be reported with their row: nothing here waits for the
     device, or depends on numbers, which `torch.vmap` does not allow.
@@ -64,9 +64,9 @@ class _LogProbabilities:
             "outputs there is to_logits."
         )
 
-    def __call__(self, output: Whatever) -> Tensor:
+    def __call__(self, output: UserValue) -> Tensor:
         if self._by_rule and _has_logits(output):
-            # By their name, whatever the criterion: such models often have a loss of their own.
+            # By their name, with any criterion: such models often have a loss of their own.
             return _binary_logits(output) if self._binary else output.logits
         output = _logits(output)
         p: Tensor = self._nonlinearity(output.reshape(len(output)) if self._binary else output)
@@ -81,7 +81,7 @@ class _LogOdds:
 
     expected = "With BCELoss the module is expected to output probabilities between 0 and 1."
 
-    def __call__(self, output: Whatever) -> Tensor:
+    def __call__(self, output: UserValue) -> Tensor:
         p = _logits(output)
         # p (1 - p) has the limit zero at both ends; others are NaN, to be reported with their row.
         info = torch.finfo(p.dtype)
@@ -128,9 +128,9 @@ def to_logits_of(
     return _LogProbabilities(net)
 
 
-def not_finite(row: int, name: str, to_logits: ToOutputs) -> ValueError:
-    """Say that the output for a row of the user's data is of no use."""
+def not_finite(row: int, role: SampleRole, to_logits: ToOutputs) -> ValueError:
+    """Return the error for a row of the user's data with an unusable output."""
     what, why = "NaN or infinite", ""
     if isinstance(to_logits, _LogProbabilities | _LogOdds):
         what, why = "NaN, infinite or not probabilities", f" {to_logits.expected}"
-    return ValueError(f"The network's output is {what} for row {row} of {name}.{why}")
+    return ValueError(f"The network's output is {what} for row {row} of {role.argument}.{why}")

@@ -8,21 +8,21 @@ from contextlib import contextmanager
 import skorch
 import torch
 from sklearn.pipeline import Pipeline
-from torch import Tensor, nn
+from torch import nn
 
 from skfishermask.compat import as_written, criteria_of
-from skfishermask.data.types import Labels, Whatever
+from skfishermask.data.types import Labels, UserValue
 from skfishermask.fisher import predicted_means
 from skfishermask.jacobian import Inputs, ToOutputs
 
 
 def is_net(estimator: object) -> bool:
-    """Tell whether this is a skorch net."""
+    """Return whether this is a skorch net."""
     return isinstance(estimator, skorch.NeuralNet)
 
 
 def is_binary(estimator: object) -> bool:
-    """Tell whether this is a skorch net with a single output for two classes."""
+    """Return whether this is a skorch net with a single output for two classes."""
     return isinstance(estimator, skorch.NeuralNetBinaryClassifier)
 
 
@@ -44,7 +44,7 @@ def check_no_module(estimator: object) -> None:
 
 @contextmanager
 def explaining_labels(y: Labels) -> Iterator[None]:
-    """Say what a net, which fails at strings without a word about labels, expects of them."""
+    """Explain what labels a net expects, where its error says nothing about labels."""
     try:
         yield
     except TypeError as error:
@@ -64,14 +64,14 @@ def check_net(net: skorch.NeuralNet) -> None:
 
 
 def criterion_of(net: skorch.NeuralNet) -> nn.Module:
-    """Give the net's criterion as the user wrote it: ``torch.compile`` wraps it as well."""
+    """Return the net's criterion as the user wrote it: ``torch.compile`` wraps it as well."""
     return as_written(net.criterion_)
 
 
 class NetModule(nn.Module):
     """What a net computes, as a module: its forward is the net's own ``infer``.
 
-    Made afresh for every query, and known to nobody else: the net stays as it is.
+    Made afresh for every query, and the net stays as it is.
 
     Parameters
     ----------
@@ -96,17 +96,9 @@ class NetModule(nn.Module):
             modules = {"": next(iter(modules.values()))}
         self._modules.update(modules)
 
-    def forward(self, x: Inputs = None, /, **inputs: Whatever) -> Whatever:
-        """Give what the net infers from a batch: from a dict, if there are keywords."""
+    def forward(self, x: Inputs = None, /, **inputs: UserValue) -> UserValue:
+        """Return what the net infers from a batch: from a dict, if there are keywords."""
         return self._net.infer(inputs or x)
-
-
-class _EvaluatedNet(NetModule):
-    """What a net predicts with: its forward is the net's own ``evaluation_step``."""
-
-    def forward(self, x: Inputs = None, /, **inputs: Whatever) -> Whatever:
-        # What a loader gives: the inputs, and labels, which skorch makes up in prediction.
-        return self._net.evaluation_step((inputs or x, torch.zeros(1)), training=False)
 
 
 class _TracedNet(NetModule):
@@ -125,7 +117,7 @@ class _TracedNet(NetModule):
         self._to_logits = to_logits
         self.used: list[str] = []
 
-    def forward(self, x: Inputs = None, /, **inputs: Whatever) -> Whatever:
+    def forward(self, x: Inputs = None, /, **inputs: UserValue) -> UserValue:
         with torch.enable_grad():
             for parameter in self.parameters():
                 parameter.requires_grad_(True)
@@ -142,6 +134,11 @@ class _TracedNet(NetModule):
 def _infers_as_skorch(net: skorch.NeuralNet) -> bool:
     own = getattr(net.infer, "__func__", None)
     return own in (skorch.NeuralNet.infer, skorch.NeuralNetBinaryClassifier.infer)
+
+
+def whole_net(net: skorch.NeuralNet) -> NetModule:
+    """Return a module of all modules of a net, also of the criteria that prediction touches."""
+    return NetModule(net, _criteria_of(net))
 
 
 def _torch_parts(net: skorch.NeuralNet) -> list[str]:
@@ -177,16 +174,9 @@ def net_module(net: skorch.NeuralNet, batch: Inputs, to_logits: ToOutputs) -> Ne
     Returns
     -------
     NetModule
-        With those criteria whose parameters the logits depend on, such as a margin loss that holds
-        a weight for each class.
-
-    Raises
-    ------
-    ValueError
-        If an overridden ``evaluation_step`` predicts something else than ``infer`` gives.
+        With those criteria that have parameters on which the logits depend, such as a margin loss
+        with a weight for each class.
     """
-    if type(net).evaluation_step is not skorch.NeuralNet.evaluation_step:
-        _check_evaluation_step(net, batch, to_logits)
     module = NetModule(net)
     if _infers_as_skorch(net):
         return module
@@ -201,42 +191,3 @@ def net_module(net: skorch.NeuralNet, batch: Inputs, to_logits: ToOutputs) -> Ne
     traced = _TracedNet(net, criteria, to_logits)
     predicted_means(traced, [batch], to_logits=to_logits)
     return NetModule(net, traced.used)
-
-
-def _check_evaluation_step(net: skorch.NeuralNet, batch: Inputs, to_logits: ToOutputs) -> None:
-    """Raise ValueError unless the net predicts what it infers."""
-    # Setting the mode, evaluation_step reaches the criteria too.
-    criteria = _criteria_of(net)
-    inferred: list[Whatever] = []
-
-    def noting(output: Whatever) -> Tensor:
-        inferred.append(output)
-        return to_logits(output)
-
-    def reading(output: Whatever) -> Tensor:
-        # It may pick the logits out of what infer gives.
-        picked = isinstance(output, Tensor) and not isinstance(inferred[0], Tensor | tuple)
-        return output if picked else to_logits(output)
-
-    p = predicted_means(NetModule(net, criteria), [batch], to_logits=noting)
-    try:
-        evaluated = _EvaluatedNet(net, criteria)
-        other = predicted_means(evaluated, [batch], to_logits=reading)
-    except (ValueError, TypeError) as error:
-        raise _two_answers(net, f"none: {error}", _listed(p)) from error
-    if p.shape != other.shape or not torch.allclose(p, other, rtol=1e-3, atol=1e-5):
-        raise _two_answers(net, _listed(other), _listed(p))
-
-
-def _two_answers(net: skorch.NeuralNet, predicted: str, inferred: str) -> ValueError:
-    return ValueError(
-        f"A query reads {type(net).__name__}.infer, but the net predicts by an evaluation_step of "
-        f"its own, and they disagree: for the first sample infer gives the probabilities "
-        f"{inferred}, evaluation_step {predicted}. What evaluation_step does beyond skorch's "
-        "belongs into infer."
-    )
-
-
-def _listed(p: Tensor) -> str:
-    numbers = ", ".join(f"{value:.3g}" for value in p[0, :4].tolist())
-    return f"({numbers}{', ...' if p.shape[1] > 4 else ''})"

@@ -5,18 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import skorch
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from skfishermask.compat import without_mode_changes
+from skfishermask.data.batches import N_COMPARED, Source, has_own_iterator, naming_rows
 from skfishermask.data.diagnostics import image_hint
 from skfishermask.data.likelihoods import likelihood_of
 from skfishermask.data.logits import not_finite, to_logits_of
-from skfishermask.data.net import NetModule, net_module
-from skfishermask.fisher import Likelihood, OutputLikelihood, map_outputs
-from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToOutputs
+from skfishermask.data.net import NetModule, net_module, whole_net
+from skfishermask.data.rows import Relabeled, take_rows
+from skfishermask.data.types import Data, SampleRole, UserValue
+from skfishermask.fisher import Likelihood, OutputLikelihood, map_outputs, predicted_means
+from skfishermask.jacobian import (
+    Inputs,
+    NonFiniteOutputError,
+    ToOutputs,
+    exact_mode,
+    first_output,
+    isolated,
+    seeded,
+)
 
-_CALLED = {"X_pool": "pool", "X_labeled": "labelled data", "X_target": "target data"}
+# Relative difference of predictions; absolute below this share of the largest.
+_TOLERANCE, _ABSOLUTE = 1e-3, 1e-2
 
 
 @dataclass(frozen=True)
@@ -33,12 +48,15 @@ class ReadableNet:
         What makes logits of that.
     likelihood : Likelihood
         The distribution of a label, given the logits.
+    has_own_logits : bool, default=False
+        Whether `to_logits` is the user's own.
     """
 
     net: skorch.NeuralNet
     module: NetModule
     to_logits: ToOutputs
     likelihood: OutputLikelihood
+    has_own_logits: bool = False
 
     @property
     def read_options(self) -> dict[str, Any]:
@@ -50,15 +68,15 @@ class ReadableNet:
         """Where it computes."""
         return next(self.module.parameters()).device
 
-    def outputs_of(self, first: Inputs, name: str) -> Tensor:
+    def outputs_of(self, first: Inputs, role: SampleRole) -> Tensor:
         """Try the net on one sample, and return its outputs.
 
         Parameters
         ----------
         first : tensor, list of tensors or dict of tensors
             The sample.
-        name : str
-            What the user calls the samples.
+        role : SampleRole
+            Of the samples.
 
         Raises
         ------
@@ -70,16 +88,22 @@ class ReadableNet:
         except torch.OutOfMemoryError:
             raise
         except NonFiniteOutputError as error:
-            raise not_finite(0, name, self.to_logits) from error
+            raise not_finite(0, role, self.to_logits) from error
         except (RuntimeError, IndexError, TypeError) as error:
             explained = ValueError(
-                f"The network cannot read the {_CALLED[name]}. The first sample is "
+                f"The network cannot read the {role.noun}. The first sample is "
                 f"{_described(first)}, and PyTorch says: {error}"
             )
             if note := image_hint(first):
                 explained.add_note(note)
             raise explained from error
         return outputs
+
+
+def first_sample(samples: Source) -> Inputs:
+    """Return the first sample alone; what a Dataset draws for it leaves no trace."""
+    with seeded(0):
+        return next(iter(samples.head(1)[1]))
 
 
 def read_net(
@@ -109,13 +133,106 @@ def read_net(
         Of the sample.
     """
     model = likelihood_of(net, likelihood)
-    plain = ReadableNet(net, NetModule(net), to_logits_of(net, to_logits, model), model)
-    outputs = plain.outputs_of(first, "X_pool")
+    to_outputs = to_logits_of(net, to_logits, model)
+    plain = ReadableNet(net, NetModule(net), to_outputs, model, to_logits is not None)
+    outputs = plain.outputs_of(first, SampleRole.POOL)
     return replace(plain, module=net_module(net, first, plain.to_logits)), outputs
 
 
 def _outputs_alone(outputs: Tensor, counted: Tensor | None) -> Tensor:
     return outputs.detach()
+
+
+def check_as_predicted(net: ReadableNet, samples: Source) -> None:
+    """Check that a query reads what the net predicts with, on the first samples.
+
+    Parameters
+    ----------
+    net : ReadableNet
+        How a query reads the net.
+    samples : Source
+        A set of samples; the first `N_COMPARED` are compared.
+
+    Raises
+    ------
+    ValueError
+        If the predictions that are read differ from those of the net's own ``predict_proba``.
+    """
+    X, batches = samples.head(N_COMPARED)
+    outputs: list[UserValue] = []
+
+    def noting(output: UserValue) -> Tensor:
+        outputs.append(output)
+        return net.to_logits(output)
+
+    # All of the net is visited, since a prediction may touch the criteria too.
+    with isolated(whole_net(net.net)), exact_mode(net.device):
+        with seeded(0), naming_rows(batches, net.to_logits):
+            # One draw, as the loader of a prediction makes one: then what a Dataset draws is equal.
+            torch.empty((), dtype=torch.int64).random_()
+            options = net.read_options | {"to_logits": noting}
+            p = predicted_means(net.module, batches, **options).cpu()
+        with seeded(0):
+            predicted = _predicted(net, X, p.shape)
+    eps = torch.finfo(_dtype_of(outputs[0])).eps
+    _compare(net.net, samples.role, p, predicted, max(_TOLERANCE, 4 * eps))
+
+
+def _dtype_of(output: UserValue) -> torch.dtype:
+    found = first_output(output)
+    is_float = isinstance(found, Tensor) and found.is_floating_point()
+    return found.dtype if is_float else torch.float32
+
+
+def _predicted(net: ReadableNet, X: Data, shape: torch.Size) -> Tensor:
+    """Predict means of this shape, of the first samples, as the net does by itself."""
+    own, n = without_mode_changes(net.net), shape[0]
+    # An iterator of the net's own might order the samples by what they are.
+    rows = np.arange(n)[::-1] if has_own_iterator(own) else np.arange(n)
+    X = take_rows(X, rows)
+    if isinstance(X, Dataset):
+        X = Relabeled(X, np.zeros(n, dtype="int64"))  # skorch wants labels that it ignores
+
+    def of_outputs() -> Tensor:
+        outputs = [net.to_logits(output) for output in own.forward_iter(X)]
+        return net.likelihood.mean(torch.cat(outputs))
+
+    def of_net() -> Tensor:
+        p = torch.as_tensor(own.predict_proba(X)).double()
+        if p.shape != shape:
+            raise ValueError(f"The net's predict_proba has the shape {tuple(p.shape)}.")
+        return p
+
+    # With to_logits, an output can be one that skorch makes no probabilities of, or others.
+    first, second = (of_outputs, of_net) if net.has_own_logits else (of_net, of_outputs)
+    with torch.no_grad():
+        try:
+            p = first()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a user's network, or to_logits, can raise anything
+            p = second()
+    return p[np.argsort(rows)].cpu()
+
+
+def _compare(
+    net: skorch.NeuralNet, role: SampleRole, p: Tensor, predicted: Tensor, tolerance: float
+) -> None:
+    """Raise ValueError, naming the first place, where what is read differs from predictions."""
+    remedy = (
+        f"What {type(net).__name__} does to its samples or outputs beside its dataset, iterator "
+        "and infer, as in an overridden evaluation_step or predict_proba, belongs in infer."
+    )
+    size = predicted.abs()
+    # NaN is never near.
+    differ = ~((p - predicted).abs() <= tolerance * (size + _ABSOLUTE * size.max()))
+    if bool(differ.any()):
+        place = tuple(differ.nonzero()[0].tolist())
+        raise ValueError(
+            f"A query would not read what the net predicts with: for row {place[0]} of "
+            f"{role.argument}, output {', '.join(map(str, place[1:]))}, it reads "
+            f"{float(p[place]):.6g}, and the net predicts {float(predicted[place]):.6g}. {remedy}"
+        )
 
 
 def _described(batch: Inputs) -> str:

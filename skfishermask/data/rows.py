@@ -1,4 +1,4 @@
-"""Rows of whatever users keep their samples in: count, take, stack and check them."""
+"""Rows of samples in any container: count, take, concatenate and check them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CHUNK = 1 << 18
 
 
 def is_mapping(data: Data) -> bool:
-    """Tell whether this is a dict of inputs; SciPy's DOK matrix, a dict too, is not."""
+    """Return whether this is a dict of inputs; SciPy's DOK matrix, a dict too, is not."""
     return isinstance(data, Mapping) and not sp.issparse(data)
 
 
-def is_several(data: Data) -> bool:
-    """Tell whether these are several inputs: a dict of them, or a tuple of arrays, as in skorch."""
+def is_multi_input(data: Data) -> bool:
+    """Return whether these are several inputs: a dict of them, or a tuple of arrays."""
     return is_mapping(data) or (
         isinstance(data, tuple) and len(data) > 0 and all(len(_shape(part)) > 0 for part in data)
     )
@@ -42,9 +42,9 @@ def map_inputs(data: Data, function: Callable[[object, Data], Data]) -> Data:
     return tuple(function(i, part) for i, part in enumerate(data))
 
 
-def parts_of(data: Data) -> list[Data]:
+def input_arrays(data: Data) -> list[Data]:
     """List the inputs, where there are several, or the one there is."""
-    if not is_several(data):
+    if not is_multi_input(data):
         return [data]
     if not data:
         raise ValueError("Expected a dict of arrays, found an empty one.")
@@ -52,7 +52,7 @@ def parts_of(data: Data) -> list[Data]:
 
 
 def is_text(data: Data) -> bool:
-    """Tell whether the samples are strings, one after the other."""
+    """Return whether the samples are strings, one after the other."""
     return _are_all(str, data)
 
 
@@ -98,7 +98,7 @@ def as_rows(data: Data, name: str, *, numbers: bool = True) -> Data:
         check_no_text(data, name)
     elif is_text(data):
         return data
-    if not is_several(data) and isinstance(data, list | tuple | range):
+    if not is_multi_input(data) and isinstance(data, list | tuple | range):
         tensors = any(isinstance(row, torch.Tensor) for row in data)
         try:
             data = torch.stack([*data]) if tensors else np.asarray(data)
@@ -112,18 +112,17 @@ def as_rows(data: Data, name: str, *, numbers: bool = True) -> Data:
         return sp.csr_matrix(data)
     if hasattr(data, "iloc") and not hasattr(data, "columns"):
         data = np.asarray(data)
-    has_rows = hasattr(data, "__getitem__") and (hasattr(data, "__len__") or hasattr(data, "shape"))
-    if not has_rows:
+    if getattr(data, "shape", None) == ():
+        raise ValueError(f"Expected one row a sample in {name}, found a single value: {data}.")
+    if not has_rows(data):
         raise TypeError(
             f"Expected {name} to be an array, DataFrame, sparse matrix, tensor, dict or tuple of "
             f"arrays or Dataset, found {type(data).__name__}."
         )
-    if is_several(data):
+    if is_multi_input(data):
         map_inputs(data, lambda key, part: as_rows(part, f"{name}[{key!r}]", numbers=numbers))
-        check_consistent_length(*parts_of(data))
-    for part in parts_of(data):
-        if getattr(part, "shape", None) == ():
-            raise ValueError(f"Expected one row a sample in {name}, found a single value: {part}.")
+        check_consistent_length(*input_arrays(data))
+    for part in input_arrays(data):
         dtypes = part.dtypes if hasattr(part, "columns") else [getattr(part, "dtype", None)]
         for dtype in dtypes:
             if numbers and getattr(dtype, "kind", "f") not in "biuf":
@@ -131,9 +130,15 @@ def as_rows(data: Data, name: str, *, numbers: bool = True) -> Data:
     return data
 
 
+def has_rows(data: Data) -> bool:
+    """Return whether this has rows that can be counted and taken, and is no single value."""
+    is_sized = hasattr(data, "shape") or hasattr(data, "__len__")
+    return is_sized and hasattr(data, "__getitem__") and getattr(data, "shape", None) != ()
+
+
 def n_rows(data: Data) -> int:
     """Count the samples."""
-    data = parts_of(data)[0]
+    data = input_arrays(data)[0]
     return int(data.shape[0]) if hasattr(data, "shape") else len(data)
 
 
@@ -143,7 +148,7 @@ def check_finite(data: Data, name: str, start: int = 0) -> None:
     A memory map is read in chunks. What cannot be checked without loading it sample by sample, a
     Dataset for example, is let through. Rows are counted from `start`.
     """
-    if is_several(data):
+    if is_multi_input(data):
         map_inputs(data, lambda key, part: check_finite(part, f"{name}[{key!r}]", start))
     elif isinstance(data, torch.Tensor):
         bad = (~torch.isfinite(data)).nonzero()
@@ -168,19 +173,21 @@ def check_finite(data: Data, name: str, start: int = 0) -> None:
             _refuse(name, start + int(missing.argmax()))
         numbers = data.select_dtypes("number") if hasattr(data, "select_dtypes") else data
         _check_array(np.asarray(numbers), name, start)
+    elif isinstance(data, CastArray):
+        _check_array(data, name, start)
     elif hasattr(data, "__array__"):
         _check_array(np.asanyarray(data), name, start)
 
 
-def _check_array(data: np.ndarray, name: str, first: int) -> None:
+def _check_array(data: np.ndarray | CastArray, name: str, first: int) -> None:
     if data.dtype.kind == "O":
         # NaN alone differs from itself.
         bad = np.asarray(data != data).reshape(len(data), -1).any(axis=1)
         if bad.any():
             _refuse(name, first + int(bad.argmax()))
-    if data.dtype.kind not in "fc" or data.size == 0:
+    if data.dtype.kind not in "fc" or 0 in data.shape:
         return
-    data = np.atleast_1d(data)
+    data = np.atleast_1d(data) if isinstance(data, np.ndarray) else data
     step = max(1, _CHUNK // max(1, data[0].size))
     for start in range(0, len(data), step):
         part = np.asarray(data[start : start + step])
@@ -194,8 +201,8 @@ def _refuse(name: str, row: int) -> NoReturn:
 
 
 def take_rows(data: Data, indices: Data) -> Data:
-    """Take samples, in the container they came in."""
-    if is_several(data):
+    """Return some samples, in the container they came in."""
+    if is_multi_input(data):
         return map_inputs(data, lambda _, part: take_rows(part, indices))
     if hasattr(data, "iloc"):  # data[indices] of a DataFrame means columns, of a Series labels
         return data.iloc[indices]
@@ -209,8 +216,42 @@ def take_rows(data: Data, indices: Data) -> Data:
     return data[indices]
 
 
+class CastArray:
+    """An array in a file, in another dtype: its rows are cast when they are taken.
+
+    Parameters
+    ----------
+    array : memory map, or another array that reads its rows when they are taken
+        The array.
+    dtype : dtype
+        The other dtype.
+    """
+
+    def __init__(self, array: Data, dtype: object) -> None:
+        self.array = array
+        self.dtype = np.dtype(dtype)  # type: ignore[call-overload]
+        self.shape, self.ndim = array.shape, len(array.shape)
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return int(self.shape[0])
+
+    def __getitem__(self, index: Data) -> np.ndarray:
+        """Return some rows, cast."""
+        return np.asarray(self.array[index]).astype(self.dtype, copy=False)
+
+
+def is_mapped(data: Data) -> bool:
+    """Return whether this is an array, or a view of one, that NumPy has mapped from a file."""
+    while isinstance(data, np.ndarray):
+        if isinstance(data, np.memmap):
+            return True
+        data = data.base
+    return False
+
+
 def inputs_of(item: Data) -> Data:
-    """Take the inputs from what a Dataset or a loader gives: (X, y), or X alone."""
+    """Return the inputs in what a Dataset or a loader gives: (X, y), or X alone."""
     return item[0] if isinstance(item, list | tuple) else item
 
 
@@ -234,19 +275,19 @@ class Relabeled(Dataset[tuple[Data, Labels]]):
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[Data, Labels]:
-        """Give a sample and its label."""
+        """Return a sample and its label."""
         return inputs_of(self.dataset[i]), self.labels[i]
 
 
 def stack_rows(old: Data, new: Data) -> Data:
-    """Put new samples behind old ones, in the container of the old ones."""
+    """Concatenate old and new samples, in the container of the old ones."""
     if is_mapping(old) or hasattr(old, "columns"):
         found = list(new.keys()) if hasattr(new, "keys") else type(new).__name__
         if set(found) != set(old.keys()):
             raise ValueError(
                 f"The new samples have {found}; expected {list(old.keys())} like the training data."
             )
-    if is_several(old):
+    if is_multi_input(old):
         return map_inputs(old, lambda key, part: stack_rows(part, new[key]))
     if hasattr(old, "iloc") and hasattr(new, "iloc"):
         import pandas as pd  # nothing new is loaded: these are pandas objects

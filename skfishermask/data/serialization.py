@@ -8,7 +8,7 @@ import skorch
 from torch import nn
 
 from skfishermask.compat import as_written
-from skfishermask.data.types import Whatever
+from skfishermask.data.types import UserValue
 
 # Parts of a net that only training uses, and that may be large or unable to travel.
 _TRAINING = ("callbacks", "callbacks_", "history_", "_optimizers", "train_split")
@@ -21,7 +21,7 @@ class _NotCompiled(nn.Module):
         super().__init__()
         self._orig_mod = module
 
-    def __getattr__(self, name: str) -> Whatever:
+    def __getattr__(self, name: str) -> UserValue:
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -29,7 +29,7 @@ class _NotCompiled(nn.Module):
                 raise
             return getattr(self._orig_mod, name)
 
-    def forward(self, *args: Whatever, **kwargs: Whatever) -> Whatever:
+    def forward(self, *args: UserValue, **kwargs: UserValue) -> UserValue:
         """Run the module."""
         return self._orig_mod(*args, **kwargs)
 
@@ -42,7 +42,7 @@ def _travelling(module: nn.Module, copied: dict[int, object]) -> nn.Module:
 
 
 def net_state(net: skorch.NeuralNet) -> tuple[type, dict[str, object]]:
-    """Take what reading a net needs out of it, to travel to another process.
+    """Return what reading a net needs, to travel to another process.
 
     Parameters
     ----------

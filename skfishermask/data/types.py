@@ -1,7 +1,8 @@
-"""Names for objects of users and of untyped packages, so that ``Any`` stands nowhere else."""
+"""Names for objects of users and of untyped packages (``Any`` stands nowhere else), and roles."""
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, TypeAlias
 
 # A user's samples: an array of any rank, DataFrame, sparse matrix, tensor, list, dict or tuple of
@@ -11,7 +12,27 @@ Data: TypeAlias = Any
 Labels: TypeAlias = Any
 # A user's estimator: scikit-learn's, modAL's, skorch's, or of any class that acts like one.
 Estimator: TypeAlias = Any
-# Whatever a user's function takes and gives: a network's output, a keyword for a fit.
-Whatever: TypeAlias = Any
+# What a user's function takes or returns: a network's output, a keyword for a fit.
+UserValue: TypeAlias = Any
 # A user's dask.array, distributed.Client, or what these give: Dask has no types.
 DaskObject: TypeAlias = Any
+
+
+class SampleRole(Enum):
+    """Role of a set of samples in a query.
+
+    Attributes
+    ----------
+    argument : str
+        The user's argument that holds them.
+    noun : str
+        What messages call them.
+    """
+
+    POOL = "X_pool", "pool"
+    LABELED = "X_labeled", "labelled samples"
+    TARGET = "X_target", "target samples"
+
+    def __init__(self, argument: str, noun: str) -> None:
+        self.argument = argument
+        self.noun = noun

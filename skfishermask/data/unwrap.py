@@ -1,4 +1,4 @@
-"""From whatever the user handed over to a fitted skorch net and the data that net sees."""
+"""Find the fitted skorch net inside an estimator, and the transformers before it."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class Unwrapped:
 
 @runtime_checkable
 class Checking(Protocol):
-    """An estimator around another one that checks samples before it hands them on."""
+    """An estimator around another one that checks samples before it passes them on."""
 
     def __skfishermask_checked__(self, X: Data) -> Data:
-        """Give samples that are like those of the fit, or raise ValueError."""
+        """Return samples that are like those of the fit, or raise ValueError."""
 
 
 def _transformed(transformers: list[Callable[[Data], Data]], X: Data) -> Data:
@@ -72,7 +72,7 @@ def _transformed(transformers: list[Callable[[Data], Data]], X: Data) -> Data:
 
 
 def _wraps_one(estimator: Estimator) -> bool:
-    """Tell whether this is a meta-estimator that hands the data on as they are to one other."""
+    """Return whether this is a meta-estimator that passes data unchanged to one other."""
     many_or_others = isinstance(estimator, BaseEnsemble) or hasattr(estimator, "transform")
     return hasattr(estimator, "estimator") and not many_or_others
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from skfishermask.data import Data, Whatever, n_rows, parts_of, take_rows
+from skfishermask.data import Data, UserValue, input_arrays, n_rows, take_rows
 
 # Rows of a pool that are looked at to tell it from another.
 _ROWS_READ = 64
@@ -124,7 +124,7 @@ def _write(file: Path, content: Mapping[str, object]) -> None:
     half.replace(file)
 
 
-def _read(file: Path) -> Whatever:
+def _read(file: Path) -> UserValue:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -140,7 +140,7 @@ def fingerprint(data: Data) -> str:
     samples may be slow or random.
     """
     digest = hashlib.sha256()
-    for part in parts_of(data):
+    for part in input_arrays(data):
         n = n_rows(part)
         digest.update(f"{type(part).__qualname__} {getattr(part, 'shape', n)}".encode())
         if isinstance(part, Dataset):
@@ -169,7 +169,7 @@ def _fingerprint_of_weights(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(thing: Whatever) -> object:
+def describe(thing: UserValue) -> object:
     """Describe an estimator, a function or a parameter by names and values, without addresses."""
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing

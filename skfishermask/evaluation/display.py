@@ -11,7 +11,7 @@ from typing import Literal, Self
 import numpy as np
 from sklearn.utils import check_random_state
 
-from skfishermask.data import Data, Estimator, Labels, Whatever
+from skfishermask.data import Data, Estimator, Labels, UserValue
 from skfishermask.evaluation.curve import Strategy, active_learning_curve
 
 
@@ -69,7 +69,7 @@ class ActiveLearningCurveDisplay:
         results: Mapping[str, Mapping[str, np.ndarray]],
         *,
         score_name: str = "test_score",
-        **plot_parameters: Whatever,
+        **plot_parameters: UserValue,
     ) -> Self:
         """Draw results that were computed before.
 
@@ -113,13 +113,13 @@ class ActiveLearningCurveDisplay:
         n_initial: Data,
         n_instances: int,
         n_queries: int,
-        cv: Whatever = None,
-        scoring: Whatever = None,
+        cv: UserValue = None,
+        scoring: UserValue = None,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         verbose: int = 0,
-        **plot_parameters: Whatever,
+        **plot_parameters: UserValue,
     ) -> Self:
         """Compute the curves of one or several strategies, and draw them.
 
@@ -178,13 +178,13 @@ class ActiveLearningCurveDisplay:
 
     def plot(
         self,
-        ax: Whatever = None,
+        ax: UserValue = None,
         *,
         band: str | None = "std",
         band_style: str = "fill_between",
         score_label: str | None = None,
-        line_kw: dict[str, Whatever] | None = None,
-        band_kw: dict[str, Whatever] | None = None,
+        line_kw: dict[str, UserValue] | None = None,
+        band_kw: dict[str, UserValue] | None = None,
     ) -> Self:
         """Draw the curves.
 
@@ -250,13 +250,13 @@ class ActiveLearningCurveDisplay:
         return self
 
 
-def _name(strategy: Whatever) -> str:
+def _name(strategy: UserValue) -> str:
     if isinstance(strategy, str):
         return strategy
     return str(getattr(strategy, "__name__", type(strategy).__name__))
 
 
-def _pyplot() -> Whatever:
+def _pyplot() -> UserValue:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

@@ -14,8 +14,8 @@ from skfishermask.data import (
     Estimator,
     check_labels_fit,
     innermost,
+    input_arrays,
     n_rows,
-    parts_of,
     take_rows,
 )
 from skfishermask.first_batch import first_batch
@@ -39,7 +39,7 @@ def check_labels(estimator: Estimator, X: Data, y: np.ndarray) -> None:
     is_column = y.ndim == 2 and y.shape[1] == 1 and is_classifier(estimator)
     if y.ndim == 0 or is_column:
         raise ValueError(f"Expected y of shape (n_samples,), found shape {y.shape}.")
-    check_consistent_length(*parts_of(X), y)
+    check_consistent_length(*input_arrays(X), y)
     check_labels_fit(innermost(estimator), y)
 
 

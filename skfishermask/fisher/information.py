@@ -17,7 +17,14 @@ from skfishermask.fisher.likelihood import (
 from skfishermask.fisher.mask import ParameterMask
 from skfishermask.fisher.output_likelihood import Likelihood, OutputLikelihood
 from skfishermask.fisher.predictions import directions_for_share, read_all
-from skfishermask.jacobian import BatchJacobian, Inputs, JacobianReader, ToOutputs, exact_mode
+from skfishermask.jacobian import (
+    BatchJacobian,
+    Inputs,
+    JacobianReader,
+    ToOutputs,
+    exact_mode,
+    trainable_parameters,
+)
 
 
 def _directions(
@@ -41,7 +48,7 @@ def fisher_diagonal(
     n_directions: int | None = None,
     to_logits: ToOutputs | None = None,
 ) -> dict[str, Tensor]:
-    r"""Compute the mean diagonal Fisher information of every parameter.
+    r"""Compute the mean diagonal Fisher information of every trainable parameter.
 
     For parameter j it is the mean over samples x of
     :math:`\sum_c p_c(x) (\partial \log p_c(x) / \partial \theta_j)^2`, computed as
@@ -51,10 +58,11 @@ def fisher_diagonal(
     Parameters
     ----------
     module : nn.Module
-        A classifier. It is read in evaluation mode and left as it was.
+        A classifier. It is read in evaluation mode and left as it was. Frozen parameters are left
+        out, unless all are frozen.
     batches : iterable of tensor, list of tensors or dict of tensors
         What the module's forward takes first, samples along the first axis; a dict gives
-        keyword arguments. Moved to the module's device and floating-point dtype.
+        keyword arguments. Moved to the module's device; in the dtypes that forward takes.
     likelihood : {"categorical", "bernoulli", "gaussian"} or Likelihood, default="categorical"
         The distribution of a label, given the module's outputs: a name, a
         :class:`skfishermask.fisher.Categorical`, :class:`skfishermask.fisher.Bernoulli` or
@@ -76,7 +84,7 @@ def fisher_diagonal(
     ------
     ValueError
         If there is no sample, the logits are not a finite (n, C) matrix, the output for a
-        sample depends on its batch, the parameters differ in dtype or device, or
+        sample depends on its batch, the parameters differ in device or are complex, or
         `n_directions` is not an int of at least 1.
 
     References
@@ -135,14 +143,15 @@ def embedding_blocks(
     Yields
     ------
     Tensor of shape (n_batch, r, k)
-        In the module's dtype, or in float32 for 16-bit ones, on its device. The network is
-        isolated until the generator is exhausted or closed.
+        In the widest dtype of the parameters, float32 at least, on the module's device. The
+        network is isolated until the generator is exhausted or closed.
     """
     shapes = {name: p.shape for name, p in module.named_parameters()}
-    if dict(mask.shapes) != shapes:
+    trainable = {name: shapes[name] for name in trainable_parameters(module)}
+    if not trainable.items() <= mask.shapes.items() <= shapes.items():
         raise ValueError(
             f"The mask was made for parameters {_shapes(mask.shapes)}, the module has "
-            f"{_shapes(shapes)}."
+            f"{_shapes(trainable)}."
         )
     model = as_likelihood(likelihood)
     reader = JacobianReader(module, mask.indices, to_logits)
@@ -182,7 +191,7 @@ def fisher_embedding(
         A classifier. It is read in evaluation mode and left as it was.
     batches : iterable of tensor, list of tensors or dict of tensors
         What the module's forward takes first, samples along the first axis; a dict gives
-        keyword arguments. Moved to the module's device and floating-point dtype.
+        keyword arguments. Moved to the module's device; in the dtypes that forward takes.
     mask : ParameterMask
         The parameters to look at, k of them.
     likelihood : {"categorical", "bernoulli", "gaussian"} or Likelihood, default="categorical"
@@ -199,7 +208,7 @@ def fisher_embedding(
         as many as keep that share of the trace of diag(p) - p p^T over all samples, found
         by a forward pass of its own.
     dtype : torch.dtype
-        Storage of V; the computation is in the module's own dtype.
+        Storage of V; the computation is in the widest dtype of the parameters.
     to_logits : callable, optional
         Maps the module's output to logits (n, C). Default: it is logits, a tuple whose first
         element is, or an object that has them as ``.logits``.

@@ -88,7 +88,7 @@ class ParameterMask:
         Parameter name -> sorted flat indices of its kept entries, int64, on the CPU.
         Parameters without a kept entry are absent. Read-only.
     shapes : dict of str to torch.Size
-        Shape of every parameter of the network, kept or not, in order. Read-only.
+        Shape of every trainable parameter of the network, kept or not, in order. Read-only.
 
     Examples
     --------

@@ -1,7 +1,12 @@
 """R(x) J(x): the per-sample Jacobian of any torch module at chosen entries, times given rows."""
 
 from skfishermask.jacobian.batch_jacobian import TENSOR_CACHE_BYTES, BatchJacobian
-from skfishermask.jacobian.isolation import exact_mode, isolated, seeded
+from skfishermask.jacobian.isolation import (
+    exact_mode,
+    isolated,
+    seeded,
+    trainable_parameters,
+)
 from skfishermask.jacobian.module_io import (
     Inputs,
     NonFiniteOutputError,
@@ -29,4 +34,5 @@ __all__ = [
     "read_outputs",
     "seeded",
     "slice_batch",
+    "trainable_parameters",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from skfishermask.jacobian.contractions import FeaturePairs
 from skfishermask.jacobian.gradient_forms import Form, OuterProductGrad
 from skfishermask.jacobian.graph import Use
+from skfishermask.jacobian.isolation import trainable_parameters
 from skfishermask.jacobian.located_uses import LocatedUse
 from skfishermask.jacobian.operations import Node
 from skfishermask.jacobian.per_sample import TensorCache, UseGroup
@@ -27,7 +29,8 @@ class ParameterEntries:
     module : nn.Module
         The network.
     indices : dict of str to Tensor, optional
-        Parameter name -> flat indices of the entries, int64, on the CPU. None: all.
+        Parameter name -> flat indices of the entries, int64, on the CPU. None: all of the
+        trainable parameters.
 
     Attributes
     ----------
@@ -35,27 +38,31 @@ class ParameterEntries:
         Those with entries to read.
     indices, device_indices : dict of str to Tensor or None
         As given, on the CPU and on the network's device; None: all of the parameter.
-    device, dtype : torch.device, torch.dtype
+    device : torch.device
         The network's.
     sum_dtype : torch.dtype
-        The dtype of sums.
+        The dtype of sums: the widest of the parameters', float32 at least.
 
     Raises
     ------
     ValueError
-        If the parameters differ in dtype or device, or `indices` names an unknown one.
+        If the parameters differ in device, `indices` names an unknown one, or one that is not real.
     """
 
     def __init__(self, module: nn.Module, indices: Mapping[str, Tensor] | None) -> None:
         parameters = dict(module.named_parameters())
-        self.indices: dict[str, Tensor | None] = dict(indices or dict.fromkeys(parameters))
+        self.indices: dict[str, Tensor | None] = dict(
+            indices or dict.fromkeys(trainable_parameters(module))
+        )
         unknown = [name for name in self.indices if name not in parameters]
         if unknown:
             raise ValueError(f"The module has no parameter {unknown[0]!r}.")
-        self.device, self.dtype = _device_and_dtype(parameters)
-        # Sums of 16-bit numbers are made in 32 bits.
-        self.sum_dtype = torch.promote_types(self.dtype, torch.float32)
+        self.device = _one_device(parameters)
         self.parameters = {name: parameters[name] for name in self.indices}
+        _check_real(self.parameters)
+        # Sums of 16-bit numbers are made in 32 bits.
+        dtypes = [p.dtype for p in self.parameters.values()]
+        self.sum_dtype = reduce(torch.promote_types, dtypes, torch.float32)
         self.device_indices = {
             name: None if index is None else index.to(self.device)
             for name, index in self.indices.items()
@@ -132,13 +139,21 @@ def _group_key(located: LocatedUse) -> tuple[Hashable, bool]:
     return (use.name, tuple(views), kind), True
 
 
-def _device_and_dtype(parameters: Mapping[str, Tensor]) -> tuple[torch.device, torch.dtype]:
-    kinds = {(str(p.dtype), str(p.device)) for p in parameters.values()}
-    if len(kinds) != 1:
-        found = ", ".join(f"{dtype} on {device}" for dtype, device in sorted(kinds))
+def _one_device(parameters: Mapping[str, Tensor]) -> torch.device:
+    devices = {p.device for p in parameters.values()}
+    if len(devices) != 1:
+        found = ", ".join(sorted(map(str, devices))) or "no parameters"
         raise ValueError(
-            "Expected all parameters of the network to have one dtype and one device, "
-            f"found {found or 'no parameters'}."
+            f"Expected all parameters of the network to be on one device, found {found}."
         )
-    first = next(iter(parameters.values()))
-    return first.device, first.dtype
+    return devices.pop()
+
+
+def _check_real(parameters: Mapping[str, Tensor]) -> None:
+    for name, p in parameters.items():
+        if not p.is_floating_point():
+            raise ValueError(
+                f"Expected parameters that are real numbers, found {name!r} of {p.dtype}. Of "
+                "complex numbers make a real parameter, and torch.view_as_complex in forward; or "
+                "freeze it, by requires_grad_(False), before the query."
+            )

@@ -124,16 +124,47 @@ def _differs(buffer: Tensor, version: int, value: Tensor) -> bool:
     return comparable and not torch.equal(buffer, value)
 
 
-def _restore_parameter(parameter: nn.Parameter) -> Restore:
-    requires_grad, grad = parameter.requires_grad, parameter.grad
+class _RestoreParameter:
+    """Assigns a parameter the flag and the gradient that it has now."""
 
-    def restore() -> None:
-        if parameter.requires_grad != requires_grad:
-            parameter.requires_grad_(requires_grad)
-        if parameter.grad is not grad:
-            parameter.grad = grad
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+        self.requires_grad, self.grad = parameter.requires_grad, parameter.grad
 
-    return restore
+    def __call__(self) -> None:
+        if self.parameter.requires_grad != self.requires_grad:
+            self.parameter.requires_grad_(self.requires_grad)
+        if self.parameter.grad is not self.grad:
+            self.parameter.grad = self.grad
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name; where all are frozen, all.
+
+    Another visit that is under way does not count: what it changes is the user's afterwards.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network.
+
+    Returns
+    -------
+    dict of str to Parameter
+        In the order of ``module.named_parameters()``.
+    """
+
+    def is_trainable(parameter: nn.Parameter) -> bool:
+        line = _lines.get(("parameter", id(parameter)))
+        restore = line[0].restore if line else None
+        if isinstance(restore, _RestoreParameter):
+            return restore.requires_grad
+        return parameter.requires_grad
+
+    parameters = dict(module.named_parameters())
+    with _lock:
+        found = {name: p for name, p in parameters.items() if is_trainable(p)}
+    return found or {name: p for name, p in parameters.items() if p.is_floating_point()}
 
 
 def _restore_random_states(*, was_seeded: bool) -> Restore:
@@ -167,7 +198,7 @@ def _evaluation_mode(stack: ExitStack, module: nn.Module) -> None:
 def _trainable(stack: ExitStack, module: nn.Module, wanted: Sequence[nn.Parameter]) -> None:
     wanted_ids = {id(p) for p in wanted}
     for p in {id(p): p for p in (*module.parameters(), *wanted)}.values():
-        alone = _join(stack, ("parameter", id(p)), _restore_parameter(p))
+        alone = _join(stack, ("parameter", id(p)), _RestoreParameter(p))
         # A backward pass inside the network's own forward pass adds to a gradient of its own.
         if p.grad is not None:
             p.grad = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -72,12 +73,12 @@ def first_output(output: Output) -> Output:
 
 
 def move(batch: Inputs, module: nn.Module) -> Inputs:
-    """Move a batch to the module's device, floating-point tensors to its dtype."""
-    kind = next(module.parameters())
+    """Move a batch to the module's device; dtypes are the network's own affair."""
+    device = next(module.parameters()).device
 
     def move(t: Tensor) -> Tensor:
         # An input that requires gradients itself is no parameter.
-        t = t.detach().to(kind.device, kind.dtype if t.is_floating_point() else t.dtype)
+        t = t.detach().to(device)
         # Autograd cannot save what was made in inference mode.
         return t.clone() if t.is_inference() else t
 
@@ -86,8 +87,39 @@ def move(batch: Inputs, module: nn.Module) -> Inputs:
 
 def call_module(module: nn.Module, batch: Inputs, to_outputs: ToOutputs | None) -> Tensor:
     """Call a module as skorch does: a mapping becomes keyword arguments. Return its outputs."""
-    output = module(**batch) if isinstance(batch, Mapping) else module(batch)
+    with _explaining_dtypes(module, batch):
+        output = module(**batch) if isinstance(batch, Mapping) else module(batch)
     return (to_outputs or first_output)(output)
+
+
+@contextmanager
+def _explaining_dtypes(module: nn.Module, batch: Inputs) -> Iterator[None]:
+    """Add the remedy to PyTorch's error where a batch has a dtype that no parameter has."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "dtype" not in str(error) and "scalar type" not in str(error):
+            raise
+        found: list[torch.dtype] = []
+
+        def note_dtype(t: Tensor) -> Tensor:
+            found.append(t.dtype)
+            return t
+
+        map_tensors(batch, note_dtype)
+        own = {p.dtype for p in module.parameters()}
+        floats = sorted(
+            {str(dtype) for dtype in found if dtype.is_floating_point} - {*map(str, own)}
+        )
+        if not floats:
+            raise
+        expected = " and ".join(sorted(map(str, own)))
+        target = expected.removeprefix("torch.") if len(own) == 1 else "float32"
+        raise RuntimeError(
+            f"{error}. The samples are {' and '.join(floats)}, the network's parameters "
+            f"{expected}: cast the samples to the dtype that the network takes, as by "
+            f"X.astype({target!r}), or cast in its forward."
+        ) from error
 
 
 class NonFiniteOutputError(ValueError):
@@ -120,7 +152,7 @@ def check_outputs(outputs: Output, n: int, first_row: int) -> None:
 def read_outputs(
     module: nn.Module, batch: Inputs, to_outputs: ToOutputs | None = None, first_row: int = 0
 ) -> Tensor:
-    """Run a module on a batch, moved to its device and dtype; return checked outputs (n, ...).
+    """Run a module on a batch, moved to its device; return checked outputs (n, ...).
 
     Raises ValueError, naming the first bad sample counted from `first_row`, unless they are
     finite, with a row a sample.

@@ -66,7 +66,8 @@ class JacobianReader:
         The network. In evaluation mode its output for a sample must not depend on the other
         samples of the batch.
     indices : dict of str to Tensor, optional
-        Parameter name -> flat indices of the entries to read, int64, on the CPU. None: all.
+        Parameter name -> flat indices of the entries to read, int64, on the CPU. None: all of the
+        trainable parameters.
     to_outputs : callable, optional
         Maps what the module returns to outputs (n, ...). Default: it is the outputs, a tuple that
         begins with them, or an object that has them as ``.logits``.
@@ -74,7 +75,7 @@ class JacobianReader:
     Raises
     ------
     ValueError
-        If the parameters differ in dtype or device, or `indices` names an unknown one.
+        If the parameters differ in device, `indices` names an unknown one, or one that is not real.
     """
 
     def __init__(
@@ -168,7 +169,8 @@ class JacobianReader:
             "samples of its batch (a BatchNorm with track_running_stats=False does that)"
         )
         n = len(outputs)
-        tolerance = _largest_eps([outputs]) ** 0.5 * outputs.abs().max()
+        own = [p for p in self.module.parameters() if p.is_floating_point()]
+        tolerance = _largest_eps([outputs, *own]) ** 0.5 * outputs.abs().max()
         gap = torch.zeros_like(tolerance)
         for s in (0, n - 1):
             try:

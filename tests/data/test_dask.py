@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from skfishermask import FisherMaskSampler
 from skfishermask.compat import client_that_computes
-from skfishermask.data import DaskSamples, NetSamples, is_dask
+from skfishermask.data import DaskSamples, NetSamples, SampleRole, is_dask
 from tests.nets import digits, fitted, logits_net
 
 da = pytest.importorskip("dask.array")
@@ -113,7 +113,7 @@ def test_one_chunk_at_a_time(net: Any, pool: np.ndarray) -> None:
 
     chunked = da.from_array(pool, CHUNKS).map_blocks(note, dtype=pool.dtype, meta=pool[:0])
     FisherMaskSampler(mask="output_layer", coverage_share=0, random_state=0)(net, chunked, 5)
-    # One row to try the network, then each chunk once.
+    # Some rows to try the network, then each chunk once.
     assert computed[1:] == list(CHUNKS[0])
 
 
@@ -124,7 +124,7 @@ def test_batches_are_those_of_the_array(net: Any, pool: np.ndarray) -> None:
     found = list(batches)
     assert len(found) == len(batches) == 5
     assert batches.n_rows == 6
-    expected = NetSamples(net, pool, "X_pool").batches(rows)
+    expected = NetSamples(net, pool, SampleRole.POOL).batches(rows)
     assert torch.equal(torch.cat(found), torch.cat(list(expected)))
     whole = list(DaskSamples(net.set_params(batch_size=-1), X, same).batches(rows))
     net.set_params(batch_size=32)

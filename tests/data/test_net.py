@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from skfishermask import FisherMaskSampler
-from skfishermask.data import NetSamples, to_logits_of
+from skfishermask.data import NetSamples, SampleRole, to_logits_of
 from skfishermask.data.net import check_net
 from skfishermask.fisher import predicted_means
 from tests import nets
@@ -125,7 +125,7 @@ def test_not_initialized() -> None:
 def batches_of(
     net: Any, X: Any, rows: np.ndarray | None = None, batch_size: int | None = None
 ) -> Any:
-    return NetSamples(net, X, "X_pool", batch_size).batches(rows)
+    return NetSamples(net, X, SampleRole.POOL, batch_size).batches(rows)
 
 
 def rows_of(batches: Any) -> np.ndarray:
@@ -148,7 +148,6 @@ class ReversedLoader(DataLoader):
         {"iterator_valid__num_workers": 1},
         {"iterator_valid__collate_fn": torch.utils.data.default_collate},
         {"iterator_valid": ReversedLoader},
-        {"iterator_valid": lambda dataset, **_: [dataset]},
         {"batch_size": -1},
     ],
     ids=lambda options: " ".join(options) or "plain",
@@ -258,9 +257,9 @@ def test_no_batch_is_made_of_other_samples_in_a_query() -> None:
     """The next sample is taken for the one that was left out, and the last for no sample at all."""
     net = nets.fitted(nets.logits_net(iterator_valid__collate_fn=readable_only))
     sampler = FisherMaskSampler(mask="output_layer", coverage_share=0, random_state=0)
-    with pytest.raises(ValueError, match=r"50 samples in batch 0 of X_pool .* found 49"):
+    with pytest.raises(ValueError, match=r"32 samples in batch 0 of X_pool .* found 31"):
         sampler(net, Faulty(unreadable), 5)
-    with pytest.raises(ValueError, match=r"50 samples in batch 0 of X_labeled .* found no batch"):
+    with pytest.raises(ValueError, match=r"32 samples in batch 0 of X_labeled .* found no batch"):
         sampler(net, X[:60], 5, X_labeled=Faulty(stop))
 
 
@@ -276,7 +275,7 @@ INPUTS = {
 @pytest.mark.parametrize("data", INPUTS.values(), ids=INPUTS)
 def test_kinds_of_input(data: Any) -> None:
     net = nets.logits_net().initialize()
-    assert len(NetSamples(net, data, "X_pool")) == 9
+    assert len(NetSamples(net, data, SampleRole.POOL)) == 9
     np.testing.assert_array_equal(rows_of(batches_of(net, data, batch_size=4)), X[:9])
 
 

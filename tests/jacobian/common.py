@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 
@@ -33,6 +34,7 @@ def diagonal_and_embedding(
     module: nn.Module, batches: list[networks.Batch]
 ) -> tuple[Tensor, Tensor]:
     """Diagonal (P,) and embedding (n, r, P) of all parameters, float64."""
+    module = copy.deepcopy(module).requires_grad_()
     diagonal = fisher_diagonal(module, batches)
     V = fisher_embedding(module, batches, mask_of(module), dtype=torch.float64)
     return torch.cat([d.flatten() for d in diagonal.values()]), V

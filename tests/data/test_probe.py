@@ -1,0 +1,348 @@
+"""What a query reads of a net is what the net predicts with, or the query is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from skorch import NeuralNetClassifier
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from skfishermask import FisherMaskSampler, fisher_diagonal
+from tests import nets, oracles
+
+X, Y = nets.digits()
+ALL: dict[str, Any] = {"mask": "all", "coverage_share": 0, "random_state": 0}
+# Layers of this module are those of `nets.mlp`.
+WEIGHTS = nets.fitted(nets.logits_net()).module_.state_dict()
+
+
+class Prepared(nn.Module):
+    """The network on inputs that it prepares itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nets.mlp()
+        self.mlp.load_state_dict(WEIGHTS)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.prepare(x))
+
+
+class Times(Prepared):
+    def prepare(self, x: Tensor) -> Tensor:
+        return (x - 2.0**30).to(self.mlp[0].weight.dtype)
+
+
+class LargeIntegers(Prepared):
+    """Integers up to 2 ** 24 + 16 that came as floats."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return (x.long() - 2**24).float() / 16
+
+
+class Narrow(Prepared):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp.bfloat16()
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return ((x - 2.0**10) / 2**4).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).float()
+
+
+class Scaling(NeuralNetClassifier):
+    def infer(self, x: Any, **fit_params: Any) -> Any:
+        return super().infer((x - 2.0**30).float(), **fit_params)
+
+
+def net_of(module: Any, kind: Any = NeuralNetClassifier, **more: Any) -> Any:
+    return kind(module, **nets.options(criterion=nn.CrossEntropyLoss) | more).initialize()
+
+
+def picks(net: Any, pool: Any = X[60:160], labeled: Any = X[:60], **more: Any) -> Any:
+    return FisherMaskSampler(**ALL | more)(net, pool, 8, X_labeled=labeled)
+
+
+def assert_same(found: Any, expected: Any, rtol: float = 1e-4) -> None:
+    assert found[0].tolist() == expected[0].tolist()
+    np.testing.assert_allclose(found[1], expected[1], rtol=rtol)
+
+
+DIGITS = (16 * X).astype("float64")
+
+
+@pytest.mark.parametrize(
+    ("net", "samples", "same"),
+    [
+        (lambda: net_of(Times()), 2.0**30 + X.astype("float64"), X),
+        (lambda: net_of(LargeIntegers()), 2**24 + DIGITS, X),
+        (lambda: net_of(Prepared().mlp, Scaling), 2.0**30 + X.astype("float64"), X),
+        (lambda: net_of(Narrow()), 2**10 + 2**4 * X, None),
+    ],
+    ids=["float64 times", "integers as floats", "scaling in infer", "float32 into bfloat16"],
+)
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["array", "tensor"])
+def test_a_net_prepares_its_input_itself(net: Any, samples: Any, same: Any, kind: Any) -> None:
+    made, samples = net(), kind(samples)
+    found = picks(made, samples[60:160], samples[:60])
+    if same is None:
+        p = made.predict_proba(samples[60:160])
+        same_net = net_of(Narrow())
+        # The same prepared beforehand: a cast to bfloat16 of the raw inputs would lose them.
+        type(same_net.module_).prepare, old = lambda self, x: x.bfloat16(), Narrow.prepare
+        try:
+            expected = picks(same_net, X[60:160], X[:60])
+            np.testing.assert_allclose(p, same_net.predict_proba(X[60:160]), rtol=1e-2)
+        finally:
+            Narrow.prepare = old
+    else:
+        expected = picks(net_of(Prepared()), same[60:160], same[:60])
+    assert_same(found, expected)
+
+
+def test_a_diagonal_sees_what_forward_is_given() -> None:
+    x = 2.0**30 + torch.as_tensor(X[:9]).double()
+    found = fisher_diagonal(Times(), [x])
+    g, p = oracles.scores(Times(), x)
+    flat = torch.cat([d.flatten() for d in found.values()])
+    torch.testing.assert_close(flat, oracles.diagonal(g, p), rtol=1e-4, atol=1e-8)
+
+
+def test_a_dtype_that_the_network_does_not_take() -> None:
+    message = r"torch.float64, the network's parameters torch.float32: cast the samples"
+    with pytest.raises(RuntimeError, match=message):
+        fisher_diagonal(nets.mlp(), [torch.as_tensor(DIGITS[:4])])
+    with pytest.raises(ValueError, match=message):
+        picks(net_of(nets.mlp()), DIGITS[60:160], None)
+
+
+def halves(dataset: Any, batch_size: int, **options: Any) -> Any:
+    """An iterator that is a function, and changes the inputs."""
+    for x, y in DataLoader(dataset, batch_size=batch_size):
+        yield x / 2, y
+
+
+class Halves:
+    """An iterator that is a class, but no DataLoader."""
+
+    def __init__(self, dataset: Any, batch_size: int = 1, scale: float = 2.0) -> None:
+        self.dataset, self.batch_size, self.scale = dataset, batch_size, scale
+
+    def __iter__(self) -> Iterator[Any]:
+        rows = [*range(len(self.dataset))]
+        for start in range(0, len(rows), self.batch_size):
+            samples = [self.dataset[i] for i in rows[start : start + self.batch_size]]
+            x, y = default_collate(samples)
+            yield x / self.scale, y
+
+
+class HalvingLoader(DataLoader):
+    def __iter__(self) -> Iterator[Any]:
+        return ((x / 2, y) for x, y in super().__iter__())
+
+
+class HalvingNet(NeuralNetClassifier):
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        return HalvingLoader(dataset, batch_size=30)
+
+
+class HalvingDataset(Dataset):
+    def __init__(self, X: Any, y: Any = None) -> None:
+        self.X = X
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.X[i] / 2, 0
+
+
+OWN_WAYS = {
+    "function": {"iterator_valid": halves},
+    "class": {"iterator_valid": Halves},
+    "class with a parameter": {"iterator_valid": Halves, "iterator_valid__scale": 2.0},
+    "loader": {"iterator_valid": HalvingLoader},
+    "get_iterator": {"kind": HalvingNet},
+    "dataset": {"dataset": HalvingDataset},
+    "collate_fn": {
+        "iterator_valid__collate_fn": lambda samples: default_collate(
+            [(x / 2, 0) for x, _ in samples]
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("way", OWN_WAYS)
+def test_the_net_makes_batches_in_a_way_of_its_own(way: str) -> None:
+    net = net_of(Prepared(), **OWN_WAYS[way])
+    assert_same(picks(net), picks(net_of(Prepared()), X[60:160] / 2, X[:60] / 2))
+    assert_same(picks(net, batch_size=7), picks(net))
+
+
+class Tempered(NeuralNetClassifier):
+    def predict_proba(self, X: Any) -> Any:
+        p = super().predict_proba(X) ** 2
+        return p / p.sum(1, keepdims=True)
+
+
+class Rescaled(NeuralNetClassifier):
+    def predict_proba(self, X: Any) -> Any:
+        return super().predict_proba(X * np.float32(0.5))
+
+
+class Stepping(NeuralNetClassifier):
+    def evaluation_step(self, batch: Any, training: bool = False) -> Any:
+        return super().evaluation_step((batch[0] + 1, batch[1]), training)
+
+
+def by_length(dataset: Any, batch_size: int) -> Any:
+    """Batches of similar samples: those of few grey pixels first."""
+    order = sorted(range(len(dataset)), key=lambda i: float(np.sum(dataset[i][0])))
+    return DataLoader([dataset[i] for i in order], batch_size=batch_size)
+
+
+REFUSED = {
+    "predict_proba": {"kind": Tempered},
+    "samples in predict_proba": {"kind": Rescaled},
+    "evaluation_step": {"kind": Stepping},
+    "order": {"iterator_valid": by_length},
+}
+
+
+@pytest.mark.parametrize("way", REFUSED)
+def test_another_way_of_predicting_is_refused(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skfishermask.query.Query.run", None)  # refused before any work
+    net = net_of(Prepared(), **REFUSED[way])
+    net.module_.train()
+    message = r"for row (\d+) of X_pool, output (\d), it reads ([\d.e-]+), and .* "
+    with pytest.raises(ValueError, match=message) as caught:
+        picks(net)
+    assert net.module_.training
+    assert net.criterion_.training
+    if way == "predict_proba":
+        row, column, read = re.search(message, str(caught.value)).groups()
+        p = net_of(Prepared()).predict_proba(X[60:160])
+        assert float(read) == pytest.approx(p[int(row), int(column)], rel=1e-4)
+
+
+class LabelledOnly(NeuralNetClassifier):
+    """Predicts otherwise for the labelled samples alone."""
+
+    def predict_proba(self, X: Any) -> Any:
+        p = super().predict_proba(X)
+        return p[:, ::-1].copy() if np.asarray(X)[0, 0] == 7 else p
+
+
+@pytest.mark.parametrize("argument", ["X_labeled", "X_target"])
+def test_each_set_of_samples_is_looked_at(argument: str) -> None:
+    net, odd = net_of(Prepared(), LabelledOnly), X[:60].copy()
+    odd[0, 0] = 7
+    sampler = FisherMaskSampler(**ALL)
+    with pytest.raises(ValueError, match=f"for row 0 of {argument}, output"):
+        sampler(net, X[60:160], 8, **{argument: odd})
+
+
+class Merging(Prepared):
+    """As networks with adapters do, it changes itself when its mode is set."""
+
+    def train(self, mode: bool = True) -> Any:
+        self.mlp[0].weight.data.mul_(2 if mode else 0.5)
+        return super().train(mode)
+
+
+def test_a_mode_is_not_set_by_a_method_of_the_network() -> None:
+    net = net_of(Merging())
+    before = net.module_.mlp[0].weight.detach().clone()
+    picks(net)
+    assert torch.equal(net.module_.mlp[0].weight, before)
+
+
+def test_samples_without_labels_are_predicted_too() -> None:
+    net = net_of(Prepared())
+    found = picks(net, TensorDataset(torch.as_tensor(X[60:160])))
+    assert_same(found, picks(net))
+
+
+class Draws(Dataset):
+    """Changes its samples at random, as an augmentation does."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, i: int) -> Any:
+        return torch.as_tensor(X[i]) + 0.1 * torch.randn(64), 0
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_a_dataset_that_draws_is_compared_with_the_same_draws(n_workers: int) -> None:
+    net = net_of(Prepared(), iterator_valid__num_workers=n_workers)
+    state = torch.get_rng_state()
+    picks(net, Draws())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class LowRank(nn.Module):
+    """A frozen layer in one dtype, and a trained product of two factors beside it in another."""
+
+    def __init__(self, base: torch.dtype, output: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.base = nn.Linear(64, 12, dtype=base).requires_grad_(False)
+        self.a, self.b = nn.Linear(64, 2, bias=False), nn.Linear(2, 12, bias=False)
+        self.output = nn.Linear(12, 10, dtype=output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.base(x.to(self.base.weight.dtype)).float() + self.b(self.a(x))
+        return self.output(torch.tanh(h).to(self.output.weight.dtype))
+
+
+@pytest.mark.parametrize("base", [torch.bfloat16, torch.float64, torch.float16])
+@pytest.mark.parametrize("output", [torch.float32, torch.float64])
+def test_parameters_of_several_dtypes(base: torch.dtype, output: torch.dtype) -> None:
+    module, x = LowRank(base, output), torch.as_tensor(X[:9])
+    found = fisher_diagonal(module, [x])
+    assert [*found] == ["a.weight", "b.weight", "output.weight", "output.bias"]
+    g, p = oracles.scores(module, x)
+    flat = torch.cat([d.flatten() for d in found.values()])
+    tolerance = 2e-2 if base is torch.bfloat16 else 5e-3 if base is torch.float16 else 1e-5
+    expected = oracles.diagonal(g, p)[oracles.columns(module, oracles.trainable(module))]
+    torch.testing.assert_close(flat, expected, rtol=tolerance, atol=tolerance * 1e-2)
+    net = net_of(LowRank(base, output)).fit(X[:60], Y[:60])
+    sampler = FisherMaskSampler(**ALL | {"mask": "global"})
+    sampler(net, X[60:160], 5)
+    assert [*sampler.mask_.shapes] == [*found]
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.randn(64, dtype=torch.complex64))
+        self.output = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output((x * self.turn).real)
+
+
+def test_complex_parameters_are_refused_unless_they_are_frozen() -> None:
+    net = net_of(Complex())
+    with pytest.raises(ValueError, match=r"real numbers, found 'turn' of torch.complex64"):
+        picks(net)
+    net.module_.turn.requires_grad_(False)
+    assert len(set(picks(net)[0].tolist())) == 8
+
+
+def test_where_all_parameters_are_frozen_all_are_read() -> None:
+    net, frozen = net_of(Prepared()), net_of(Prepared())
+    frozen.module_.requires_grad_(False)
+    assert_same(picks(frozen), picks(net))
+    assert not any(p.requires_grad for p in frozen.module_.parameters())
