@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Self
 
@@ -13,6 +14,7 @@ from sklearn.utils import ClassifierTags, RegressorTags, Tags, check_random_stat
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import (
     check_is_fitted,
+    has_fit_parameter,
     validate_data,
 )
 
@@ -57,6 +59,24 @@ from skfishermask.targets import Classes, refusing_other_shapes, target_of
 def _numpy_name(dtype: torch.dtype) -> str:
     # NumPy has no bfloat16.
     return str(torch.float32 if dtype == torch.bfloat16 else dtype).removeprefix("torch.")
+
+
+def _check_wraps_net(estimator: Estimator, fit_params: Mapping[str, UserValue]) -> None:
+    """Raise TypeError at an estimator without a net, or at weights of samples for a net."""
+    if estimator is None:
+        return
+    net = innermost(estimator)
+    if not is_net(net):
+        raise TypeError(
+            f"Expected a skorch classifier as estimator, found {type(net).__name__}, which has no "
+            "gradients to query by. Leave estimator out: a small network of the sampler's own "
+            f"queries, and {type(net).__name__} is trained on the answers."
+        )
+    if "sample_weight" in fit_params and not has_fit_parameter(net, "sample_weight"):
+        raise TypeError(
+            f"The fit of {type(net).__name__} takes no sample_weight. Classes are weighted by the "
+            "criterion, as in criterion__weight=torch.tensor([1.0, 5.0])."
+        )
 
 
 def _dtype_of(module: torch.nn.Module) -> torch.dtype:
@@ -114,6 +134,8 @@ class NetEstimator(BaseEstimator):
         """
         check_no_module(self.estimator)
         check_parameters(self)
+        _check_wraps_net(self.estimator, fit_params)
+        X_given = X
         X = self._check_input(X, reset=True)
         y = self._encode_labels(X, y)
         if self.estimator is None:
@@ -153,6 +175,8 @@ class NetEstimator(BaseEstimator):
             self._variance = None
             if y is not None and not self._has_probabilities():
                 self._variance = residual_variance(y, self.estimator_.predict(X))
+        # By reference, as nearest neighbours do: a query takes them for its labelled samples.
+        self._X_training = X_given
         return self
 
     def _outputs_hint(self, y: np.ndarray | None) -> str:
@@ -237,6 +261,9 @@ class NetEstimator(BaseEstimator):
 
     def __skfishermask_checked__(self, X: Data) -> Data:
         return self._check_input(X)
+
+    def __skfishermask_training__(self) -> Data:
+        return self._X_training
 
     def _forget_shapes(self) -> None:
         self._sample_shape: tuple[int, ...] | None = None

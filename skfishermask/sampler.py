@@ -21,8 +21,10 @@ from skfishermask.data import (
     check_holds_samples,
     check_no_module,
     has_no_labels,
+    has_rows,
     is_dask,
     likelihood_of,
+    n_rows,
     residual_variance,
     take_rows,
     unwrap,
@@ -159,8 +161,8 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         n_instances : int, default=1
             Number of samples to choose.
         X_labeled : array-like, dict or tuple of arrays or Dataset, optional
-            The labelled samples. None: the learner's ``X_training`` where it keeps one, else
-            there are none.
+            The labelled samples. None: the learner's ``X_training``, or those of the ``fit`` of a
+            sampler; else there are none. Empty: none.
         X_target : array-like, dict or tuple of arrays or Dataset, optional
             Samples, without labels, like those on which the network is to do well: a balanced or
             a deployment set where the pool is neither. F is their mean Fisher matrix then.
@@ -231,12 +233,15 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
     ) -> tuple[np.ndarray, np.ndarray]:
         net, client = unwrapped.net, None
         if X_labeled is None:
-            X_labeled = unwrapped.X_training
+            inputs = unwrapped.training_inputs
+        elif has_rows(X_labeled) and n_rows(X_labeled) == 0:
+            inputs = None
+        else:
+            inputs = unwrapped.transform(_here(X_labeled))
+        aims = None if X_target is None else unwrapped.transform(_here(X_target))
         labeled, target = (
-            None
-            if X is None
-            else NetSamples(net, unwrapped.transform(_here(X)), role, self.batch_size)
-            for X, role in ((X_labeled, SampleRole.LABELED), (X_target, SampleRole.TARGET))
+            None if X is None else NetSamples(net, X, role, self.batch_size)
+            for X, role in ((inputs, SampleRole.LABELED), (aims, SampleRole.TARGET))
         )
         pool: NetSamples | DaskSamples
         if is_dask(X_pool):
@@ -289,7 +294,7 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         n_instances : int, default=1
             Number of samples to choose.
         X_labeled : same kinds as `X_pool`, optional
-            The labelled samples; None: there are none.
+            The labelled samples. None: those of :meth:`fit`. Empty: none.
         X_target : same kinds as `X_pool`, optional
             Samples like those on which the network is to do well, see :meth:`__call__`.
         return_metrics : bool, default=False

@@ -16,6 +16,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
@@ -387,3 +388,41 @@ def test_fit_parameters_reach_the_net() -> None:
     net = NeuralNetClassifier(Scaled, criterion=torch.nn.CrossEntropyLoss, **nets.options())
     FisherMaskSampler(net).fit(X[:40], y[:40], scale=0.5)
     assert Scaled.seen == {0.5}
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        LogisticRegression(),
+        make_pipeline(StandardScaler(), LogisticRegression()),
+        GridSearchCV(LogisticRegression(), {"C": [1.0, 2.0]}),
+    ],
+    ids=["alone", "in a pipeline", "in a search"],
+)
+def test_an_estimator_without_a_net_is_refused_at_fit(estimator: Any) -> None:
+    X, y = nets.digits()
+    with pytest.raises(TypeError, match=r"found LogisticRegression, .* Leave estimator out"):
+        FisherMaskSampler(estimator).fit(X[:60], y[:60])
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda net: net, lambda net: make_pipeline(StandardScaler(), net)]
+)
+def test_weights_of_samples_are_refused_with_the_way_out(wrap: Any) -> None:
+    X, y = nets.digits()
+    sampler = FisherMaskSampler(wrap(nets.logits_net()))
+    with pytest.raises(TypeError, match=r"takes no sample_weight. .* criterion__weight"):
+        sampler.fit(X[:60], y[:60], sample_weight=np.ones(60))
+
+
+def test_weights_of_samples_reach_a_net_that_takes_them() -> None:
+    class Weighted(NeuralNetClassifier):
+        def fit(self, X: Any, y: Any, sample_weight: Any = None, **fit_params: Any) -> Any:
+            self.seen_ = sample_weight
+            return super().fit(X, y, **fit_params)
+
+    X, y = nets.digits()
+    net = Weighted(nets.mlp(), **nets.options(criterion=torch.nn.CrossEntropyLoss))
+    weights = np.ones(60)
+    sampler = FisherMaskSampler(net).fit(X[:60], y[:60], sample_weight=weights)
+    assert sampler.estimator_.seen_ is weights

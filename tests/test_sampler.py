@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils._param_validation import InvalidParameterError
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
@@ -600,3 +601,44 @@ def test_parameters_are_plain_scikit_learn_parameters() -> None:
     assert copy is not sampler
     assert copy.get_params() == sampler.get_params()
     assert repr(sampler) == "FisherMaskSampler(mask='output_layer', oversample=2.0)"
+
+
+def labels_are_known(sampler: FisherMaskSampler) -> int:
+    return sampler.query_info_["n_labeled"]
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "inside a pipeline"])
+def test_a_fitted_sampler_knows_its_labelled_samples(wrapped: bool) -> None:
+    sampler = FisherMaskSampler(nets.logits_net(), **SMALL)
+    fitted: Any = make_pipeline(StandardScaler(), sampler) if wrapped else sampler
+    fitted.fit(X_LABELED, Y_LABELED)
+    strategy = FisherMaskSampler(**SMALL)
+    found, gains = strategy(fitted, X_POOL, 8)
+    assert labels_are_known(strategy) == 60
+    expected, expected_gains = strategy(fitted, X_POOL, 8, X_labeled=X_LABELED)
+    assert found.tolist() == expected.tolist()
+    np.testing.assert_allclose(gains, expected_gains, rtol=1e-6)
+
+
+def test_query_takes_the_samples_of_fit_unless_others_are_given() -> None:
+    sampler = FisherMaskSampler(nets.logits_net(), **SMALL).fit(X_LABELED, Y_LABELED)
+    indices, _ = sampler.query(X_POOL, 8)
+    assert labels_are_known(sampler) == 60
+    assert indices.tolist() == sampler.query(X_POOL, 8, X_labeled=X_LABELED)[0].tolist()
+    sampler.query(X_POOL, 8, X_labeled=X_LABELED[:7])
+    assert labels_are_known(sampler) == 7
+
+
+@pytest.mark.parametrize("empty", [X[:0], [], torch.as_tensor(X[:0]), pd.DataFrame(X[:0])])
+def test_empty_labelled_samples_are_none(empty: Any) -> None:
+    sampler = FisherMaskSampler(nets.logits_net(), **SMALL).fit(X_LABELED, Y_LABELED)
+    indices, _ = sampler.query(X_POOL, 8, X_labeled=empty)
+    assert labels_are_known(sampler) == 0
+    expected, _ = FisherMaskSampler(**SMALL)(sampler.estimator_, X_POOL, 8)
+    assert indices.tolist() == expected.tolist()
+
+
+def test_the_automatic_share_of_coverage_counts_the_samples_of_fit() -> None:
+    sampler = FisherMaskSampler(random_state=0).fit(X[:600], Y[:600])
+    sampler.query(X[600:800], 10)
+    assert sampler.query_info_["coverage_share"] == 0

@@ -17,9 +17,15 @@ from torch.utils.data import DataLoader, Subset
 
 from skfishermask.data.diagnostics import odd_sample
 from skfishermask.data.logits import not_finite
-from skfishermask.data.rows import as_rows, check_finite, inputs_of, take_rows
+from skfishermask.data.rows import as_rows, check_finite, inputs_of, is_mapping, take_rows
 from skfishermask.data.types import Data, SampleRole, UserValue
-from skfishermask.jacobian import Inputs, NonFiniteOutputError, ToOutputs, batch_length
+from skfishermask.jacobian import (
+    Inputs,
+    NonFiniteGradientError,
+    NonFiniteOutputError,
+    ToOutputs,
+    batch_length,
+)
 
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
@@ -249,7 +255,8 @@ def flat_inputs(batch: Inputs) -> Tensor | None:
         return batch.reshape(len(batch), -1).float() if batch.is_floating_point() else None
     if not isinstance(batch, Mapping | list | tuple):
         return None
-    several = batch.values() if isinstance(batch, Mapping) else batch
+    # Inputs by name come in another order in another set.
+    several = [batch[key] for key in sorted(batch, key=str)] if is_mapping(batch) else batch
     parts = [flat_inputs(part) for part in several]
     flat = [part for part in parts if part is not None]
     return torch.cat(flat, 1) if flat and len(flat) == len(parts) else None
@@ -296,3 +303,9 @@ def naming_rows(batches: Batches, to_logits: ToOutputs) -> Iterator[None]:
         yield
     except NonFiniteOutputError as error:
         raise not_finite(batches.rows[error.row], batches.role, to_logits) from error
+    except NonFiniteGradientError as error:
+        raise ValueError(
+            f"The network's gradients are NaN or infinite for row {batches.rows[error.row]} of "
+            f"{batches.role.argument}, though its output is finite. Dividing by zero, the root of "
+            "zero, or attention in which all positions are masked, does that."
+        ) from error

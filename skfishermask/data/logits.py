@@ -120,7 +120,7 @@ def to_logits_of(
         return _LogOdds()
     if likelihood is not None and not isinstance(likelihood, Categorical):
         return _logits
-    if net.predict_nonlinearity == "auto":
+    if net.predict_nonlinearity in ("auto", None):
         if isinstance(criterion, nn.CrossEntropyLoss):
             return _logits
         if isinstance(criterion, nn.BCEWithLogitsLoss):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import skorch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from skfishermask.compat import without_mode_changes
@@ -16,7 +17,7 @@ from skfishermask.data.batches import N_COMPARED, Source, has_own_iterator, nami
 from skfishermask.data.diagnostics import image_hint
 from skfishermask.data.likelihoods import likelihood_of
 from skfishermask.data.logits import not_finite, to_logits_of
-from skfishermask.data.net import NetModule, net_module, whole_net
+from skfishermask.data.net import NetModule, criterion_of, net_module, whole_net
 from skfishermask.data.rows import Relabeled, take_rows
 from skfishermask.data.types import Data, SampleRole, UserValue
 from skfishermask.fisher import Likelihood, OutputLikelihood, map_outputs, predicted_means
@@ -30,6 +31,8 @@ from skfishermask.jacobian import (
     seeded,
 )
 
+# How near to one the outputs of each sample sum that are taken for probabilities.
+_PROBABILITY_SUM = 1e-4
 # Relative difference of predictions; absolute below this share of the largest.
 _TOLERANCE, _ABSOLUTE = 1e-3, 1e-2
 
@@ -174,8 +177,28 @@ def check_as_predicted(net: ReadableNet, samples: Source) -> None:
             p = predicted_means(net.module, batches, **options).cpu()
         with seeded(0):
             predicted = _predicted(net, X, p.shape)
+    _warn_of_softmax(net.net, outputs[0])
     eps = torch.finfo(_dtype_of(outputs[0])).eps
     _compare(net.net, samples.role, p, predicted, max(_TOLERANCE, 4 * eps))
+
+
+def _warn_of_softmax(net: skorch.NeuralNet, output: UserValue) -> None:
+    """Warn where the criterion applies a softmax to what is one already."""
+    values = first_output(output)
+    if (
+        not isinstance(criterion_of(net), nn.CrossEntropyLoss)
+        or not isinstance(values, Tensor)
+        or values.dim() < 2
+    ):
+        return
+    if bool((values >= 0).all()) and bool((values.sum(1) - 1).abs().le(_PROBABILITY_SUM).all()):
+        warnings.warn(
+            "The module's outputs are not negative and sum to one, as probabilities do, and "
+            "CrossEntropyLoss applies a softmax to them: training is slow, and predictions are "
+            "near to uniform. Leave the softmax out of the module, or set criterion=NLLLoss.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _dtype_of(output: UserValue) -> torch.dtype:
@@ -204,7 +227,8 @@ def _predicted(net: ReadableNet, X: Data, shape: torch.Size) -> Tensor:
         return p
 
     # With to_logits, an output can be one that skorch makes no probabilities of, or others.
-    first, second = (of_outputs, of_net) if net.has_own_logits else (of_net, of_outputs)
+    is_raw = net.has_own_logits or own.predict_nonlinearity is None
+    first, second = (of_outputs, of_net) if is_raw else (of_net, of_outputs)
     with torch.no_grad():
         try:
             p = first()

@@ -13,6 +13,7 @@ import torch
 from sklearn.base import clone
 from sklearn.ensemble import BaseEnsemble
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
@@ -32,11 +33,13 @@ class Unwrapped:
     transformers : list of callable
         In the order in which data go through them.
     X_training : array-like or None
-        Labelled samples that a modAL learner keeps, before the transformers.
+        Labelled samples that a modAL learner or a fitted sampler keeps.
     y_training : array-like or None
-        Their labels.
+        A learner's labels of them.
     variance : float or None
         Mean squared residual of a fitted sampler's labels, where these are numbers.
+    n_before : int
+        How many of the transformers come before what keeps the samples.
     """
 
     net: skorch.NeuralNet
@@ -44,11 +47,19 @@ class Unwrapped:
     X_training: Data = None
     y_training: Labels = None
     variance: float | None = None
+    n_before: int = 0
 
     @property
     def transform(self) -> Callable[[Data], Data]:
         """What gives the data as the net sees them, and knows nothing of the net."""
         return partial(_transformed, self.transformers)
+
+    @property
+    def training_inputs(self) -> Data:
+        """The labelled samples that are kept, as the net sees them; None: there are none."""
+        if self.X_training is None:
+            return None
+        return _transformed(self.transformers[self.n_before :], self.X_training)
 
 
 @runtime_checkable
@@ -57,6 +68,9 @@ class Checking(Protocol):
 
     def __skfishermask_checked__(self, X: Data) -> Data:
         """Return samples that are like those of the fit, or raise ValueError."""
+
+    def __skfishermask_training__(self) -> Data:
+        """Return the samples of the fit."""
 
 
 def _transformed(transformers: list[Callable[[Data], Data]], X: Data) -> Data:
@@ -75,6 +89,16 @@ def _wraps_one(estimator: Estimator) -> bool:
     """Return whether this is a meta-estimator that passes data unchanged to one other."""
     many_or_others = isinstance(estimator, BaseEnsemble) or hasattr(estimator, "transform")
     return hasattr(estimator, "estimator") and not many_or_others
+
+
+def _transforms(pipeline: Pipeline) -> list[Callable[[Data], Data]]:
+    """List what the steps before the last one do in prediction, where resamplers do nothing.
+
+    They are called one by one: a pipeline of them alone would be asked whether it is fitted, which
+    it cannot know where the last of them keeps no state.
+    """
+    steps = [step for _, step in pipeline.steps[:-1] if step not in (None, "passthrough")]
+    return [step.transform for step in steps if hasattr(step, "transform")]
 
 
 def innermost(estimator: Estimator) -> Estimator:
@@ -111,23 +135,26 @@ def unwrap(classifier: Estimator) -> Unwrapped:
         If the classifier or a part of it is not fitted.
     """
     inner, X_training, y_training, variance = classifier, None, None, None
+    n_before = 0
     transformers: list[Callable[[Data], Data]] = []
     while not is_net(inner):
         if hasattr(inner, "query_strategy") and hasattr(inner, "estimator"):
             if X_training is None:
-                X_training = getattr(inner, "X_training", None)
+                X_training, n_before = getattr(inner, "X_training", None), len(transformers)
                 y_training = getattr(inner, "y_training", None)
             inner = inner.estimator
         elif isinstance(inner, Pipeline):
             check_is_fitted(inner)
-            if len(inner) > 1:
-                transformers.append(inner[:-1].transform)
+            transformers += _transforms(inner)
             inner = inner[-1]
         elif hasattr(inner, "best_estimator_"):
             inner = inner.best_estimator_
-        elif _wraps_one(inner):
-            check_is_fitted(inner)
+        elif isinstance(inner, FrozenEstimator):
+            inner = inner.estimator
+        elif _wraps_one(inner) and (check_is_fitted(inner) or hasattr(inner, "estimator_")):
             if isinstance(inner, Checking):
+                if X_training is None:
+                    X_training, n_before = inner.__skfishermask_training__(), len(transformers)
                 transformers.append(inner.__skfishermask_checked__)
                 variance = getattr(inner, "_variance", None)
             inner = inner.estimator_
@@ -138,10 +165,12 @@ def unwrap(classifier: Estimator) -> Unwrapped:
                 found = f"{found} inside {type(classifier).__name__}"
             raise TypeError(
                 "Expected a skorch classifier, alone or inside a modAL learner, a Pipeline or a "
-                f"search object, found {found}."
+                f"search object, found {found}. Give the net itself, fitted; without a net, "
+                "FisherMaskSampler() fits a small one of its own to query with, and a classifier "
+                "of any kind can be trained on the answers."
             )
     check_net(inner)
-    return Unwrapped(inner, transformers, X_training, y_training, variance)
+    return Unwrapped(inner, transformers, X_training, y_training, variance, n_before)
 
 
 @dataclass

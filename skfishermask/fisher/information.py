@@ -21,8 +21,11 @@ from skfishermask.jacobian import (
     BatchJacobian,
     Inputs,
     JacobianReader,
+    NonFiniteGradientError,
     ToOutputs,
+    batch_length,
     exact_mode,
+    slice_batch,
     trainable_parameters,
 )
 
@@ -107,7 +110,20 @@ def fisher_diagonal(
     def read(batch: Inputs, first_row: int) -> tuple[int, dict[str, Tensor]]:
         jacobian = reader.forward(batch, first_row)
         rows = _directions(model, jacobian, batch, n_directions, first_row)
-        return len(rows), jacobian.sum_of_squares(rows)
+        squares = jacobian.sum_of_squares(rows)
+        if not all(bool(values.isfinite().all()) for values in squares.values()):
+            raise NonFiniteGradientError(first_row + first_bad(batch))
+        return len(rows), squares
+
+    def first_bad(batch: Inputs) -> int:
+        """Return the first sample with gradients that are not finite, each read alone."""
+        for i in range(batch_length(batch)):
+            alone = slice_batch(batch, slice(i, i + 1))
+            jacobian = reader.forward(alone)
+            squares = jacobian.sum_of_squares(_directions(model, jacobian, alone, n_directions, 0))
+            if not all(bool(values.isfinite().all()) for values in squares.values()):
+                return i
+        return 0
 
     n = 0
     with exact_mode(reader.entries.device), reader.open():
@@ -158,7 +174,11 @@ def embedding_blocks(
 
     def read(batch: Inputs, first_row: int) -> Tensor:
         jacobian = reader.forward(batch, first_row)
-        return jacobian.multiply(_directions(model, jacobian, batch, n_directions, first_row))
+        rows = jacobian.multiply(_directions(model, jacobian, batch, n_directions, first_row))
+        bad = ~rows.isfinite().flatten(1).all(1)
+        if bool(bad.any()):
+            raise NonFiniteGradientError(first_row + int(bad.nonzero()[0]))
+        return rows
 
     with reader.open():
         yield from read_all(batches, read)

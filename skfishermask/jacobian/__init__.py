@@ -9,6 +9,7 @@ from skfishermask.jacobian.isolation import (
 )
 from skfishermask.jacobian.module_io import (
     Inputs,
+    NonFiniteGradientError,
     NonFiniteOutputError,
     ToOutputs,
     batch_length,
@@ -24,6 +25,7 @@ __all__ = [
     "BatchJacobian",
     "Inputs",
     "JacobianReader",
+    "NonFiniteGradientError",
     "NonFiniteOutputError",
     "ToOutputs",
     "batch_length",

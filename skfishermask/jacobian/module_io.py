@@ -134,6 +134,23 @@ class NonFiniteOutputError(ValueError):
         return type(self), (self.row,)
 
 
+class NonFiniteGradientError(ValueError):
+    """Gradients are NaN or infinite; `row` counts the samples that were read."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"The network's gradients are NaN or infinite for sample {row}.")
+        self.row = row
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.row,)
+
+
+# A single sample is tried before all others.
+_SQUEEZED = (
+    " One sample was tried alone: where forward squeezes, it must name the axis, as in squeeze(-1)."
+)
+
+
 def check_outputs(outputs: Output, n: int, first_row: int) -> None:
     """Raise TypeError or ValueError unless these are finite outputs (n, ...)."""
     if not isinstance(outputs, Tensor):
@@ -141,7 +158,7 @@ def check_outputs(outputs: Output, n: int, first_row: int) -> None:
     if outputs.dim() == 0 or len(outputs) != n:
         raise ValueError(
             f"Expected outputs of shape ({n}, ...) with one row a sample, found "
-            f"{tuple(outputs.shape)}."
+            f"{tuple(outputs.shape)}." + (_SQUEEZED if n == 1 else "")
         )
     bad = ~torch.isfinite(outputs).unsqueeze(-1).flatten(1).all(dim=1)
     if bad.any():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from skorch import NeuralNetClassifier
@@ -346,3 +347,84 @@ def test_where_all_parameters_are_frozen_all_are_read() -> None:
     frozen.module_.requires_grad_(False)
     assert_same(picks(frozen), picks(net))
     assert not any(p.requires_grad for p in frozen.module_.parameters())
+
+
+class Rooted(Prepared):
+    """Finite outputs with gradients that are NaN where the first pixel is 7: a root of zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.mlp[0](x) * torch.where(x[:, :1] == 7, 0.0, 1.0)
+        length = z.square().sum(1, keepdim=True).sqrt()
+        return self.mlp[2](torch.relu(z) + length)
+
+
+@pytest.mark.parametrize("mask", ["all", "global"])
+@pytest.mark.parametrize("max_candidates", [None, 95])
+def test_gradients_that_are_not_finite_are_told_by_row(mask: str, max_candidates: Any) -> None:
+    pool = X[60:160].copy()
+    pool[83, 0] = 7
+    message = "gradients are NaN or infinite for row 83 of X_pool"
+    with pytest.raises(ValueError, match=message):
+        picks(net_of(Rooted()), pool, mask=mask, n_mask_samples=None, max_candidates=max_candidates)
+
+
+def test_gradients_of_labelled_samples_that_are_not_finite() -> None:
+    labeled = X[:60].copy()
+    labeled[5, 0] = 7
+    with pytest.raises(ValueError, match="infinite for row 5 of X_labeled"):
+        picks(net_of(Rooted()), labeled=labeled)
+
+
+def test_logits_without_a_nonlinearity() -> None:
+    net = net_of(Prepared(), predict_nonlinearity=None)
+    assert_same(picks(net), picks(net_of(Prepared())))
+
+
+def test_a_squeeze_of_one_sample() -> None:
+    class Squeezed(Prepared):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).squeeze()
+
+    with pytest.raises(ValueError, match=r"found \(10,\). One sample was tried .* squeeze\(-1\)"):
+        picks(net_of(Squeezed()))
+
+
+def test_a_softmax_before_cross_entropy_is_told() -> None:
+    net = net_of(nn.Sequential(Prepared(), nn.Softmax(1)))
+    with pytest.warns(UserWarning, match="CrossEntropyLoss applies a softmax"):
+        picks(net)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Linear(64, 10)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.output(torch.cat([left, right], 1))
+
+
+@pytest.mark.parametrize("share", ["auto", 1.0, 0.5])
+def test_inputs_by_name_may_come_in_any_order(share: Any) -> None:
+    net = net_of(TwoInputs)
+    pool = {"left": X[60:160, :9], "right": X[60:160, 9:]}
+    labeled = {"left": X[:20, :9], "right": X[:20, 9:]}
+    turned = {key: labeled[key] for key in ("right", "left")}
+    expected = picks(net, pool, labeled, coverage_share=share)
+    assert_same(picks(net, pool, turned, coverage_share=share), expected)
+
+
+def test_columns_may_come_in_any_order() -> None:
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.output = nn.Linear(64, 10)
+
+        def forward(self, **columns: Tensor) -> Tensor:
+            return self.output(torch.cat([columns[f"c{i}"] for i in range(64)], 1))
+
+    frame = pd.DataFrame(X[:160], columns=[f"c{i}" for i in range(64)])
+    net = net_of(Columns)
+    expected = picks(net, frame[60:], frame[:20], coverage_share=0.5)
+    turned = frame[:20][frame.columns[::-1]]
+    assert_same(picks(net, frame[60:], turned, coverage_share=0.5), expected)

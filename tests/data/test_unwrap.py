@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from modAL.models import ActiveLearner as ModALActiveLearner
 from modAL.models import Committee, DeepActiveLearner
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, Normalizer, StandardScaler
 
 from skfishermask.data.unwrap import unwrap
 from skfishermask.modal import ActiveLearner
@@ -36,7 +40,58 @@ def learner(estimator: Any, cls: type = ActiveLearner) -> Any:
     return cls(estimator, strategy, X[:40], Y[:40])
 
 
+class Stateless(TransformerMixin, BaseEstimator):
+    """A transformer without anything fitted, and without a word about that."""
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        return self
+
+    def transform(self, X: Any) -> Any:
+        return X / 2
+
+
+class Resampler(BaseEstimator):
+    """Repeats samples in training, as those of imbalanced-learn do; it cannot transform."""
+
+    def fit_resample(self, X: Any, y: Any) -> Any:
+        return np.concatenate([X, X[:9]]), np.concatenate([y, y[:9]])
+
+
+class ResamplingPipeline(Pipeline):
+    """As the Pipeline of imbalanced-learn: a resampler works in fit alone."""
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        for _, step in self.steps[:-1]:
+            if hasattr(step, "fit_resample"):
+                X, y = step.fit_resample(X, y)
+            else:
+                X = step.fit_transform(X, y)
+        self.steps[-1][1].fit(X, y)
+        return self
+
+    def predict_proba(self, X: Any) -> Any:
+        for _, step in self.steps[:-1]:
+            X = step.transform(X) if hasattr(step, "transform") else X
+        return self.steps[-1][1].predict_proba(X)
+
+
+def resampling() -> Any:
+    steps = [("scale", MinMaxScaler()), ("more", Resampler()), ("net", nets.logits_net())]
+    return nets.fitted(ResamplingPipeline(steps))
+
+
 NESTED = {
+    "stateless step": lambda: nets.fitted(make_pipeline(Stateless(), nets.logits_net())),
+    "stateless last": lambda: nets.fitted(pipeline(Stateless(), nets.logits_net())),
+    "normalizer": lambda: nets.fitted(make_pipeline(Normalizer(), nets.logits_net())),
+    "function": lambda: nets.fitted(make_pipeline(FunctionTransformer(), nets.logits_net())),
+    "passthrough": lambda: nets.fitted(make_pipeline("passthrough", nets.logits_net())),
+    "resampler": resampling,
+    "frozen": lambda: FrozenEstimator(nets.fitted(nets.logits_net())),
+    "frozen pipeline": lambda: FrozenEstimator(nets.fitted(pipeline(nets.logits_net()))),
+    "frozen in a pipeline": lambda: nets.fitted(
+        pipeline(FrozenEstimator(nets.fitted(nets.logits_net())))
+    ),
     "net": lambda: nets.fitted(nets.logits_net()),
     "pipeline": lambda: nets.fitted(pipeline(nets.logits_net())),
     "pipeline of one": lambda: nets.fitted(make_pipeline(nets.logits_net())),
@@ -85,6 +140,15 @@ def test_deep_active_learner_keeps_no_data() -> None:
             "found RandomForestClassifier inside ActiveLearner",
         ),
         (Committee([learner(nets.logits_net())], strategy), "found Committee"),
+        (
+            nets.fitted(CalibratedClassifierCV(nets.logits_net(), cv=2), 100),
+            "found CalibratedClassifierCV. Give the net itself",
+        ),
+        (nets.fitted(OneVsRestClassifier(nets.logits_net()), 100), "found OneVsRestClassifier"),
+        (
+            nets.fitted(pipeline(CalibratedClassifierCV(nets.logits_net(), cv=2)), 100),
+            "found CalibratedClassifierCV inside Pipeline",
+        ),
         (nets.mlp(), "found Sequential"),
         (None, "found NoneType"),
         ("net", "found str"),
