@@ -85,7 +85,6 @@ TABLE = {
     "net not fitted": (ask(classifier=net()), NotFittedError, NOT_FITTED),
     "pipeline not fitted": (ask(classifier=pipeline()), NotFittedError, NOT_FITTED),
     "sampler not fitted": (ask(classifier=FisherMaskSampler(net())), NotFittedError, NOT_FITTED),
-    "query not fitted": (lambda: FisherMaskSampler().query(X_POOL), NotFittedError, NOT_FITTED),
     "predict not fitted": (lambda: FisherMaskSampler().predict(X_POOL), NotFittedError, NOT_FITTED),
     "no net": (ask(classifier=RandomForestClassifier()), TypeError, "RandomForestClassifier"),
     "a module": (
@@ -373,10 +372,9 @@ def test_bad_data_are_refused(name: str) -> None:
     @settings(max_examples=200)
     @given(BAD)
     def refused(data: Any) -> None:
-        if name.endswith("labelled"):
-            assume(data is not None)
-        if name.startswith("strategy"):  # No labelled samples are none; nets take sparse matrices.
-            assume(not (name.endswith("labelled") and is_empty(data)))
+        if name.endswith("labelled"):  # No labelled samples are none.
+            assume(data is not None and not is_empty(data))
+        if name.startswith("strategy"):  # Nets take sparse matrices.
             assume(not (sp.issparse(data) and data.shape == X_POOL.shape))
         assert_refused(CALLS[name], data)
 
