@@ -35,7 +35,7 @@ __all__ = [
 
 
 def as_written(module: nn.Module) -> nn.Module:
-    """Give the module inside one that ``torch.compile`` has wrapped, or the module itself."""
+    """Return the module inside one that ``torch.compile`` has wrapped, or the module itself."""
     found: nn.Module = getattr(module, "_orig_mod", module)
     return found
 
@@ -46,7 +46,7 @@ def criteria_of(net: skorch.NeuralNet) -> list[str]:
 
 
 def predict_nonlinearity_of(net: skorch.NeuralNet) -> Callable[[Tensor], Tensor]:
-    """Give what makes probabilities of a net's output: "auto" is a rule of skorch's own."""
+    """Return what makes probabilities of a net's output: "auto" is a rule of skorch's own."""
     found: Callable[[Tensor], Tensor] = net._get_predict_nonlinearity()
     return found
 
@@ -59,7 +59,7 @@ def without_mode_changes(net: skorch.NeuralNet) -> skorch.NeuralNet:
 
 
 def client_that_computes(array: object) -> object:
-    """Give the ``distributed.Client`` that Dask would compute this array with, or None."""
+    """Return the ``distributed.Client`` that Dask would compute this array with, or None."""
     from dask.base import get_scheduler
 
     # Whoever has a client has imported distributed.
@@ -69,6 +69,6 @@ def client_that_computes(array: object) -> object:
 
 
 def memory_limit_of(worker: object) -> int | None:
-    """Give the bytes that a Dask worker may take; None: without limit."""
+    """Return the bytes that a Dask worker may take; None: without limit."""
     limit: int | None = attrgetter("memory_manager.memory_limit")(worker)
     return limit

@@ -56,7 +56,7 @@ def predicted_balance(probabilities: Tensor) -> float:
 
 
 def early_share(n_labeled: int, n_classes: int) -> float:
-    """Give the share of a batch that coverage takes, at most, while there are few labels.
+    """Return the share of a batch that coverage takes, at most, while there are few labels.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def early_share(n_labeled: int, n_classes: int) -> float:
 
 
 def automatic_share(probabilities: Tensor, n_labeled: int) -> float:
-    """Give the share of a batch that coverage takes: much with few labels, in a balanced pool.
+    """Return the share of a batch that coverage takes: much with few labels, in a balanced pool.
 
     Parameters
     ----------

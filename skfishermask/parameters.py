@@ -36,7 +36,7 @@ def parameter(default: T, *constraints: Constraint) -> T:
 
 
 def at_least_one() -> Interval:
-    """Give the constraint of a count."""
+    """Return the constraint of a count."""
     return Interval(Integral, 1, None, closed="left")
 
 
@@ -77,7 +77,7 @@ class MethodParameters:
     regularization : float, default=1.0
         The multiple of the identity matrix in M_0.
     oversample : float, default=1.0
-        Pick so many times the batch forward, then drop the samples whose removal costs least.
+        Forward-select ``oversample * n_instances`` samples, then prune to `n_instances`.
         BAIT uses 2.
     coverage_share : float or "auto", default="auto"
         Share of the batch, in [0, 1], that is taken first by coverage of the inputs: it reduces
@@ -87,7 +87,7 @@ class MethodParameters:
         are not balanced, with `X_target`, or where a sample's inputs are no
         real numbers, of several lengths, or more than 2,048. 0: FisherMask as published.
     max_candidates : int or None, default=None
-        Embed at most so many pool samples, drawn at random.
+        Embed a random subset of the pool of at most this size. None: all of it.
     to_logits : callable or None, default=None
         Maps what the net's ``infer`` gives to logits (n, C), such as ``lambda out: out["scores"]``.
         None: by the net's criterion and ``predict_nonlinearity``, of a tuple the first element, of
@@ -212,7 +212,7 @@ class Settings(MethodParameters):
 
 
 def with_method_parameters(cls: type[T]) -> type[T]:
-    """Put the description of the method's parameters into a class's docstring.
+    """Insert the description of the method's parameters into a class's docstring.
 
     Parameters
     ----------

@@ -270,7 +270,7 @@ class Query:
         return self._pool.place(n, r, k, n_others)
 
     def _problem(self, embedded: Embedded, n: int) -> SelectionProblem:
-        """Say what to choose by."""
+        """Return the problem that the batch solves."""
         settings, others = self._settings, list(embedded.others)
         labeled = others.pop(0) if self._labeled is not None else None
         if self._target is not None:
@@ -293,7 +293,7 @@ class Query:
         )
 
     def _outside(self, n_dimensions: int) -> float:
-        """Give the part of tr(M^-1) outside of the coordinates, where M is a multiple of I."""
+        """Return the part of tr(M^-1) outside of the coordinates, where M is a multiple of I."""
         aims_at_identity = self._target is None and self._settings.target == "identity"
         return n_dimensions / self._settings.regularization if aims_at_identity else 0.0
 
@@ -359,7 +359,7 @@ def _pool(
 
 
 def _mean_diagonal(parts: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """Give the mean of several sets' means, by their sizes."""
+    """Return the mean of several sets' means, by their sizes."""
     total = sum(n for n, _ in parts)
     found: dict[str, Tensor] = {}
     for n, means in parts:

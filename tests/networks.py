@@ -123,7 +123,7 @@ class Windows(nn.Module):
 
 
 class Functional(nn.Module):
-    """A layer whose weight is used past its own forward, and a parametrised one."""
+    """A layer with a weight that is used past its own forward, and a parametrised one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def weight(*shape: int) -> nn.Parameter:
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """Give every parameter random values: what starts as zero or one hides mistakes."""
+    """Assign every parameter random values: what starts as zero or one hides mistakes."""
     for p in module.parameters():
         nn.init.normal_(p, std=0.5)
     return module

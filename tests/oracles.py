@@ -20,7 +20,7 @@ Batch = Tensor | dict[str, Tensor]
 
 
 def rows(batch: Batch, index: slice | Tensor) -> Batch:
-    """Take some samples of a tensor, or of a dict of keyword arguments."""
+    """Return some samples of a tensor, or of a dict of keyword arguments."""
     if isinstance(batch, Tensor):
         return batch[index]
     return {name: values[index] for name, values in batch.items()}

@@ -228,7 +228,7 @@ def test_output_that_is_not_finite(method: str, estimator: Any) -> None:
         getattr(fitted, method)(bad(100.0, 23, 0))
 
 
-# -- whatever else -------------------------------------------------------------------------------
+# -- other arguments -------------------------------------------------------------------------------
 
 
 class Endless(IterableDataset):

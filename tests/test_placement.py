@@ -21,7 +21,7 @@ BESIDE = 1_152 + 12_800 + 9_600
 
 
 def free(monkeypatch: pytest.MonkeyPatch, cuda: int, kept: int, host: int, disk: int) -> None:
-    """Let so many bytes be free; of those on CUDA, PyTorch keeps some for itself."""
+    """Pretend that these bytes are free; of those on CUDA, PyTorch keeps some for itself."""
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (cuda - kept, 10**12))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: kept + 1000)
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 1000)
@@ -97,7 +97,7 @@ def test_place(
 def test_allocate(disk: int, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 0, 0, BESIDE + (0 if disk else 1_600), disk)
     placement = place(ESTIMATE, where("cpu", str(tmp_path)))
-    # Whatever is free by then: it was decided.
+    # For any memory that is free by then: it was decided.
     free(monkeypatch, 0, 0, 0, 0)
     with ExitStack() as cleanup:
         made = placement.allocate(cleanup)

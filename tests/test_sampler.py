@@ -452,7 +452,7 @@ def test_not_fitted() -> None:
 
 
 class Counting(nn.Module):
-    """Counts the samples that it has read, and stops like a Ctrl-C after so many."""
+    """Counts the samples that it has read, and stops like a Ctrl-C after a number of them."""
 
     def __init__(self, stops_at: float = math.inf) -> None:
         super().__init__()

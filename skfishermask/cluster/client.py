@@ -92,7 +92,7 @@ class Cluster:
         return future
 
     def release(self, futures: Sequence[Future]) -> None:
-        """Let the cluster forget tasks, once nothing else needs them."""
+        """Release tasks on the cluster, once nothing else needs them."""
         self._held.difference_update(futures)
         for future in futures:
             future.release()

@@ -95,7 +95,7 @@ class Reply:
     sent : GainState or None
         The candidates sent, in their state before the first pick.
     n_read : int
-        Candidates whose embeddings were read for it.
+        Number of embeddings read for it.
     """
 
     largest: Tensor
@@ -193,7 +193,7 @@ class RemoteCandidatePool:
     Attributes
     ----------
     n_read : int
-        Candidates whose embeddings the blocks read since the start.
+        Number of embeddings that the blocks read since the start.
     """
 
     def __init__(

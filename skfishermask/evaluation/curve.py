@@ -86,7 +86,7 @@ def active_learning_curve(
         skorch net the module's class: with an instance of it every training starts from the
         weights of that instance.
     X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset of n_samples rows
-        The samples: whatever the estimator takes, strings through a pipeline included.
+        The samples: what the estimator takes, strings through a pipeline included.
     y : array-like of shape (n_samples,) or (n_samples, ...)
         Their labels: classes, numbers, or several of either a sample. The strategy sees only
         those that it asked for.
@@ -313,7 +313,7 @@ class _Run:
         n_jobs: int | None,
         progress: Callable[[int], object],
     ) -> list[list[Record]]:
-        """Give the records of all splits, which may run at the same time."""
+        """Return the records of all splits, which may run at the same time."""
         if effective_n_jobs(n_jobs) == 1:
             return [self.split(X, y, *task, progress) for task in tasks]
         records = []
@@ -333,7 +333,7 @@ class _Run:
         start: np.ndarray,
         progress: Callable[[int], object] | None = None,
     ) -> list[Record]:
-        """Give the record of every step: scores, seconds, and the rows chosen after it."""
+        """Return the record of every step: scores, seconds, and the rows chosen after it."""
         identity: dict[str, object] = {
             "training samples": fingerprint(train),
             "test samples": fingerprint(test),

@@ -52,7 +52,7 @@ def initial_samples(
     splits: Sequence[tuple[np.ndarray, np.ndarray]],
     seeds: Sequence[int],
 ) -> list[np.ndarray]:
-    """Give the rows to start from.
+    """Return the rows to start from.
 
     Parameters
     ----------

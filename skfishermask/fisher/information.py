@@ -74,8 +74,8 @@ def fisher_diagonal(
     n_directions : int, optional
         Use only the leading rows of R, see :func:`skfishermask.fisher_embedding`.
     to_logits : callable, optional
-        Maps the module's output to logits (n, C). Default: it is logits, a tuple whose first
-        element is, or an object that has them as ``.logits``.
+        Maps the module's output to logits (n, C). Default: it is logits, a tuple that
+        begins with them, or an object that has them as ``.logits``.
 
     Returns
     -------
@@ -230,8 +230,8 @@ def fisher_embedding(
     dtype : torch.dtype
         Storage of V; the computation is in the widest dtype of the parameters.
     to_logits : callable, optional
-        Maps the module's output to logits (n, C). Default: it is logits, a tuple whose first
-        element is, or an object that has them as ``.logits``.
+        Maps the module's output to logits (n, C). Default: it is logits, a tuple that
+        begins with them, or an object that has them as ``.logits``.
 
     Returns
     -------

@@ -140,7 +140,7 @@ class Bernoulli(OutputLikelihood):
     """
 
     def check(self, outputs: Tensor) -> None:
-        """Take outputs of any shape: they are a logit each."""
+        """Accept outputs of any shape: they are a logit each."""
 
     def rank(self, outputs: Tensor) -> int:
         """Return the number of logits of a sample."""
@@ -205,7 +205,7 @@ class Gaussian(OutputLikelihood):
         self.variance = variance
 
     def check(self, outputs: Tensor) -> None:
-        """Take outputs of any shape: they are a mean each."""
+        """Accept outputs of any shape: they are a mean each."""
 
     def rank(self, outputs: Tensor) -> int:
         """Return the number of outputs of a sample."""

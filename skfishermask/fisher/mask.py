@@ -124,11 +124,11 @@ class ParameterMask:
         object.__setattr__(self, "shapes", MappingProxyType(dict(self.shapes)))
 
     def __len__(self) -> int:
-        """Give k, the number of kept parameters."""
+        """Return k, the number of kept parameters."""
         return sum(len(index) for index in self.indices.values())
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether the same entries of the same parameters are kept."""
+        """Return whether the same entries of the same parameters are kept."""
         if not isinstance(other, ParameterMask):
             return NotImplemented
         return (
@@ -142,7 +142,7 @@ class ParameterMask:
         return ParameterMask, (dict(self.indices), dict(self.shapes))
 
     def __repr__(self) -> str:
-        """Say how many parameters of how many, and where."""
+        """Describe how many parameters of how many are kept, and where."""
         n_parameters = sum(shape.numel() for shape in self.shapes.values())
         return (
             f"ParameterMask({len(self)} of {n_parameters} parameters, "
@@ -179,7 +179,7 @@ class ParameterMask:
               proportion to their tensor's mean. ``size=1.0`` keeps all of them, as the
               authors do.
             - ``"random"``: entries drawn without replacement.
-            - ``"output_layer"``: the output layer alone, whatever its size: BAIT.
+            - ``"output_layer"``: the output layer alone, of any size: BAIT.
             - ``"all"``: every parameter.
         size : float, int or "auto"
             Number of parameters to keep, see :func:`skfishermask.fisher.mask.mask_size`;
@@ -240,7 +240,7 @@ def _check(diagonal: Mapping[str, Tensor], strategy: str, output_layer: Collecti
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    """Give the sorted indices of the largest values; ties go to the lower index."""
+    """Return the sorted indices of the largest values; ties go to the lower index."""
     count = min(count, len(values))
     if count == 0:
         return torch.empty(0, dtype=torch.int64)

@@ -60,7 +60,7 @@ class FisherSum:
         self._n_rows = 0
 
     def mean(self) -> Tensor:
-        """Give the mean over the samples so far.
+        """Return the mean over the samples so far.
 
         Returns
         -------

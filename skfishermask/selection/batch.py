@@ -55,7 +55,7 @@ class Batch:
     dimensions : int
         Number of columns of the embeddings.
     n_read : int
-        Candidates whose embeddings were read for updates.
+        Number of embeddings read for updates.
     """
 
     positions: Tensor

@@ -35,7 +35,7 @@ from skfishermask.selection.updates import ExactGains, Pick
 
 # Candidates on the shortlist for each pick of a round.
 SHORTLIST_PER_PICK = 24
-# Candidates whose exact gains are computed together, at first, and picks that are forced together.
+# Candidates with exact gains computed together, at first, and picks that are forced together.
 _N_EXACT = 8
 # Exact gains that differ by less than this, relatively, are equal.
 _TIE_TOLERANCE = 1e-12
@@ -49,7 +49,7 @@ class CandidatePool(Protocol):
     Attributes
     ----------
     n_read : int
-        Candidates whose embeddings were read since the start.
+        Number of embeddings read since the start.
     """
 
     n_read: int

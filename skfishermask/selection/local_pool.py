@@ -32,7 +32,7 @@ class LocalCandidatePool:
     candidates : GainState
         All of them.
     n_read : int
-        Candidates whose embeddings were read since the start.
+        Number of embeddings read since the start.
     """
 
     def __init__(

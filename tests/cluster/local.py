@@ -31,7 +31,7 @@ class DoubleNet(NeuralNetClassifier):
 
 
 class WatchedClient(distributed.Client):
-    """Tells the names of the functions whose tasks were started."""
+    """Lists the names of the functions of the tasks that were started."""
 
     on_start: Callable[[str], None] = staticmethod(lambda name: None)
 
@@ -62,7 +62,7 @@ def cluster(n_workers: int, **more: Any) -> Any:
 
 
 def at_request(number: int, act: Callable[[], object]) -> Callable[[str], None]:
-    """Act once, before the first worker is asked so many requests of the selection."""
+    """Act once, before the first worker gets a given request of the selection."""
     asked = 0
 
     def on_start(name: str) -> None:

@@ -163,7 +163,7 @@ def test_autocast_inside_infer() -> None:
 
 
 class ModelOutput(OrderedDict):
-    """As in transformers: a dict whose entries are attributes too."""
+    """As in transformers: a dict with entries that are attributes too."""
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -71,7 +71,7 @@ def test_probabilities_that_underflow_give_finite_logits_and_gradients() -> None
 
 
 class Late(nn.Module):
-    """Gives what are no probabilities for samples whose first number is 7."""
+    """Outputs what are no probabilities for samples with a 7 as first number."""
 
     def __init__(self, mlp: nn.Module) -> None:
         super().__init__()

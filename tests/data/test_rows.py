@@ -82,7 +82,7 @@ def to_dense(data: Any) -> np.ndarray:
 
 
 def named(columns: Any) -> Callable[[np.ndarray], pd.DataFrame]:
-    """A DataFrame whose index is not the positions of its rows."""
+    """A DataFrame with an index other than the positions of its rows."""
     return lambda A: pd.DataFrame(A, columns=columns, index=np.arange(len(A))[::-1] + 100)
 
 

@@ -118,7 +118,7 @@ def test_stratified_draw_of_fewer_than_classes() -> None:
 
 
 def test_strategies_are_paired() -> None:
-    """The same initial samples, and the same initial weights, whatever the strategy."""
+    """The same initial samples, and the same initial weights, for any strategy."""
     images, labels = digits()
     results = [
         active_learning_curve(

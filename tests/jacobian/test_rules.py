@@ -272,7 +272,7 @@ def scattered(op: nn.Module, x: Tensor) -> Tensor:
     return rows[order.argsort()].unflatten(0, x.shape[:2])
 
 
-# From x (n, T, ...), whose rows are given to the operation in some way, back to (n, ...).
+# From x (n, T, ...), with rows that are given to the operation in some way, back to (n, ...).
 ONE_AXIS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "samples": lambda op, x: op(x[:, 0]),
     "positions of a sample together": lambda op, x: op(x.flatten(0, 1)).unflatten(0, x.shape[:2]),

@@ -251,7 +251,7 @@ def test_gain_error_bounds_hold_where_many_picks_are_applied() -> None:
 
 
 def gains_after(V: Tensor, n_taken: int) -> Tensor:
-    """Give all gains after the first samples were taken, from M = I and with F = I."""
+    """Return all gains after the first samples were taken, from M = I and with F = I."""
     V = V.double()
     rows = V[:n_taken].flatten(0, 1)
     x = V @ torch.linalg.inv(torch.eye(V.shape[2], dtype=V.dtype) + rows.T @ rows)
