@@ -68,6 +68,7 @@ def test_settings_are_as_registered() -> None:
     long = [s for s in curves if s["n_initial"] + s["n_queries"] * s["n_instances"] >= 1000]
     assert len(long) == 8
     assert all(ORACLE not in strategies_of(s) for s in long)
+    assert all(ORACLE in strategies_of(s) for s in curves if s not in long)
 
 
 @pytest.mark.slow
