@@ -26,7 +26,7 @@ ALL = STEPS | {"jacobian", "fisher", "selection", "data", "cluster"}
 MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
     ({"jacobian"}, set(), {"torch", "numpy"}),
     ({"fisher"}, {"jacobian"}, {"torch", "numpy", "sklearn"}),
-    ({"selection"}, set(), {"torch", "numpy", "psutil"}),
+    ({"selection"}, set(), {"torch", "numpy", "psutil", "threadpoolctl"}),
     (
         {"data"},
         {"jacobian", "fisher", "compat"},
@@ -94,7 +94,7 @@ def test_imports(path: Path) -> None:
 
 
 # Folders with a test file of the same name for each of their modules.
-MIRRORED = ["jacobian"]
+MIRRORED = ["jacobian", "selection", "cluster"]
 
 
 @pytest.mark.parametrize("folder", MIRRORED)

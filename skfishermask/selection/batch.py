@@ -20,6 +20,7 @@ from skfishermask.selection.greedy import (
 from skfishermask.selection.local_pool import LocalCandidatePool
 from skfishermask.selection.problem import SelectionProblem
 from skfishermask.selection.storage import StoredEmbedding, free_bytes, state_bytes, stored
+from skfishermask.selection.threads import in_one_thread
 from skfishermask.selection.validation import (
     check_count,
     check_embedding,
@@ -31,8 +32,10 @@ from skfishermask.selection.validation import (
 _PICKS_PER_FETCH = 8
 # where they are in memory and mostly not in a processor's cache,
 _PICKS_PER_UNCACHED_READ = 2
-# and where they are smaller than this.
+# and where they are at most as large as _CACHE_BYTES.
 _PICKS_PER_CACHED_READ = 1
+# Embeddings of at most this size may be in a processor's cache; the operations of a pick on them
+# are so small that one thread is faster than several on a machine with other work.
 _CACHE_BYTES = 2**26
 # Share of the free memory that the states after attempted picks may take.
 _STATES_SHARE = 0.25
@@ -209,15 +212,20 @@ def select(
     pool = LocalCandidatePool(embedding, picks_per_round)
     pool.candidates.initialize(inverse, target, on_prepared or (lambda count: None))
     del target
-    return select_and_prune(
-        pool,
-        inverse,
-        problem,
-        embedding.shape,
-        picks_per_round=picks_per_round,
-        preselected=preselected,
-        on_pick=on_pick,
-    )
+
+    def run() -> Batch:
+        return select_and_prune(
+            pool,
+            inverse,
+            problem,
+            embedding.shape,
+            picks_per_round=picks_per_round,
+            preselected=preselected,
+            on_pick=on_pick,
+        )
+
+    on_host = embedding.device.type == "cpu"
+    return in_one_thread(run) if on_host and embedding.n_bytes <= _CACHE_BYTES else run()
 
 
 def select_and_prune(
