@@ -13,6 +13,7 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Subset
 
 
 class MLP(nn.Module):
@@ -241,8 +242,11 @@ class ArrayBatches:
     """Batches by indexing whole arrays: collating single samples would take as long as training."""
 
     def __init__(self, dataset: Any, batch_size: int, shuffle: bool = False) -> None:
-        self.X = torch.as_tensor(dataset.X)
-        self.y = torch.zeros(len(self.X)) if dataset.y is None else torch.as_tensor(dataset.y)
+        rows: Any = slice(None)
+        if isinstance(dataset, Subset):
+            dataset, rows = dataset.dataset, dataset.indices
+        self.X = torch.as_tensor(dataset.X)[rows]
+        self.y = torch.zeros(len(self.X)) if dataset.y is None else torch.as_tensor(dataset.y)[rows]
         self.batch_size = batch_size
         self.shuffle = shuffle
 

@@ -72,13 +72,13 @@ def test_settings_are_as_registered() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [(RIDGE, "small"), (MLP, "small")])
+@pytest.mark.parametrize(("network", "initial"), [(RIDGE, "random"), (MLP, "coverage")])
 def test_a_setting_runs_and_goes_on(
-    kind: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: str, initial: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrays = {"X_train": X[:110], "y_train": Y[:110], "X_test": X[110:], "y_test": Y[110:]}
     np.savez(tmp_path / "small.npz", **arrays)
-    some = setting(kind, 1, "random", (6, 3, 2)) | {"pool_size": 90, "test_size": 30}
+    some = setting((network, "small"), 1, initial, (6, 3, 2)) | {"pool_size": 90, "test_size": 30}
     monkeypatch.setattr(heads, "all_settings", lambda: [some])
     monkeypatch.setattr(heads, "N_DRAWN", 5)
 
