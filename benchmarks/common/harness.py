@@ -207,7 +207,7 @@ class ImageCase:
     pool: np.ndarray
     X_training: np.ndarray
     y_training: np.ndarray
-    facts: dict[str, Any]
+    sizes: dict[str, Any]
 
     @classmethod
     def make(cls, given: argparse.Namespace, n: int, n_classes: int, size: int = 32) -> ImageCase:
@@ -216,7 +216,7 @@ class ImageCase:
         y[:n_classes] = np.arange(n_classes)  # of few samples a class might have none
         net = trained_net("resnet18", X, y, epochs, given.device)
         pool, _ = noisy_images(n, n_classes, size, seed=1)
-        facts = {
+        sizes = {
             "network": "CIFAR-style ResNet-18",
             "n_parameters": sum(p.numel() for p in net.module_.parameters()),
             "n_classes": n_classes,
@@ -224,4 +224,4 @@ class ImageCase:
             "mean_confidence": confidence(net, pool[:256]),
         }
         net.module_.eval()  # predicting has left it in training mode
-        return cls(net, pool, X, y, facts)
+        return cls(net, pool, X, y, sizes)

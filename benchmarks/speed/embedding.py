@@ -405,7 +405,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     beside, targets = peers(given, module, pool, mask)
     return {
         **harness.surroundings(given),
-        "sizes": case.facts | {"k": len(mask), "batch": BATCH_SIZE},
+        "sizes": case.sizes | {"k": len(mask), "batch": BATCH_SIZE},
         "peers": beside,
         "targets": targets,
         "sweeps": [

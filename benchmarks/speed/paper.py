@@ -49,7 +49,7 @@ def measure_case(
     read = n_instances * infos[0]["embedding_bytes"]
     reading = [read / info["seconds"]["selection"] for info in infos]
     found = {
-        "sizes": case.facts | {"N": n, "K": n_instances},
+        "sizes": case.sizes | {"N": n, "K": n_instances},
         "query": {key: value for key, value in infos[-1].items() if key != "seconds"},
         "seconds": {
             step: harness.spread([info["seconds"][step] for info in infos])

@@ -158,7 +158,7 @@ class Headline:
         wanted = f"all {self.n_instances}"
         targets.append(harness.target(what, n_common, wanted, same["same_batch"]))
         return {
-            "sizes": self.case.facts
+            "sizes": self.case.sizes
             | {key: v for key, v in self.sampler.query_info_.items() if key != "seconds"}
             | {"K": self.n_instances, "batch": BATCH_SIZE, **DIAGONAL},
             "ours": {name: harness.spread(values) for name, values in ours.items()},

@@ -86,7 +86,7 @@ class Pool:
 
     def __init__(self, given: argparse.Namespace, n: int, n_classes: int, k: int) -> None:
         case = harness.ImageCase.make(given, n, n_classes, size=16)
-        self.facts = case.facts
+        self.sizes = case.sizes
         self.module = case.net.module_
         self.batches = torch.as_tensor(case.pool, device=given.device).split(BATCH_SIZE)
         diagonal = fisher_diagonal(self.module, self.batches[:4], n_directions=1)
@@ -288,7 +288,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     equal, equal_target = equal_rows(given, pool)
     return {
         **harness.surroundings(given),
-        "sizes": pool.facts,
+        "sizes": pool.sizes,
         "peers": beside,
         "equal candidates": equal,
         "sweeps": [k_sweep, n_sweep, over_classes(given), batch_sweep],

@@ -1,21 +1,20 @@
 """The greedy loop over picks; derivations are in :doc:`/user_guide/selection`.
 
-In go the candidates' Fisher embeddings V (r, k), M^-1 (M is the Fisher information of the labelled
-samples and the batch so far) and F, the Fisher information to cover. Of each candidate two (r, r)
-matrices are kept, A = V M^-1 V^T and B = V M^-1 F M^-1 V^T, with its gain and error bounds:
+In: the candidates' Fisher embeddings V (r, k), M^-1 (M is the Fisher information of the labelled
+samples and of the batch so far) and F, the Fisher information to cover. Of each candidate A and B
+(r, r) are kept, with bounds of their errors: A = V M^-1 V^T, B = V M^-1 F M^-1 V^T, and
 
     gain = tr(M^-1 F) - tr((M + V^T V)^-1 F) = tr((I + A)^-1 B)         (Woodbury).
 
-A pick V*, with I + A* = L L^T, U = M^-1 V*^T L^-T, G = U^T F U and T = M^-1 F U - U G / 2, changes
+A pick V*, with I + A* = L L^T, U = M^-1 V*^T L^-T and T = M^-1 F U - U (U^T F U) / 2, changes
 
-    M^-1 by -U U^T,  A by -q q^T,  B by -(q t^T + t q^T)    with q = V U, t = V T,    exactly.
+    M^-1 by -U U^T,  A by -q q^T,  B by -(q t^T + t q^T)    with q = V U, t = V T, exactly.
 
-A round reads all embeddings once: (1) the shortlist has the candidates with the largest upper
-bounds of their gains; (2) picks are made from it, near-ties in float64; (3) all others are updated
-by these picks; (4) the picks before the first at which another bound is as large are verified and
-kept, the rest undone. Out come positions and gains, those of one exact pick at a time.
-The objective tr(M^-1 F), its update and its error bounds are one fabric: a change of one is a
-change of all three. To drop samples, -M^-1 takes the place of M^-1, and gains are minus costs.
+A round reads all embeddings once. Shortlist: candidates with the largest upper bounds of gains.
+Picks: from the shortlist, near-ties in float64. Update: of all others by these picks.
+Verification: picks before the first at which another's bound is as large are kept, others undone.
+Out: positions and gains, those of one exact pick at a time; to drop samples, of -M^-1.
+The objective tr(M^-1 F), its update and its error bounds are one fabric: change all or none.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_gains_that_collapse(scale: float, dtype: torch.dtype, any_device: str) 
     np.testing.assert_allclose(gains.tolist(), expected[1], rtol=1e-6)
 
 
-def test_states_that_float32_spoils_are_computed_afresh(any_device: str) -> None:
+def test_states_that_float32_spoils_are_replaced_by_exact_gains(any_device: str) -> None:
     # A starts at 1e11: what float32 leaves of I + A after some picks is not positive definite.
     embedding, target = problem(150, 3, 24, decay=0.0, scale=3e4)
     embedding = embedding.float()
