@@ -69,19 +69,14 @@ def make_net():
 # ---------
 #
 # :class:`skfishermask.modal.ActiveLearner` is modAL's ``ActiveLearner``, corrected to run with
-# current scikit-learn. It holds the classifier, the query strategy, and the labels so far: here
-# twenty digits drawn at random.
+# current scikit-learn. It holds the classifier, the query strategy, and the labels so far. There
+# are none yet, so its first batch *covers* the pool: the twenty digits to which all others are as
+# similar as possible. That needs no labels and no network.
 
-rng = np.random.default_rng(0)
-first = rng.choice(len(X_pool), 20, replace=False)
-
+learner = ActiveLearner(make_net(), query_strategy=FisherMaskSampler(random_state=0))
+first, instances = learner.query(X_pool, n_instances=20)
 torch.manual_seed(0)
-learner = ActiveLearner(
-    make_net(),
-    query_strategy=FisherMaskSampler(random_state=0),
-    X_training=X_pool[first],
-    y_training=y_pool[first],
-)
+learner.teach(instances, y_pool[first])
 print(f"accuracy with 20 labels: {learner.score(X_test, y_test):.3f}")
 
 # %%
@@ -97,7 +92,7 @@ for ax, image, gain in zip(axes.flat, instances, gains, strict=True):
     ax.imshow(image.reshape(8, 8), cmap="gray_r")
     ax.set_title(f"{gain:.2g}", fontsize=9)
     ax.set_axis_off()
-figure.suptitle("The first batch, in the order chosen, with its gains", fontsize=11)
+figure.suptitle("The second batch, in the order chosen, with its gains", fontsize=11)
 plt.show()
 
 # %%
@@ -115,9 +110,12 @@ print(f"accuracy with {len(learner.X_training)} labels: {learner.score(X_test, y
 # An active-learning loop repeats these steps. A strategy is any function of the learner, the pool
 # and the number of instances, so we can compare three: random choice; modAL's entropy sampling,
 # which takes the digits with the least certain predicted class; and FisherMask. Every strategy
-# starts from the same labels and trains with the same seeds. ``batch_size=256`` lets FisherMask
-# read the pool in larger portions than the 32 that the network is trained with: the choice is the
-# same, and comes sooner.
+# starts from the same covering batch and trains with the same seeds. ``batch_size=256`` lets
+# FisherMask read the pool in larger portions than the 32 that the network is trained with: the
+# choice is the same, and comes sooner.
+
+
+rng = np.random.default_rng(0)
 
 
 def random_sampling(learner, X_pool, n_instances=1):
@@ -126,7 +124,7 @@ def random_sampling(learner, X_pool, n_instances=1):
 
 def learning_curve(query_strategy, seed, n_queries=5, n_instances=20):
     X_left, y_left = X_pool, y_pool
-    indices = np.random.default_rng(seed).choice(len(X_pool), n_instances, replace=False)
+    indices, _ = FisherMaskSampler(random_state=seed).query(X_pool, n_instances)
     learner = ActiveLearner(make_net(), query_strategy)
     scores = []
     for step in range(n_queries + 1):

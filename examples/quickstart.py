@@ -1,10 +1,10 @@
 """Active learning on real images: FisherMask beside random and entropy sampling.
 
-A small network learns the 1,797 handwritten digits that come with scikit-learn, from 20 labels
-first and 20 more after every query. Each strategy starts from the same labels and the same initial
-weights, for several seeds. At the end a table says how accurate each was, a sentence says by how
-much FisherMask was ahead of random sampling and how far that differs between seeds, and a picture
-shows the learning curves.
+A small network learns the 1,797 handwritten digits that come with scikit-learn. The first 20 that
+are labelled cover the images: FisherMask chooses them without a label. Then each strategy asks for
+20 more at a time, from the same first labels and the same initial weights, for several seeds. At
+the end a table says how accurate each was, a sentence says by how much FisherMask was ahead of
+random sampling and how far that differs between seeds, and a picture shows the learning curves.
 
 Run it with ``make demo``, or ``python examples/quickstart.py --help`` for what can be changed.
 """
@@ -69,8 +69,8 @@ def learning_curve(name, seed, n_queries, n_instances, progress):
     X_pool, X_test, y_pool, y_test = train_test_split(
         images, digits, test_size=500, stratify=digits, random_state=seed
     )
-    # The same labels first, and the same initial weights, for every strategy.
-    first = np.random.default_rng(seed).choice(len(X_pool), n_instances, replace=False)
+    # The same first batch, which covers the images, and the same initial weights for all.
+    first, _ = FisherMaskSampler(random_state=seed).query(X_pool, n_instances)
     torch.manual_seed(seed)
     learner = ActiveLearner(
         make_net(), make_strategy(name, seed), X_training=X_pool[first], y_training=y_pool[first]
