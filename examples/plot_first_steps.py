@@ -174,12 +174,11 @@ for name, curve in curves.items():
     print(f"{name:<11}" + "".join(f"{score:7.3f}" for score in curve.mean(axis=0)))
 
 # %%
-# FisherMask is ahead from the first query on, and with 80 labels it is above what random choice
-# reaches with 120. Entropy sampling is hardly better than random choice here: with so few labels
-# the network is unsure about many digits that look alike, and entropy takes them all. A batch of
-# FisherMask is chosen together, so it does without the repetitions;
-# :doc:`/auto_examples/plot_inside_fishermask` shows how. The bands are narrow at the end and wide
-# at the beginning, where everything hangs on the first twenty digits.
+# FisherMask is ahead from the first query on, and with 60 labels it is above what random choice
+# reaches with 120. Entropy sampling is behind random choice at first: with few labels the network
+# is unsure about many digits that look alike, and entropy takes them all. A batch of FisherMask is
+# chosen together, so it does without the repetitions;
+# :doc:`/auto_examples/plot_inside_fishermask` shows how.
 #
 # This is one small example. How much there is to save depends on the data, the network and the size
 # of the batch; :doc:`/label_efficiency` has larger ones. For experiments of your own you need not
