@@ -69,8 +69,7 @@ for label in rng.choice(list(parts), 600, p=[0.4, 0.3, 0.2, 0.1]):
     words = (rng.choice(openings), "the", rng.choice(things), rng.choice(parts[label]))
     texts.append(f"{' '.join(words)}. {rng.choice(endings)}".strip())
     labels.append(str(label))
-X_pool, X_test = texts[:400], texts[400:]
-y_pool, y_test = labels[:400], labels[400:]
+first, pool, test = slice(0, 20), slice(20, 400), slice(400, 600)
 for text, label in zip(texts[:3], labels, strict=False):
     print(f"{label:>9}: {text}")
 
@@ -80,8 +79,7 @@ for text, label in zip(texts[:3], labels, strict=False):
 #
 # The pipeline makes numbers of the strings: a sparse matrix of weighted word counts, made dense,
 # because networks take nothing else. The sampler wraps the whole pipeline. So it takes strings, and
-# gives strings back. Nothing is labelled yet, so its first batch covers the messages, by their
-# weighted word counts.
+# gives strings back.
 
 
 def dense(counts):
@@ -107,27 +105,19 @@ pipeline = make_pipeline(
     NeuralNetClassifier(Network, max_epochs=30, **training),
 )
 by_words = FisherMaskSampler(pipeline, batch_size=200, random_state=0)
-rows, X_first = by_words.query(X_pool, n_instances=12)
-y_first = [y_pool[row] for row in rows]  # In practice, a person reads them.
-X_pool = [text for row, text in enumerate(X_pool) if row not in rows]
-y_pool = [label for row, label in enumerate(y_pool) if row not in rows]
-
-# %%
-# With these labels the pipeline is fitted, and the network chooses the next ones.
-
-by_words.fit(X_first, y_first)
-accuracy_before = by_words.score(X_test, y_test)
-indices, chosen = by_words.query(X_pool, n_instances=20, X_labeled=X_first)
+by_words.fit(texts[first], labels[first])
+accuracy_before = by_words.score(texts[test], labels[test])
+indices, chosen = by_words.query(texts[pool], n_instances=20, X_labeled=texts[first])
 for text in chosen[:4]:
     print(text)
 
 # %%
 # The answers are added, and the pipeline is fitted again, vocabulary included.
 
-answers = [y_pool[i] for i in indices]
-by_words.fit(X_first + chosen, y_first + answers)
-accuracy_after = by_words.score(X_test, y_test)
-print(f"accuracy with 12 labels {accuracy_before:.2f}, with 32 {accuracy_after:.2f}")
+answers = [labels[pool][i] for i in indices]  # In practice, a person reads them.
+by_words.fit(texts[first] + chosen, labels[first] + answers)
+accuracy_after = by_words.score(texts[test], labels[test])
+print(f"accuracy with 20 labels {accuracy_before:.2f}, with 40 {accuracy_after:.2f}")
 
 # %%
 # Tokens, an attention mask and ``logits``
@@ -183,8 +173,8 @@ by_tokens = FisherMaskSampler(
     batch_size=200,
     random_state=0,
 )
-by_tokens.fit(X_first, y_first)
-indices, chosen = by_tokens.query(X_pool, n_instances=20, X_labeled=X_first)
+by_tokens.fit(texts[first], labels[first])
+indices, chosen = by_tokens.query(texts[pool], n_instances=20, X_labeled=texts[first])
 for text, guess in zip(chosen[:4], by_tokens.predict(chosen), strict=False):
     print(f"{guess + '?':>10} {text}")
 
@@ -229,9 +219,9 @@ module.classifier = Adapted(module.classifier)
 module.encoder.linear1 = Adapted(module.encoder.linear1)
 adapted_net = LogitsNet(module, max_epochs=20, **training)
 tokenizer = by_tokens.estimator_[0]
-answers = [y_pool[i] for i in indices]
-classes, codes = np.unique(y_first + answers, return_inverse=True)
-adapted_net.fit(tokenizer.transform(X_first + chosen), codes)
+answers = [labels[pool][i] for i in indices]
+classes, codes = np.unique(labels[first] + answers, return_inverse=True)
+adapted_net.fit(tokenizer.transform(texts[first] + chosen), codes)
 
 # %%
 # A query reads the trained net. Its mask asks where the Fisher information is, not what is trained:
@@ -239,7 +229,7 @@ adapted_net.fit(tokenizer.transform(X_first + chosen), codes)
 # goes by the output layer, which is spread over three tensors here.
 
 fishermask = FisherMaskSampler(mask_fraction=300, n_directions=0.95, batch_size=200, random_state=0)
-rows, _ = fishermask(adapted_net, tokenizer.transform(X_pool), n_instances=10)
+rows, _ = fishermask(adapted_net, tokenizer.transform(texts[pool]), n_instances=10)
 shares = {"adapters": 0, "frozen": 0}
 for name, entries in fishermask.mask_.indices.items():
     adapts = name.endswith((".down", ".up"))
