@@ -116,7 +116,7 @@ def fisher_diagonal(
         return len(rows), squares
 
     def first_bad(batch: Inputs) -> int:
-        """Return the first sample with gradients that are not finite, each read alone."""
+        # Each sample is read alone.
         for i in range(batch_length(batch)):
             alone = slice_batch(batch, slice(i, i + 1))
             jacobian = reader.forward(alone)
