@@ -224,27 +224,23 @@ classes, codes = np.unique(labels[first] + answers, return_inverse=True)
 adapted_net.fit(tokenizer.transform(texts[first] + chosen), codes)
 
 # %%
-# A query reads the trained net. Its mask asks where the Fisher information is, not what is trained:
-# frozen weights are in it, and they stay frozen. The size of the mask is given, because ``"auto"``
-# goes by the output layer, which is spread over three tensors here.
+# A query reads the trained net. Its mask is of trainable parameters, here half the entries of the
+# adapters. Gradients of frozen weights are not computed.
 
-fishermask = FisherMaskSampler(mask_fraction=300, n_directions=0.95, batch_size=200, random_state=0)
+fishermask = FisherMaskSampler(
+    mask_fraction=0.5, n_directions=0.95, batch_size=200, coverage_share=0, random_state=0
+)
 rows, _ = fishermask(adapted_net, tokenizer.transform(texts[pool]), n_instances=10)
-shares = {"adapters": 0, "frozen": 0}
-for name, entries in fishermask.mask_.indices.items():
-    adapts = name.endswith((".down", ".up"))
-    shares["adapters" if adapts else "frozen"] += len(entries)
-print("entries in the mask:", shares)
-trained = [n for n, p in adapted_net.module_.named_parameters() if p.requires_grad]
+trained = {n: p.numel() for n, p in adapted_net.module_.named_parameters() if p.requires_grad}
 print("trained:", trained)
+print("entries in the mask:", {n: len(rows) for n, rows in fishermask.mask_.indices.items()})
 
 figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
 names = [name for name, entries in fishermask.mask_.indices.items() if len(entries)]
 sizes = [len(fishermask.mask_.indices[name]) for name in names]
-colours = ["#0072b2" if name in trained else "0.7" for name in names]
-bars = ax.barh(names, sizes, color=colours)
+bars = ax.barh(names, sizes, color="#0072b2")
 ax.bar_label(bars, padding=3, fontsize=9)
 ax.invert_yaxis()
-ax.set(xlabel="parameters in the mask (blue: adapters, grey: frozen)")
+ax.set(xlabel="parameters in the mask")
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()

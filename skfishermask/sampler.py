@@ -113,11 +113,11 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
     --------
     >>> import numpy as np
     >>> import torch
-    >>> from skorch import NeuralNetEstimator
+    >>> from skorch import NeuralNetClassifier
     >>> from skfishermask import FisherMaskSampler
     >>> X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
     >>> y = (X[:, 0] > 0).astype("int64")
-    >>> net = NeuralNetEstimator(
+    >>> net = NeuralNetClassifier(
     ...     torch.nn.Linear, module__in_features=4, module__out_features=2,
     ...     criterion=torch.nn.CrossEntropyLoss, train_split=None, verbose=0,
     ... ).fit(X[:20], y[:20])
@@ -350,11 +350,11 @@ def fisher_mask_sampling(
     --------
     >>> import numpy as np
     >>> import torch
-    >>> from skorch import NeuralNetEstimator
+    >>> from skorch import NeuralNetClassifier
     >>> from skfishermask import fisher_mask_sampling
     >>> X = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
     >>> y = (X[:, 0] > 0).astype("int64")
-    >>> net = NeuralNetEstimator(
+    >>> net = NeuralNetClassifier(
     ...     torch.nn.Linear, module__in_features=4, module__out_features=2,
     ...     criterion=torch.nn.CrossEntropyLoss, train_split=None, verbose=0,
     ... ).fit(X[:20], y[:20])

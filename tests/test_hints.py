@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.compose import make_column_transformer
-from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -288,11 +287,6 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         fit(images(n=6), [0, 1, 2, 0, 1, 2], image_net(train_split=ValidSplit(5, stratified=True))),
         ValueError,
         "With few labels give it train_split=None",
-    ),
-    "nothing labelled yet": (
-        lambda: FisherMaskSampler(net()).query(X, 3),
-        NotFittedError,
-        "not fitted, so it cannot choose: .*drawn at random",
     ),
     "one class": (
         lambda: FisherMaskSampler(net()).fit(X, np.zeros(len(X))),

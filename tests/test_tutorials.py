@@ -384,14 +384,14 @@ def test_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = run("texts", monkeypatch)
     assert seen["accuracy_after"] > seen["accuracy_before"]
     assert all(isinstance(text, str) for text in seen["chosen"])
-    assert seen["trained"] == [
+    assert [*seen["trained"]] == [
         "encoder.linear1.down",
         "encoder.linear1.up",
         "classifier.down",
         "classifier.up",
     ]
-    assert seen["shares"]["adapters"] > 0
-    assert seen["shares"]["frozen"] > 0
+    assert {*seen["fishermask"].mask_.indices} <= {*seen["trained"]}
+    assert len(seen["fishermask"].mask_) == sum(seen["trained"].values()) / 2
 
 
 def test_a_trained_network_and_a_pool_in_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,10 @@ class KnobCase:
         module = copy.deepcopy(self.net.module_).double().cpu()
         self.V, V_labeled = (
             fisher_embedding(
-                module, torch.as_tensor(part).split(BATCH_SIZE), self.mask, dtype=torch.float64
+                module,
+                torch.as_tensor(part).double().split(BATCH_SIZE),
+                self.mask,
+                dtype=torch.float64,
             )
             for part in (self.pool, self.labeled)
         )

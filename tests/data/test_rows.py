@@ -178,7 +178,8 @@ def test_data_frames(columns: Any, inside: bool) -> None:
     indices, instances = framed.query(pool, 8)
     assert indices.tolist() == plain.query(X_POOL, 8)[0].tolist()
     pd.testing.assert_frame_equal(instances, pool.iloc[indices])
-    strategy, _ = FisherMaskSampler(**TINY)(framed.estimator_ if inside else framed, pool, 8)
+    classifier = framed.estimator_ if inside else framed
+    strategy, _ = FisherMaskSampler(**TINY)(classifier, pool, 8, X_labeled=make(X_LABELED))
     assert strategy.tolist() == indices.tolist()
 
 
@@ -254,13 +255,13 @@ def test_a_memory_map_is_never_read_whole(through: str, dtype: str, tmp_path: Pa
     fitted.fit(X_LABELED, Y_LABELED)
     large = np.tile(X_POOL, (400, 1)).astype(dtype)
     np.save(tmp_path / "pool.npy", large)
-    in_memory, _ = fitted.query(large, 8)
+    in_memory, _ = fitted.query(large, 8, X_labeled=X_LABELED)
     pool = np.load(tmp_path / "pool.npy", mmap_mode="r")
     # NumPy tells tracemalloc of its arrays; what is mapped is none.
     tracemalloc.start()
     try:
         indices = (fitted.query if through == "sampler" else fitted)(
-            *(() if through == "sampler" else (fitted.estimator_,)), pool, 8
+            *(() if through == "sampler" else (fitted.estimator_,)), pool, 8, X_labeled=X_LABELED
         )[0]
         _, peak = tracemalloc.get_traced_memory()
     finally:
