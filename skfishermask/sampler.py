@@ -48,8 +48,9 @@ from skfishermask.query import Query
 class FisherMaskSampler(MethodParameters, NetEstimator):
     r"""Query strategy that picks the batch which most reduces the inverse Fisher information.
 
-    Called with a fitted skorch classifier it is a query strategy in modAL's manner. Fitted, it
-    is a scikit-learn classifier around one, with a :meth:`query` method beside ``predict``.
+    Called with a fitted skorch net it is a query strategy in modAL's manner. Fitted, it is a
+    scikit-learn classifier or regressor around one, with a :meth:`query` method beside ``predict``:
+    a regressor where `estimator` is one, or `likelihood` is ``"gaussian"``.
 
     It ranks the network's parameters by their diagonal Fisher information, keeps a mask of
     the most informative ones, describes each candidate x by the Fisher embedding V(x) of its
@@ -61,9 +62,10 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
 
     Parameters
     ----------
-    estimator : skorch classifier, or a Pipeline or search object around one, default=None
-        The classifier to wrap; :meth:`fit` fits a clone of it. None: a small default network
-        made from the data. As a bare query strategy none is needed.
+    estimator : skorch net, or a Pipeline or search object around one, default=None
+        The net to wrap, a classifier or a regressor; :meth:`fit` fits a clone of it. None: a small
+        default network made from the data, for labels of the kind that `likelihood` names
+        (``"auto"``: classes). As a bare query strategy none is needed.
     <method parameters>
     batch_size : int or None, default=None
         Samples per pass through the network; None: the net's own.
@@ -76,7 +78,7 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
     estimator_ : estimator
         The fitted clone of `estimator`, or the default network.
     classes_ : ndarray of shape (n_classes,)
-        Class labels.
+        Class labels; of several labels a sample their numbers. Not there for numbers.
     n_features_in_ : int
         Length of the second axis of X in :meth:`fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
