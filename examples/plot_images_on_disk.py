@@ -39,7 +39,7 @@ sorted_folder = Path(temporary.name) / "sorted"  # Images in a folder for each l
 names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]  # Labels.
 size = (16, 16)  # What the network sees, in two numbers; for photographs (64, 64) or more.
 mode = "L"  # Grey; for photographs "RGB".
-n_test, n_first, n_batch = 200, 100, 40  # Images you label: to test, at first (ten a label), then.
+n_test, n_first, n_batch = 200, 20, 40  # Images you label: to test, at first (two a label), then.
 
 # ==== Only for this page: delete from here ====
 digits, y = load_digits(return_X_y=True)
@@ -160,8 +160,8 @@ def read_table(name):
 # ``iterator_valid__num_workers=4`` lets processes read them, where Python forks (on Linux, before
 # 3.14). A small network that starts from nothing is weak on photographs: write ``pretrained`` in
 # place of ``SmallConvNet`` then, with ``"RGB"`` and ``(224, 224)``, for a ResNet-18 with weights
-# that torchvision downloads; only its new last layer is trained. Frozen weights may be in the mask,
-# and ``FisherMaskSampler(net, mask="output_layer")`` leaves them out. What a query gains on
+# that torchvision downloads; only its new last layer is trained. Frozen weights are left
+# out of the mask. What a query gains on
 # pretrained features, :doc:`/label_efficiency` says.
 
 
@@ -194,11 +194,13 @@ net = NeuralNetClassifier(
 # A step
 # ------
 #
-# The images for testing and the first batch are drawn at random: an untrained network knows
-# nothing. When half of a batch has labels, the network is trained on all labels and chooses the
-# next batch; what was left blank stays in the pool. The pool must not hold labelled images. They
-# are given as ``X_labeled``, so that the batch does not ask again what they have told. With an int
-# as ``random_state`` the same tables give the same network tomorrow.
+# The images for testing are drawn at random. The first batch covers the others: there is no trained
+# network yet, so it goes by the pixels, and images that are sorted already count as covered. The
+# pixels of photographs say little about what is in them (:ref:`no-labels`). When half of a batch
+# has labels, the network is trained on all labels and chooses the next batch; what was left blank
+# stays in the pool. The pool must not hold labelled images. They are given as ``X_labeled``, so
+# that the batch does not ask again what they have told. With an int as ``random_state`` the same
+# tables give the same network tomorrow.
 #
 # Each step gives every image a label, in ``result.csv``: the network's, the least certain first,
 # then yours. It is written anew each time, so correct a label in a table and not there. Accept the
@@ -215,7 +217,10 @@ def next_step():
     rest = [file for file in files if file not in test]
     batches = sorted(path.name for path in work.glob("batch_[0-9][0-9][0-9].csv"))
     if not batches:
-        return ask("batch_001.csv", generator.choice(rest, n_first, replace=False))
+        known = Images(sorted_labels) if sorted_labels else None
+        sampler = FisherMaskSampler(net, random_state=0)
+        rows, _ = sampler.query(Images(rest), n_first, X_labeled=known)
+        return ask("batch_001.csv", [rest[row] for row in rows])
 
     labels = dict(sorted_labels)
     for name in batches:

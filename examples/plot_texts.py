@@ -69,7 +69,8 @@ for label in rng.choice(list(parts), 600, p=[0.4, 0.3, 0.2, 0.1]):
     words = (rng.choice(openings), "the", rng.choice(things), rng.choice(parts[label]))
     texts.append(f"{' '.join(words)}. {rng.choice(endings)}".strip())
     labels.append(str(label))
-first, pool, test = slice(0, 20), slice(20, 400), slice(400, 600)
+X_pool, X_test = texts[:400], texts[400:]
+y_pool, y_test = labels[:400], labels[400:]
 for text, label in zip(texts[:3], labels, strict=False):
     print(f"{label:>9}: {text}")
 
@@ -79,7 +80,8 @@ for text, label in zip(texts[:3], labels, strict=False):
 #
 # The pipeline makes numbers of the strings: a sparse matrix of weighted word counts, made dense,
 # because networks take nothing else. The sampler wraps the whole pipeline. So it takes strings, and
-# gives strings back.
+# gives strings back. Nothing is labelled yet, so its first batch covers the messages, by their
+# weighted word counts.
 
 
 def dense(counts):
@@ -105,19 +107,27 @@ pipeline = make_pipeline(
     NeuralNetClassifier(Network, max_epochs=30, **training),
 )
 by_words = FisherMaskSampler(pipeline, batch_size=200, random_state=0)
-by_words.fit(texts[first], labels[first])
-accuracy_before = by_words.score(texts[test], labels[test])
-indices, chosen = by_words.query(texts[pool], n_instances=20, X_labeled=texts[first])
+rows, X_first = by_words.query(X_pool, n_instances=12)
+y_first = [y_pool[row] for row in rows]  # In practice, a person reads them.
+X_pool = [text for row, text in enumerate(X_pool) if row not in rows]
+y_pool = [label for row, label in enumerate(y_pool) if row not in rows]
+
+# %%
+# With these labels the pipeline is fitted, and the network chooses the next ones.
+
+by_words.fit(X_first, y_first)
+accuracy_before = by_words.score(X_test, y_test)
+indices, chosen = by_words.query(X_pool, n_instances=20, X_labeled=X_first)
 for text in chosen[:4]:
     print(text)
 
 # %%
 # The answers are added, and the pipeline is fitted again, vocabulary included.
 
-answers = [labels[pool][i] for i in indices]  # In practice, a person reads them.
-by_words.fit(texts[first] + chosen, labels[first] + answers)
-accuracy_after = by_words.score(texts[test], labels[test])
-print(f"accuracy with 20 labels {accuracy_before:.2f}, with 40 {accuracy_after:.2f}")
+answers = [y_pool[i] for i in indices]
+by_words.fit(X_first + chosen, y_first + answers)
+accuracy_after = by_words.score(X_test, y_test)
+print(f"accuracy with 12 labels {accuracy_before:.2f}, with 32 {accuracy_after:.2f}")
 
 # %%
 # Tokens, an attention mask and ``logits``
@@ -173,8 +183,8 @@ by_tokens = FisherMaskSampler(
     batch_size=200,
     random_state=0,
 )
-by_tokens.fit(texts[first], labels[first])
-indices, chosen = by_tokens.query(texts[pool], n_instances=20, X_labeled=texts[first])
+by_tokens.fit(X_first, y_first)
+indices, chosen = by_tokens.query(X_pool, n_instances=20, X_labeled=X_first)
 for text, guess in zip(chosen[:4], by_tokens.predict(chosen), strict=False):
     print(f"{guess + '?':>10} {text}")
 
@@ -219,28 +229,25 @@ module.classifier = Adapted(module.classifier)
 module.encoder.linear1 = Adapted(module.encoder.linear1)
 adapted_net = LogitsNet(module, max_epochs=20, **training)
 tokenizer = by_tokens.estimator_[0]
-answers = [labels[pool][i] for i in indices]
-classes, codes = np.unique(labels[first] + answers, return_inverse=True)
-adapted_net.fit(tokenizer.transform(texts[first] + chosen), codes)
+answers = [y_pool[i] for i in indices]
+classes, codes = np.unique(y_first + answers, return_inverse=True)
+adapted_net.fit(tokenizer.transform(X_first + chosen), codes)
 
 # %%
-# A query reads the trained net. Its mask is of trainable parameters, here half the entries of the
-# adapters. Gradients of frozen weights are not computed.
+# A query reads the trained net. Frozen weights are left out of its mask. The size of the mask is
+# given, because ``"auto"`` goes by the output layer, which is spread over three tensors here.
 
-fishermask = FisherMaskSampler(
-    mask_fraction=0.5, n_directions=0.95, batch_size=200, coverage_share=0, random_state=0
-)
-rows, _ = fishermask(adapted_net, tokenizer.transform(texts[pool]), n_instances=10)
-trained = {n: p.numel() for n, p in adapted_net.module_.named_parameters() if p.requires_grad}
+fishermask = FisherMaskSampler(mask_fraction=100, n_directions=0.95, batch_size=200, random_state=0)
+rows, _ = fishermask(adapted_net, tokenizer.transform(X_pool), n_instances=10)
+in_mask = {name: len(entries) for name, entries in fishermask.mask_.indices.items()}
+print("entries in the mask:", in_mask)
+trained = [n for n, p in adapted_net.module_.named_parameters() if p.requires_grad]
 print("trained:", trained)
-print("entries in the mask:", {n: len(rows) for n, rows in fishermask.mask_.indices.items()})
 
 figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
-names = [name for name, entries in fishermask.mask_.indices.items() if len(entries)]
-sizes = [len(fishermask.mask_.indices[name]) for name in names]
-bars = ax.barh(names, sizes, color="#0072b2")
+bars = ax.barh(list(in_mask), list(in_mask.values()), color="#0072b2")
 ax.bar_label(bars, padding=3, fontsize=9)
 ax.invert_yaxis()
-ax.set(xlabel="parameters in the mask")
+ax.set(xlabel="parameters in the mask of adapters")
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()
