@@ -23,7 +23,7 @@ from skfishermask.data import (
     read_net,
 )
 from skfishermask.fisher import MASK_STRATEGIES, Gaussian, ParameterMask, directions_that_keep
-from skfishermask.jacobian import output_layer, trainable_parameters
+from skfishermask.jacobian import output_layer, same_grad_mode, trainable_parameters
 from skfishermask.parameters import Settings, check_n_instances
 from skfishermask.placement import Placement
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
@@ -146,7 +146,7 @@ class Query:
         wants_utilities : bool, default=False
             Whether to go through the choices again, for the gains of all candidates.
         """
-        with self._pool:
+        with same_grad_mode(), self._pool:
             return self._run(wants_utilities)
 
     def _run(self, wants_utilities: bool) -> Result:

@@ -1,26 +1,30 @@
 """A folder that keeps what a long run has computed, safe against a kill at any moment.
 
-It holds JSON alone: reading it runs no code, and floats are read back as they were written.
+It holds JSON alone: reading it runs no code, and floats are read back as they were written. Each
+file carries a checksum. One run at a time works on a folder; another one waits for it, and then
+reads what it wrote.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+import threading
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from types import TracebackType
+from typing import Self, TypedDict
 
-import numpy as np
-import torch
-from torch.utils.data import Dataset
+from filelock import FileLock, Timeout
 
-from skfishermask.data import Data, UserValue, input_arrays, n_rows, take_rows
+from skfishermask.data import UserValue
 
-# Rows of a pool that are looked at to tell it from another.
-_ROWS_READ = 64
+# Threads and the folders that they hold: a lock would have them wait for themselves.
+_held: set[tuple[int, Path]] = set()
 
 
 class Record(TypedDict):
@@ -33,22 +37,35 @@ class Record(TypedDict):
 
 
 class Checkpoint:
-    """The records of one run, a file for each of its parts.
+    """The records of one run, a file for each of its parts. Entered as a context, it is locked.
 
     Parameters
     ----------
     folder : path-like
-        Made if it is missing.
+        Made if it is missing, once the context is entered.
     description : dict
         What makes the run, in values that JSON knows. A folder with another one is refused.
+
+    Raises
+    ------
+    ValueError
+        If the folder belongs to another run, or a file in it is damaged.
+    RuntimeError
+        If another writer is at work and cannot be waited for: a call around this one, or, where the
+        file system has no locks, a process that changed a file meanwhile.
     """
 
     def __init__(self, folder: str | os.PathLike[str], description: dict[str, object]) -> None:
         self.folder = Path(folder)
         self._run_file = self.folder / "run.json"
         self._description: dict[str, object] = _as_read_back(description)
+        self._found: dict[Path, str | None] = {}
+        self._check()
+
+    def _check(self) -> None:
+        """Raise ValueError if the folder belongs to another run."""
         if self._run_file.exists():
-            found = _read(self._run_file)
+            found, _ = _read(self._run_file)
             for name, value in self._description.items():
                 if found.get(name) != value:
                     raise ValueError(
@@ -56,8 +73,43 @@ class Checkpoint:
                         f"{name}: it has {found.get(name)}, this run {value}. Use another folder."
                     )
 
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "run.lock"
+        self._key = threading.get_ident(), self.folder.resolve()
+        if self._key in _held:
+            raise RuntimeError(f"The checkpoint folder is in use by a call around this one: {file}")
+        self._lock = FileLock(file)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            warnings.warn(f"Waiting for another run to leave {file}.", UserWarning, stacklevel=4)
+            self._lock.acquire()
+        _held.add(self._key)
+        try:
+            for left in self.folder.glob("*.tmp"):  # by a run that was killed
+                left.unlink()
+            self._check()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _held.discard(self._key)
+        self._lock.release()
+
+    def __getstate__(self) -> dict[str, object]:
+        # Processes that work for this one have its lock.
+        return {k: v for k, v in vars(self).items() if k != "_lock"}
+
     def seed(self, seed: int, *, is_given: bool) -> int:
-        """Give the seed of the run that the folder has; else store this one.
+        """Return the seed of the run that the folder has; else store this one.
 
         Parameters
         ----------
@@ -67,21 +119,20 @@ class Checkpoint:
             Whether the user chose it; then the folder's must be the same.
         """
         if not self._run_file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self._run_file, self._description | {"seed": seed})
-        found = int(_read(self._run_file)["seed"])
-        if is_given and found != seed:
+            _write(self._run_file, self._description | {"seed": seed}, None)
+        found, _ = _read(self._run_file)
+        if is_given and found["seed"] != seed:
             raise ValueError(
                 f"The checkpoint folder {self.folder} belongs to a run with another random_state. "
                 "Use another folder."
             )
-        return found
+        return int(found["seed"])
 
     def _file(self, number: int) -> Path:
         return self.folder / f"split_{number:04d}.json"
 
     def read(self, number: int, identity: dict[str, object]) -> list[Record]:
-        """Give the records of a part so far.
+        """Return the records of a part that there are.
 
         Parameters
         ----------
@@ -91,9 +142,10 @@ class Checkpoint:
             What makes the part, in values that JSON knows; a file with another one is refused.
         """
         file = self._file(number)
+        self._found[file] = None
         if not file.exists():
             return []
-        found = _read(file)
+        found, self._found[file] = _read(file)
         for name, value in _as_read_back(identity).items():
             if found.get(name) != value:
                 raise ValueError(
@@ -106,7 +158,8 @@ class Checkpoint:
 
     def write(self, number: int, identity: dict[str, object], records: list[Record]) -> None:
         """Store the records of a part, in place of those before."""
-        _write(self._file(number), identity | {"steps": records})
+        file = self._file(number)
+        self._found[file] = _write(file, identity | {"steps": records}, self._found[file])
 
 
 def _as_read_back(content: dict[str, object]) -> dict[str, object]:
@@ -114,80 +167,42 @@ def _as_read_back(content: dict[str, object]) -> dict[str, object]:
     return read_back
 
 
-def _write(file: Path, content: Mapping[str, object]) -> None:
-    # At a kill the file is the old one or the new one, never half of one.
-    half = file.with_suffix(".tmp")
-    with half.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    half.replace(file)
+def _checksum(content: UserValue) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read(file: Path) -> UserValue:
+def _write(file: Path, content: Mapping[str, object], expected: str | None) -> str:
+    """Replace a file that has the expected checksum (None: there is none); return the new one."""
+    if (_read(file)[1] if file.exists() else None) != expected:
+        raise RuntimeError(f"Another writer is at work: it changed the checkpoint file {file}.")
+    checksum = _checksum(content)
+    # At a kill the file is the old one or the new one, never half of one. The name is new, so it
+    # is neither another process's nor a link to elsewhere.
+    half, name = tempfile.mkstemp(prefix=f"{file.stem}_", suffix=".tmp", dir=file.parent)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        with open(half, "w", encoding="utf-8") as stream:
+            json.dump({"sha256": checksum, "content": content}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, file)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    return checksum
+
+
+def _read(file: Path) -> tuple[UserValue, str]:
+    """Return the content of a file and its checksum."""
+    try:
+        whole = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(whole, dict) or set(whole) != {"sha256", "content"}:
+            raise ValueError("it is no checkpoint")
+        if whole["sha256"] != _checksum(whole["content"]) or not isinstance(whole["content"], dict):
+            raise ValueError("its content does not match its checksum")
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"The checkpoint file {file} cannot be read ({error}). Remove it to compute it again."
+            f"The checkpoint file {file} is damaged and cannot be read ({error}). Remove it to "
+            "compute it again."
         ) from error
-
-
-def fingerprint(data: Data) -> str:
-    """Tell data apart by type, shape and the content of rows spread over them.
-
-    A one-dimensional array is read whole. Of a Dataset only the length is looked at: reading its
-    samples may be slow or random.
-    """
-    digest = hashlib.sha256()
-    for part in input_arrays(data):
-        n = n_rows(part)
-        digest.update(f"{type(part).__qualname__} {getattr(part, 'shape', n)}".encode())
-        if isinstance(part, Dataset):
-            continue
-        whole = getattr(part, "ndim", 2) == 1 or n <= _ROWS_READ
-        rows = np.arange(n) if whole else np.linspace(0, n - 1, _ROWS_READ).astype(int)
-        few = take_rows(part, rows)
-        if isinstance(few, torch.Tensor):
-            few = few.numpy(force=True)
-        elif hasattr(few, "toarray"):
-            few = few.toarray()
-        few = np.asarray(few)
-        has_bytes = few.dtype.kind in "biufc"
-        digest.update(few.tobytes() if has_bytes else repr(few.tolist()).encode())
-    return digest.hexdigest()[:16]
-
-
-def _fingerprint_of_weights(module: torch.nn.Module) -> str:
-    """Tell modules apart by every parameter and buffer that training could start from."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        if isinstance(value, torch.Tensor) and not torch.nn.parameter.is_lazy(value):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            # As bytes: NumPy has no bfloat16.
-            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def describe(thing: UserValue) -> object:
-    """Describe an estimator, a function or a parameter by names and values, without addresses."""
-    if thing is None or isinstance(thing, bool | int | float | str):
-        return thing
-    name = f"{type(thing).__module__}.{type(thing).__qualname__}"
-    if isinstance(thing, np.generic):
-        return thing.item()
-    if isinstance(thing, np.ndarray | torch.Tensor):
-        return [name, fingerprint(thing)] if thing.ndim else thing.item()
-    if isinstance(thing, Mapping):
-        return {str(key): describe(value) for key, value in thing.items()}
-    if isinstance(thing, Sequence):
-        return [describe(value) for value in thing]
-    if isinstance(thing, functools.partial):
-        return [name, describe(thing.func), describe(thing.args), describe(thing.keywords)]
-    if isinstance(thing, torch.nn.Module):
-        return [name, str(thing), f"weights {_fingerprint_of_weights(thing)}"]
-    if hasattr(thing, "get_params") and not isinstance(thing, type):
-        return [name, describe(thing.get_params(deep=False))]
-    if hasattr(thing, "__qualname__"):
-        return f"{thing.__module__}.{thing.__qualname__}"
-    return name
+    return whole["content"], whole["sha256"]

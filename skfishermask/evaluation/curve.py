@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -32,8 +32,10 @@ from skfishermask.data import (
     explaining_labels,
     take_rows,
 )
-from skfishermask.evaluation.checkpoint import Checkpoint, Record, describe, fingerprint
+from skfishermask.evaluation.checkpoint import Checkpoint, Record
+from skfishermask.evaluation.description import describe, fingerprint
 from skfishermask.evaluation.initial_labels import (
+    check_budget,
     check_counts,
     check_labels,
     initial_samples,
@@ -123,7 +125,8 @@ def active_learning_curve(
     checkpoint : path-like or None, default=None
         A folder, made if missing, where each step is recorded as it ends. A run that was killed
         and is called again goes on from there and ends in the same numbers. So do more queries
-        or more splits: what the folder has is not computed again.
+        or more splits: what the folder has is not computed again. A second process with the same
+        folder waits until the first one ends, and reads what that has computed.
     return_indices : bool, default=False
         Return which samples were labelled.
     verbose : int, default=0
@@ -149,9 +152,15 @@ def active_learning_curve(
     ------
     ValueError
         If a number is out of range, a split has too few training samples, the strategy returns
-        anything but `n_instances` different rows, or `checkpoint` holds another run.
+        anything but `n_instances` different rows, or `checkpoint` holds another run or a damaged
+        file.
     TypeError
-        If `query_strategy` is not callable.
+        If `query_strategy` is not callable; with a `checkpoint` also if the strategy, the estimator
+        or the scoring holds something without a value, such as an open file or a lock, so that
+        another one could not be told from it.
+    RuntimeError
+        If another writer changes a file of `checkpoint` meanwhile, where the file system has no
+        locks, or if the call is made by a strategy inside a run with the same folder.
 
     See Also
     --------
@@ -198,26 +207,23 @@ def active_learning_curve(
     classes = y if has_classes else np.zeros(len(y))
     find_starts = partial(initial_samples, n_initial, initial, estimator, X, classes, splits)
     starts = find_starts(_initial_seeds(seed, splits))
-    _check_budget(len(starts[0]), n_instances, n_queries, splits)
-    kept = None
-    if checkpoint is not None:
-        description: dict[str, object] = {
-            "estimator": describe(estimator),
-            "query_strategy": describe(query_strategy),
-            "scoring": describe(scoring),
-            "X": fingerprint(X),
-            "y": fingerprint(y),
-            "n_instances": n_instances,
-            "initial": initial,
-        }
-        kept = Checkpoint(checkpoint, description)
-        seed = kept.seed(seed, is_given=isinstance(random_state, Integral))
-        starts = find_starts(_initial_seeds(seed, splits))
-    run = _Run(estimator, strategy, scorer, n_instances, n_queries, seed, kept)
-
-    tasks = [(i, *splits[i], start) for i, start in enumerate(starts)]
-    total = len(tasks) * (n_queries + 1)
-    with progress_bar(total, "Learning curve", "training", is_shown=bool(verbose)) as bar:
+    check_budget(len(starts[0]), n_instances, n_queries, splits)
+    kept: Checkpoint | None = None
+    with ExitStack() as stack:
+        if checkpoint is not None:
+            things = {"estimator": estimator, "query_strategy": query_strategy, "scoring": scoring}
+            description = {name: describe(thing, name) for name, thing in things.items()}
+            description |= {"X": fingerprint(X), "y": fingerprint(y)}
+            description |= {"n_instances": n_instances, "initial": initial}
+            kept = stack.enter_context(Checkpoint(checkpoint, description))
+            seed = kept.seed(seed, is_given=isinstance(random_state, Integral))
+            starts = find_starts(_initial_seeds(seed, splits))
+        run = _Run(estimator, strategy, scorer, n_instances, n_queries, seed, kept)
+        tasks = [(i, *splits[i], start) for i, start in enumerate(starts)]
+        total = len(tasks) * (n_queries + 1)
+        bar = stack.enter_context(
+            progress_bar(total, "Learning curve", "training", is_shown=bool(verbose))
+        )
         records = run.splits(X, y, tasks, n_jobs, bar.update)
     return _gather(records, starts, n_instances, n_queries, return_indices=return_indices)
 
@@ -228,21 +234,6 @@ def _seed_of(seed: int, split: int, step: int, purpose: int) -> int:
 
 def _initial_seeds(seed: int, splits: Sized) -> list[int]:
     return [_seed_of(seed, i, 0, _INITIAL) for i in range(len(splits))]
-
-
-def _check_budget(
-    n_initial: int,
-    n_instances: int,
-    n_queries: int,
-    splits: list[tuple[np.ndarray, np.ndarray]],
-) -> None:
-    needed = n_initial + n_queries * n_instances
-    smallest = min(len(train) for train, _ in splits)
-    if needed > smallest:
-        raise ValueError(
-            f"n_initial + n_queries * n_instances is {needed}, but a split has only {smallest} "
-            "training samples."
-        )
 
 
 @contextmanager

@@ -145,3 +145,19 @@ def random_sampling(learner: Estimator, X_pool: Data, n_instances: int = 1) -> n
     # The global generator, which is seeded for the call.
     shuffled: np.ndarray = check_random_state(None).permutation(n_rows(X_pool))
     return shuffled[:n_instances]
+
+
+def check_budget(
+    n_initial: int,
+    n_instances: int,
+    n_queries: int,
+    splits: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """Raise ValueError if a split has fewer training samples than will be labelled."""
+    needed = n_initial + n_queries * n_instances
+    smallest = min(len(train) for train, _ in splits)
+    if needed > smallest:
+        raise ValueError(
+            f"n_initial + n_queries * n_instances is {needed}, but a split has only {smallest} "
+            "training samples."
+        )

@@ -4,6 +4,7 @@ from skfishermask.jacobian.batch_jacobian import TENSOR_CACHE_BYTES, BatchJacobi
 from skfishermask.jacobian.isolation import (
     exact_mode,
     isolated,
+    same_grad_mode,
     seeded,
     trainable_parameters,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "isolated",
     "output_layer",
     "read_outputs",
+    "same_grad_mode",
     "seeded",
     "slice_batch",
     "trainable_parameters",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skfishermask.jacobian.entries import ParameterEntries
+from skfishermask.jacobian.hidden_gradients import gradients_by_backward
 from skfishermask.jacobian.isolation import exact_mode
 from skfishermask.jacobian.located_uses import LocatedUse, backward, output_edges
 from skfishermask.jacobian.module_io import Inputs, slice_batch
@@ -44,6 +45,8 @@ class BatchJacobian:
         Parameter name -> its uses.
     unsupported : list of str
         Names of the parameters that are read sample by sample.
+    hides_gradients : bool
+        Whether these are made inside a backward pass, so that ``.backward()`` alone gives them.
     """
 
     entries: ParameterEntries
@@ -52,6 +55,7 @@ class BatchJacobian:
     outputs: Tensor
     uses: Mapping[str, Sequence[LocatedUse]]
     unsupported: Sequence[str]
+    hides_gradients: bool = False
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Compute R(x) J(x) of each sample.
@@ -166,20 +170,36 @@ class BatchJacobian:
     ) -> None:
         """Read the unsupported parameters of each sample alone; of a single one, all parameters."""
         entries, n = self.entries, len(rows)
-        names = self.unsupported if n > 1 else [*entries.indices]
-        if not names or not self.outputs.requires_grad:
+        is_new = n > 1 or self.hides_gradients
+        names = self.unsupported if is_new else [*entries.indices]
+        if not names or not (self.outputs.requires_grad or self.hides_gradients):
             return
         for s in range(n):
             outputs = self.outputs
-            if n > 1:
+            if is_new:
                 with torch.enable_grad():
                     outputs = self.run(slice_batch(self.batch, slice(s, s + 1)))
-            _read_sample(
+            read = _read_sample_by_backward if self.hides_gradients else _read_sample
+            read(
                 outputs,
                 {name: entries.parameters[name] for name in names},
                 rows[s].to(outputs.dtype),
                 partial(store, s),
             )
+
+
+def _read_sample_by_backward(
+    outputs: Tensor,
+    parameters: Mapping[str, Tensor],
+    rows: Tensor,
+    store: Callable[[int, str, Tensor], None],
+) -> None:
+    """Do what `_read_sample` does, where gradients are made inside a backward pass."""
+    for i, row in enumerate(rows):
+        retain_graph = i < len(rows) - 1
+        gradients = gradients_by_backward(outputs, row[None], parameters, retain_graph=retain_graph)
+        for name, g in gradients.items():
+            store(i, name, (g.to_dense() if g.is_sparse else g).flatten())
 
 
 def _read_sample(

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from operator import attrgetter
 from typing import Protocol, TypeVar, cast
@@ -21,6 +21,9 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from skfishermask.jacobian.interrupts import Reversible
+from skfishermask.jacobian.restoring import GRADIENT_HOOKS, restore_value, without_hooks
 
 Restore = Callable[[], None]
 _T = TypeVar("_T")
@@ -83,16 +86,13 @@ def _nothing() -> None:
 def _restore_module(module: nn.Module) -> Restore:
     # Per submodule: a frozen BatchNorm inside a training network has a flag of its own.
     training = module.training
-    # Beside buffers, tensors in plain attributes: the weight that weight_norm's hook computes
-    # is one, and would hold on to a graph and keep the network from being copied.
-    tables = [cast(dict[str, object], module._buffers), module.__dict__]
+    # Beside parameters and buffers, tensors in plain attributes: the weight that weight_norm's hook
+    # computes is one, and would hold on to a graph and keep the network from being copied.
+    own = module._parameters, module._buffers, module.__dict__
+    tables = [cast(dict[str, object], table) for table in own]
     before = [dict(table.items()) for table in tables]
-    values = [
-        (buffer, buffer._version, buffer.detach().clone())
-        for buffer in module._buffers.values()
-        # Nothing outside inference mode can write to an inference tensor.
-        if buffer is not None and not buffer.is_inference()
-    ]
+    values = [restore_value(buffer) for buffer in module._buffers.values() if buffer is not None]
+    hooks = [without_hooks(module, name) for name in ("_backward_hooks", "_backward_pre_hooks")]
 
     def restore() -> None:
         if module.training != training:
@@ -107,35 +107,29 @@ def _restore_module(module: nn.Module) -> Restore:
                     table[name] = old[name]
                 else:
                     del table[name]
-        with torch.no_grad():
-            for buffer, version, value in values:
-                # Only where it is due: writing makes a graph that used the buffer invalid.
-                if _differs(buffer, version, value):
-                    buffer.copy_(value)
+        for undo in (*values, *hooks):
+            undo()
 
     return restore
 
 
-def _differs(buffer: Tensor, version: int, value: Tensor) -> bool:
-    if buffer._version != version:
-        return True
-    # What is written through `buffer.data` does not count as a version.
-    comparable = buffer.layout == torch.strided and not buffer.is_meta
-    return comparable and not torch.equal(buffer, value)
-
-
 class _RestoreParameter:
-    """Assigns a parameter the flag and the gradient that it has now."""
+    """Assigns a parameter the value, flag, gradient and gradient hooks that it has now."""
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
         self.requires_grad, self.grad = parameter.requires_grad, parameter.grad
+        self._restore_value = restore_value(parameter)
+        self._restore_hooks = [without_hooks(parameter, name) for name in GRADIENT_HOOKS]
 
     def __call__(self) -> None:
+        self._restore_value()
         if self.parameter.requires_grad != self.requires_grad:
             self.parameter.requires_grad_(self.requires_grad)
         if self.parameter.grad is not self.grad:
             self.parameter.grad = self.grad
+        for undo in self._restore_hooks:
+            undo()
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -326,15 +320,15 @@ def _own_precisions(operations: Sequence[_Precise]) -> list[str]:
     return own[len(wholes) :]
 
 
-@contextmanager
-def isolated(module: nn.Module, wanted: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+def isolated(module: nn.Module, wanted: Iterable[nn.Parameter] = ()) -> Reversible:
     """Put a network into evaluation mode with only some parameters trainable, then put all back.
 
-    Afterwards, also after an exception, all of this is what it was: every submodule's
-    ``training`` flag, buffers and tensors in plain attributes, every parameter's
-    ``requires_grad`` and ``grad``, the global random states (Python, NumPy, PyTorch on the CPU
-    and on every CUDA device) and PyTorch's process-wide switches. Inside,
+    Afterwards, also after an exception or an interrupt, all of this is what it was: every
+    submodule's ``training`` flag, buffers and tensors in plain attributes, every parameter's value,
+    ``requires_grad``, ``grad`` and gradient hooks, the global random states (Python, NumPy, PyTorch
+    on the CPU and on every CUDA device) and PyTorch's process-wide switches. Inside,
 
+    - gradient hooks of parameters and backward hooks of modules neither fire nor count;
     - ``torch.compile``d code runs eagerly, because compiled code skips hooks;
     - attention and recurrent layers run as the operations they consist of, not as one kernel;
     - float32 products and convolutions have full precision: no TF32, no bfloat16.
@@ -352,21 +346,21 @@ def isolated(module: nn.Module, wanted: Iterable[nn.Parameter] = ()) -> Iterator
     wanted : iterable of nn.Parameter, default=()
         Parameters to differentiate with regard to, also those that are frozen otherwise.
     """
-    wanted = list(wanted)
+    return Reversible(partial(_isolate, module, list(wanted)))
+
+
+def _isolate(module: nn.Module, wanted: Sequence[nn.Parameter], stack: ExitStack) -> None:
     tensors: list[Tensor] = [*module.parameters(), *module.buffers(), *wanted]
-    with ExitStack() as stack:
-        with _lock:
-            _join(stack, "random", _restore_random_states(was_seeded=False))
-            _evaluation_mode(stack, module)
-            _trainable(stack, module, wanted)
-            _decomposed_kernels(stack, module)
-            _eager_code(stack)
-            _full_precision(stack, on_cpu=all(t.device.type == "cpu" for t in tensors))
-        yield
+    with _lock:
+        _join(stack, "random", _restore_random_states(was_seeded=False))
+        _evaluation_mode(stack, module)
+        _trainable(stack, module, wanted)
+        _decomposed_kernels(stack, module)
+        _eager_code(stack)
+        _full_precision(stack, on_cpu=all(t.device.type == "cpu" for t in tensors))
 
 
-@contextmanager
-def exact_mode(device: torch.device | None = None) -> Iterator[None]:
+def exact_mode(device: torch.device | None = None) -> Reversible:
     """Compute with gradients and without autocast, whatever modes the caller is in.
 
     For the computation of one batch in one thread; no generator may yield inside, because its
@@ -378,18 +372,31 @@ def exact_mode(device: torch.device | None = None) -> Iterator[None]:
     device : torch.device, optional
         Where the network is, if not on the CPU: autocast is off for devices of that type too.
     """
-    kinds = {"cpu"} if device is None else {"cpu", device.type}
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for kind in sorted(kinds):
-            if torch.amp.is_autocast_available(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+    return Reversible(partial(_exact_mode, {"cpu"} if device is None else {"cpu", device.type}))
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def _exact_mode(kinds: Collection[str], stack: ExitStack) -> None:
+    stack.enter_context(torch.inference_mode(False))
+    stack.enter_context(torch.enable_grad())
+    for kind in sorted(kinds):
+        if torch.amp.is_autocast_available(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+
+
+def same_grad_mode() -> Reversible:
+    """Have this thread's gradients switched on or off in the end as they were.
+
+    PyTorch's own contexts may be left by an interrupt without that.
+    """
+    before = torch.is_grad_enabled()
+
+    def change(stack: ExitStack) -> None:
+        stack.callback(torch.set_grad_enabled, before)
+
+    return Reversible(change)
+
+
+def seeded(seed: int) -> Reversible:
     """Seed the global random states, for code that draws from them, and put them back.
 
     Parameters
@@ -397,10 +404,12 @@ def seeded(seed: int) -> Iterator[None]:
     seed : int
         For PyTorch on every device, NumPy's legacy generator and Python's.
     """
-    with ExitStack() as stack:
-        with _lock:
-            _join(stack, "random", _restore_random_states(was_seeded=True))
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
-        yield
+    return Reversible(partial(_seeded, seed))
+
+
+def _seeded(seed: int, stack: ExitStack) -> None:
+    with _lock:
+        _join(stack, "random", _restore_random_states(was_seeded=True))
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)

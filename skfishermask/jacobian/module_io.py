@@ -86,9 +86,20 @@ def move(batch: Inputs, module: nn.Module) -> Inputs:
 
 
 def call_module(module: nn.Module, batch: Inputs, to_outputs: ToOutputs | None) -> Tensor:
-    """Call a module as skorch does: a mapping becomes keyword arguments. Return its outputs."""
+    """Call a module as skorch does (a mapping becomes keyword arguments); return its outputs.
+
+    The module is handed a copy, which its forward pass may write to. RuntimeError is raised where
+    it is in training mode afterwards, as when another thread trains it.
+    """
+    batch = map_tensors(batch, Tensor.clone)
     with _explaining_dtypes(module, batch):
         output = module(**batch) if isinstance(batch, Mapping) else module(batch)
+    if any(m.training for m in module.modules()):
+        raise RuntimeError(
+            "The network was put into training mode while it was read. Either another thread "
+            "trains it (then query a copy, as copy.deepcopy(net) gives one), or its forward pass "
+            "calls train(), and its predictions would be random."
+        )
     return (to_outputs or first_output)(output)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from skfishermask.jacobian.batch_jacobian import BatchJacobian
 from skfishermask.jacobian.entries import ParameterEntries
 from skfishermask.jacobian.graph import Graph, Use
+from skfishermask.jacobian.hidden_gradients import hides_gradients, with_gradients
+from skfishermask.jacobian.interrupts import Reversible
 from skfishermask.jacobian.isolation import exact_mode, isolated
 from skfishermask.jacobian.located_uses import LayoutProbe, LocatedUse, locate_uses, probe_layouts
 from skfishermask.jacobian.module_io import (
@@ -32,6 +34,7 @@ from skfishermask.jacobian.module_io import (
     slice_batch,
 )
 from skfishermask.jacobian.per_sample import TensorCache, scatter_to_entries
+from skfishermask.jacobian.restoring import drop_hooks, storage_of
 from skfishermask.jacobian.rules import form_of
 from skfishermask.jacobian.sample_layout import SampleLayout
 
@@ -76,6 +79,8 @@ class JacobianReader:
     ------
     ValueError
         If the parameters differ in device, `indices` names an unknown one, or one that is not real.
+    TypeError
+        If a parameter or buffer is a subclass of Tensor that stands for other tensors.
     """
 
     def __init__(
@@ -87,23 +92,22 @@ class JacobianReader:
         self.module = module
         self.to_outputs = to_outputs
         self.entries = ParameterEntries(module, indices)
-        tensors = [*module.parameters(), *module.buffers()]
-        self._constants = {t.untyped_storage().data_ptr() for t in tensors}
+        self._constants = _storages(module)
         # By a graph's signature; by the kind of a use.
         self._graph_layouts: dict[Hashable, _GraphLayout] = {}
         self._unmixed: set[Hashable] = set()
+        self._hides_gradients: dict[Hashable, bool] = {}
         self._verified: set[Hashable] = set()
         self._warned: set[str] = set()
 
-    @contextmanager
-    def open(self) -> Iterator[JacobianReader]:
+    def open(self) -> Reversible:
         """Isolate the network: evaluation mode inside, no side effects afterwards."""
-        with isolated(self.module, self.entries.parameters.values()):
-            yield self
+        return isolated(self.module, self.entries.parameters.values())
 
     def outputs(self, batch: Inputs, first_row: int = 0) -> Tensor:
         """Run a forward pass; return checked outputs, with their graph."""
         outputs = call_module(self.module, batch, self.to_outputs)
+        drop_hooks(self.entries.parameters.values())
         check_outputs(outputs, batch_length(batch), first_row)
         return outputs
 
@@ -131,24 +135,45 @@ class JacobianReader:
         with exact_mode(self.entries.device):
             batch = move(batch, self.module)
             outputs = self.outputs(batch, first_row)
+            graph = Graph(outputs, self.entries.parameters)
+            signature = graph.signature()
+            if len(outputs) > 1 and signature not in self._unmixed:
+                self._check_unmixed(batch, outputs)
+                self._unmixed.add(signature)
+            if self._has_hidden_gradients(graph, signature, batch):
+                return self._by_backward(batch, outputs)
             if len(outputs) == 1 or not outputs.requires_grad:
                 return BatchJacobian(self.entries, self.outputs, batch, outputs, {}, [])
             with torch.no_grad():
-                located, unsupported = self._locate(batch, outputs)
+                located, unsupported = self._locate(graph, signature, outputs)
         self._warn(unsupported)
         uses: dict[str, list[LocatedUse]] = defaultdict(list)
         for one in located:
             uses[one.use.name].append(one)
         return BatchJacobian(self.entries, self.outputs, batch, outputs, uses, [*unsupported])
 
-    def _locate(self, batch: Inputs, outputs: Tensor) -> tuple[list[LocatedUse], dict[str, str]]:
+    def _has_hidden_gradients(self, graph: Graph, signature: Hashable, batch: Inputs) -> bool:
+        """Tell, once for each kind, whether parameters get gradients that a graph does not show."""
+        if signature not in self._hides_gradients:
+            self._hides_gradients[signature] = hides_gradients(
+                graph, self.entries.parameters, partial(self._outputs_with_gradients, batch)
+            )
+        return self._hides_gradients[signature]
+
+    def _outputs_with_gradients(self, batch: Inputs) -> Tensor:
+        return self.outputs(with_gradients(batch))
+
+    def _by_backward(self, batch: Inputs, outputs: Tensor) -> BatchJacobian:
+        names = [*self.entries.parameters]
+        self._warn(dict.fromkeys(names, "gradients are made inside a backward pass"))
+        run = self._outputs_with_gradients
+        return BatchJacobian(self.entries, run, batch, outputs, {}, names, hides_gradients=True)
+
+    def _locate(
+        self, graph: Graph, signature: Hashable, outputs: Tensor
+    ) -> tuple[list[LocatedUse], dict[str, str]]:
         """Locate the uses of parameters; name the unsupported ones, with the reason."""
-        graph = Graph(outputs, self.entries.parameters)
         uses = [*graph.uses()]
-        signature = graph.signature()
-        if signature not in self._unmixed:
-            self._check_unmixed(batch, outputs)
-            self._unmixed.add(signature)
         known = self._graph_layouts.get(signature)
         if known is None:
             unverified = self._unverified_parameters(uses)
@@ -247,6 +272,22 @@ class JacobianReader:
             UserWarning,
             stacklevel=2,
         )
+
+
+def _storages(module: nn.Module) -> set[int]:
+    """Return the addresses of all parameters and buffers."""
+    found = set()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        storage = storage_of(tensor)
+        if storage is None:
+            raise TypeError(
+                f"Expected parameters and buffers with memory of their own, found {name}, a "
+                f"{type(tensor).__name__} on {tensor.device}. Quantised or sharded weights must be "
+                "made plain tensors first (as by dequantize() or full_tensor()) in a copy of the "
+                "network."
+            )
+        found.add(storage)
+    return found
 
 
 def _largest_eps(tensors: Sequence[Tensor]) -> float:

@@ -47,6 +47,7 @@ class Careless(nn.Module):
         self.register_buffer("first", None)
         self.features: Tensor | None = None
         self.error: BaseException | None = None
+        self.writes = True
 
     def forward(self, x: Tensor) -> Tensor:
         self.n_calls += 1
@@ -54,6 +55,12 @@ class Careless(nn.Module):
         np.random.rand(), random.random()  # noqa: NPY002
         h = self.frozen(torch.tanh(self.hidden(self.frozen_norm(self.norm(x)))))
         self.average.data.add_(h.detach().mean(0))  # Unseen by the buffer's version.
+        if self.writes:
+            self.frozen.weight.data.mul_(1.000001)
+            self.hidden.weight.data = self.hidden.weight.data + 1e-6
+            with torch.no_grad():
+                self.output.bias.mul_(1.000001)
+        self.output.weight.register_hook(lambda g: 0 * g)
         self.features, self.new = h, h
         if self.first is None:
             self.first = h.detach()
@@ -64,14 +71,24 @@ class Careless(nn.Module):
         return self.output(torch.dropout(h, 0.5, self.training))
 
 
-def careless() -> Careless:
+def careless(*, hooks: bool = True) -> Careless:
     module = Careless().train()
     module.frozen_norm.eval()
     module(torch.randn(6, 5)).sum().backward()
     module.features = module.first = None
     del module.new, module.late
     module.output.register_forward_hook(lambda *_: None)
+    if not hooks:
+        return module
+    module.hidden.register_full_backward_hook(fail)
+    for p in (module.hidden.weight, module.output.bias, module.norm.weight):
+        p.register_hook(fail)
+        p.register_post_accumulate_grad_hook(fail)
     return module
+
+
+def fail(*_: object) -> None:
+    raise AssertionError("a hook fired")
 
 
 def recurrent() -> nn.Module:
@@ -136,7 +153,14 @@ def state(module: nn.Module) -> dict[str, object]:
     return {
         "training": [m.training for m in module.modules()],
         "trainable": [p.requires_grad for p in module.parameters()],
-        "parameters": [(id(p), p.detach().clone()) for p in module.parameters()],
+        "parameters": [(id(p), p.data_ptr(), p.detach().clone()) for p in module.parameters()],
+        "parameters' hooks": [
+            [
+                [*(getattr(p, name, None) or {}).items()]
+                for name in ("_backward_hooks", "_post_accumulate_grad_hooks")
+            ]
+            for p in module.parameters()
+        ],
         "grads": [
             None if p.grad is None else (id(p.grad), p.grad.clone()) for p in module.parameters()
         ],
@@ -240,6 +264,67 @@ def test_a_generator_that_is_dropped_leaves_no_trace() -> None:
     assert changed(before, state(module)) == []
 
 
+class TrainedMeanwhile(nn.Module):
+    """Another thread begins to train it during its second forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.dropout, self.n_calls = nn.Linear(5, 3), nn.Dropout(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_calls += 1
+        if self.n_calls == 2:
+            thread = threading.Thread(target=self.train)
+            thread.start()
+            thread.join()
+        return self.dropout(self.linear(x))
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_network_that_another_thread_trains_is_refused(read: Callable[..., object]) -> None:
+    if read in (READS["gradients"], READS["output layer"]):
+        pytest.skip("calls the network once")
+    module, x = TrainedMeanwhile().eval(), torch.randn(6, 5)
+    with pytest.raises(RuntimeError, match="training mode while it was read"):
+        read(module, x)
+
+
+class WritesToItsInput(nn.Module):
+    """In one of the ways that networks do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.linear, self.how = nn.Linear(5, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.how:
+            case "in place":
+                x.sub_(0.3)
+            case "data":
+                x.data.mul_(2)
+            case "out":
+                torch.tanh(x, out=x)
+            case "view":
+                x[:, :2] = 0
+            case "fill":
+                x.masked_fill_(x > 0, 0.1)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "out", "view", "fill"])
+def test_the_users_tensors_are_not_written_to(how: str) -> None:
+    torch.manual_seed(0)
+    module, x = WritesToItsInput(how), torch.randn(6, 5)
+    before = x.clone()
+    found = fisher_diagonal(module, [x[:4], x[4:]])
+    embedded = fisher_embedding(module, [x], mask_of(module))
+    assert torch.equal(x, before)
+    module(x)
+    module.how = "not at all"
+    torch.testing.assert_close(found, fisher_diagonal(module, [x[:4], x[4:]]))
+    torch.testing.assert_close(embedded, fisher_embedding(module, [x], mask_of(module)))
+
+
 def test_only_wanted_parameters_are_trainable() -> None:
     module = careless()
     wanted = [module.hidden.weight, module.frozen.weight]
@@ -265,8 +350,8 @@ def test_a_backward_pass_of_the_networks_own_adds_to_no_gradient() -> None:
 
 
 def test_graphs_made_before_stay_valid() -> None:
-    module, x = careless().eval(), torch.randn(6, 5)
-    module.frozen_norm.momentum = None
+    module, x = careless(hooks=False).eval(), torch.randn(6, 5)
+    module.frozen_norm.momentum, module.writes = None, False
     loss = module.output(torch.tanh(module.hidden(module.norm(x)))).sum()
     gradients(module, x)
     loss.backward()  # It would not be, had an unchanged buffer been written to.

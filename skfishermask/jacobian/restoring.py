@@ -1,0 +1,84 @@
+"""Values and gradient hooks of somebody else's tensors, and what puts them back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+Restore = Callable[[], None]
+# The tables of a parameter's gradient hooks.
+GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def restore_value(tensor: Tensor) -> Restore:
+    """Copy a tensor; return what puts its value back where it has changed."""
+    # Nothing outside inference mode can write to an inference tensor.
+    if tensor.is_inference() or is_lazy(tensor) or storage_of(tensor) is None:
+        return _do_nothing
+    # A copy, because what is written through `tensor.data` does not count as a version.
+    data, version, value = tensor.detach(), tensor._version, tensor.detach().clone()
+
+    def restore() -> None:
+        with torch.no_grad():
+            # `tensor.data = other` has put other memory in the place of its own.
+            if storage_of(tensor) != storage_of(data):
+                tensor.data = data
+            # Only where it is due: writing makes a graph that used the tensor invalid.
+            if _differs(tensor, version, value):
+                tensor.copy_(value)
+
+    return restore
+
+
+def storage_of(tensor: Tensor) -> int | None:
+    """Return the address of a tensor's memory; None where it has none of its own.
+
+    So it is with wrapper subclasses, which stand for other tensors (quantised or sharded ones), and
+    on the meta device.
+    """
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    try:
+        return tensor.untyped_storage().data_ptr() if not tensor.is_meta else None
+    except RuntimeError:
+        return None
+
+
+def _differs(tensor: Tensor, version: int, value: Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        return tensor._version != version
+    if torch.equal(tensor, value):
+        return False
+    is_nan = tensor.isnan() & value.isnan()
+    return not bool(((tensor == value) | is_nan).all())
+
+
+def drop_hooks(parameters: Iterable[Tensor]) -> None:
+    """Drop the gradient hooks that a forward pass inside a visit has registered."""
+    for p in parameters:
+        for name in GRADIENT_HOOKS:
+            if hooks := getattr(p, name, None):
+                hooks.clear()
+
+
+def without_hooks(holder: Tensor | nn.Module, name: str) -> Restore:
+    """Empty a table of hooks, which autograd reads as it runs; return what fills it again."""
+    found: dict[int, object] | None = getattr(holder, name, None)
+    hooks = {} if found is None else dict(found)
+    if found:
+        found.clear()
+
+    def restore() -> None:
+        table: dict[int, object] | None = getattr(holder, name, None)
+        if table is not None and [*table.items()] != [*hooks.items()]:
+            table.clear()
+            table.update(hooks)
+
+    return restore

@@ -1,0 +1,91 @@
+"""Values and hooks of a network's tensors are put back after a read."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from skfishermask.jacobian.restoring import restore_value, storage_of, without_hooks
+from tests.jacobian.test_isolation import READS, fail
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda t: t.mul_(2),
+        lambda t: t.data.mul_(2),
+        lambda t: setattr(t, "data", t.data * 2),
+        lambda t: setattr(t, "data", t.data.clone()),
+        lambda t: t.fill_(torch.nan),
+    ],
+    ids=["in place", "data", "other memory", "equal memory", "NaN"],
+)
+def test_a_value_is_put_back_where_it_was(write: object) -> None:
+    tensor = nn.Parameter(torch.tensor([1.0, torch.nan, 3.0]), requires_grad=False)
+    before, place = tensor.clone(), tensor.data_ptr()
+    restore = restore_value(tensor)
+    write(tensor)  # type: ignore[operator]
+    restore()
+    torch.testing.assert_close(tensor.data, before, equal_nan=True, rtol=0, atol=0)
+    assert tensor.data_ptr() == place == storage_of(tensor)
+
+
+def test_nothing_is_written_where_nothing_has_changed() -> None:
+    tensor = torch.tensor([1.0, torch.nan])
+    version = tensor._version
+    restore_value(tensor)()
+    assert tensor._version == version
+
+
+def test_hooks_are_put_back_in_their_order() -> None:
+    tensor = torch.ones(2, requires_grad=True)
+    handles = [tensor.register_hook(lambda g, i=i: g + i) for i in range(3)]
+    before = [*tensor._backward_hooks.items()]
+    restore = without_hooks(tensor, "_backward_hooks")
+    assert tensor._backward_hooks == {}
+    tensor.register_hook(fail)
+    restore()
+    assert [*tensor._backward_hooks.items()] == before
+    tensor.sum().backward()
+    assert tensor.grad.tolist() == [4, 4]
+    handles[0].remove()
+    assert len(tensor._backward_hooks) == 2
+
+
+def hooked(module: nn.Module, how: str) -> nn.Module:
+    """The same network, with something at its gradients that is none of its own derivative."""
+    if how == "post-accumulate":
+        for p in module.parameters():
+            p.register_post_accumulate_grad_hook(lambda p: p.grad.zero_())
+    elif how == "clipping":
+        for p in module.parameters():
+            p.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
+    elif how == "mask":
+        module[0].weight.register_hook(lambda g: g * (torch.arange(g.numel()) % 2).view_as(g))
+    elif how == "several":
+        torch.autograd.graph.register_multi_grad_hook([*module.parameters()], fail)
+    elif how == "module":
+        module[0].register_full_backward_hook(lambda m, of_input, of_output: (3 * of_input[0],))
+        module[2].register_full_backward_hook(lambda m, of_input, of_output: (3 * of_input[0],))
+    elif how == "module, before":
+        module[2].register_full_backward_pre_hook(lambda m, of_output: (3 * of_output[0],))
+    return module
+
+
+@pytest.mark.parametrize(
+    "how", ["post-accumulate", "clipping", "mask", "several", "module", "module, before"]
+)
+def test_gradient_hooks_neither_change_the_result_nor_go(how: str) -> None:
+    torch.manual_seed(0)
+    plain, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)), torch.randn(6, 5)
+    module = hooked(copy.deepcopy(plain), how)
+    for read in (READS["diagonal"], READS["embedding"]):
+        found, expected = read(module, x), read(plain, x)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    if how in ("clipping", "mask"):
+        torch.nn.functional.cross_entropy(module(x), torch.arange(6) % 3).backward()
+        torch.nn.functional.cross_entropy(plain(x), torch.arange(6) % 3).backward()
+        assert not torch.equal(module[0].weight.grad, plain[0].weight.grad)
