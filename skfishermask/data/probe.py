@@ -227,7 +227,9 @@ def _predicted(net: ReadableNet, X: Data, shape: torch.Size) -> Tensor:
         return p
 
     # With to_logits, an output can be one that skorch makes no probabilities of, or others.
-    is_raw = net.has_own_logits or own.predict_nonlinearity is None
+    # skorch's softmax goes along the last axis, which is that of positions where there are some.
+    has_positions = len(shape) > 2
+    is_raw = net.has_own_logits or own.predict_nonlinearity is None or has_positions
     first, second = (of_outputs, of_net) if is_raw else (of_net, of_outputs)
     with torch.no_grad():
         try:

@@ -195,14 +195,14 @@ class JacobianReader:
         )
         n = len(outputs)
         own = [p for p in self.module.parameters() if p.is_floating_point()]
-        tolerance = _largest_eps([outputs, *own]) ** 0.5 * outputs.abs().max()
+        tolerance = _largest_eps([outputs, *own]) ** 0.5 * outputs.detach().abs().max()
         gap = torch.zeros_like(tolerance)
         for s in (0, n - 1):
             try:
                 alone = self.outputs(slice_batch(batch, slice(s, s + 1)))
             except ValueError as error:
                 raise ValueError(f"{hint}; for one sample alone: {error}") from error
-            gap = torch.maximum(gap, (alone - outputs[s]).abs().max())
+            gap = torch.maximum(gap, (alone - outputs[s]).detach().abs().max())
         if gap <= tolerance:
             return
         again = self.outputs(batch)

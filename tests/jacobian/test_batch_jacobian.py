@@ -42,7 +42,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.filterwarnings("ignore:Reading sample by sample")
 def test_rows_times_the_jacobian(name: str, n: int) -> None:
     torch.manual_seed(0)
-    module, x = MODULES[name]().double(), torch.randn(n, 5, dtype=torch.float64)
+    module, x = MODULES[name]().double().eval(), torch.randn(n, 5, dtype=torch.float64)
     shapes = {key: p.shape for key, p in module.named_parameters()}
     indices = {key: torch.arange(0, shape.numel(), 2) for key, shape in shapes.items()}
     rows = torch.randn(n, 3, *module(x).shape[1:], dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_rows_times_the_jacobian(name: str, n: int) -> None:
 
 
 def test_whole_parameters_have_no_columns() -> None:
-    jacobian = JacobianReader(nn.Linear(5, 3)).forward(torch.randn(2, 5))
+    jacobian = JacobianReader(nn.Linear(5, 3).eval()).forward(torch.randn(2, 5))
     with pytest.raises(ValueError, match="no entries to multiply at"):
         jacobian.multiply(torch.ones(2, 1, 3))
 
