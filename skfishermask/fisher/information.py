@@ -111,9 +111,13 @@ def fisher_diagonal(
         jacobian = reader.forward(batch, first_row)
         rows = _directions(model, jacobian, batch, n_directions, first_row)
         squares = jacobian.sum_of_squares(rows)
-        if not all(bool(values.isfinite().all()) for values in squares.values()):
+        if not are_finite(squares):
             raise NonFiniteGradientError(first_row + first_bad(batch))
         return len(rows), squares
+
+    def are_finite(squares: Mapping[str, Tensor]) -> bool:
+        # One number is read, because a device is waited for.
+        return bool(torch.stack([values.isfinite().all() for values in squares.values()]).all())
 
     def first_bad(batch: Inputs) -> int:
         # Each sample is read alone.
@@ -121,7 +125,7 @@ def fisher_diagonal(
             alone = slice_batch(batch, slice(i, i + 1))
             jacobian = reader.forward(alone)
             squares = jacobian.sum_of_squares(_directions(model, jacobian, alone, n_directions, 0))
-            if not all(bool(values.isfinite().all()) for values in squares.values()):
+            if not are_finite(squares):
                 return i
         return 0
 

@@ -54,7 +54,7 @@ class Categorical(OutputLikelihood):
         return outputs.dim() == 2
 
     def factor(self, outputs: Tensor) -> Tensor:
-        """Return rows R(x), (n, rank, C, ...): see :func:`categorical_factor`."""
+        """Return rows R(x), (n, rank, C, ...), by `categorical_factor`."""
         p = self.mean(outputs)
         if p.dim() == 2:
             return categorical_factor(p)

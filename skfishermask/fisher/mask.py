@@ -169,7 +169,7 @@ class ParameterMask:
             Parameter name -> diagonal Fisher information, in the order of
             ``named_parameters()``, as :func:`skfishermask.fisher_diagonal` gives it.
         strategy : {"global", "per_layer", "relative", "random", "output_layer", "all"}
-            A key of :data:`skfishermask.fisher.MASK_STRATEGIES`:
+            One of these:
 
             - ``"global"``: the largest entries of all (the authors' "standard").
             - ``"per_layer"``: of each tensor its largest entries, in proportion to its

@@ -187,7 +187,7 @@ def test_seeds_begin_where_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     records = json.loads(
         (tmp_path / "digits_balanced_20/checkpoint/random_7/split_0000.json").read_text()
     )
-    assert set(records["steps"][0]["chosen"]) <= set(pool.tolist())
+    assert set(records["content"]["steps"][0]["chosen"]) <= set(pool.tolist())
 
 
 def test_classes_are_split_evenly() -> None:

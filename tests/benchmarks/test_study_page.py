@@ -45,6 +45,7 @@ def write_setting(
         dataset=dataset,
         imbalance=imbalance,
         n_initial=20,
+        initial="random",
         n_instances=20,
         n_queries=2,
         network=network,
