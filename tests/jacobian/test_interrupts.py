@@ -26,6 +26,14 @@ from tests.nets import digits, fitted, logits_net
 X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise also where a shell has made the process ignore it, in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def read(module: Careless) -> None:
     with seeded(1), isolated(module, module.parameters()), exact_mode():
         torch.rand(1)
