@@ -174,6 +174,17 @@ def test_default_net_for_tables_and_images(shape: tuple[int, ...], dtype: str) -
     assert_queries(fitted, images[100:])
 
 
+@pytest.mark.parametrize("shape", [(3,), (1, 8, 8)], ids=["table", "images"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+def test_default_nets_query_datasets_of_any_dtype(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    A = 9 * np.random.default_rng(0).random((40, *shape))
+    fitted = FisherMaskSampler(random_state=0).fit(A[:20], np.arange(20) % 3)
+    pool = TensorDataset(torch.as_tensor(A[20:]).to(dtype), torch.zeros(20))
+    assert len(fitted.set_params(coverage_share=0).query(pool, 3)[0]) == 3
+
+
 def test_default_net_for_other_shapes() -> None:
     with pytest.raises(ValueError, match=r"found \(60, 2, 2, 4, 4\); give an estimator"):
         FisherMaskSampler().fit(X[:60].reshape(60, 2, 2, 4, 4), Y[:60])

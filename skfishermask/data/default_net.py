@@ -26,8 +26,9 @@ class SmallMLP(nn.Module):
         self.output = nn.Linear(n_hidden, n_outputs, dtype=torch.float64)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Return outputs (n, n_outputs) of samples (n, n_features)."""
-        outputs: Tensor = self.output(torch.relu(self.hidden(X)))
+        """Return outputs (n, n_outputs) of samples (n, n_features) of any dtype."""
+        h = torch.relu(self.hidden(X.to(self.hidden.weight.dtype)))
+        outputs: Tensor = self.output(h)
         return outputs
 
 
@@ -53,7 +54,7 @@ class SmallCNN(nn.Module):
     def forward(self, X: Tensor) -> Tensor:
         """Return outputs (n, n_outputs) of images (n, C, H, W), or (n, H, W) of one channel."""
         h = X if X.dim() == 4 else X.unsqueeze(1)
-        h = torch.relu(self.first(h))
+        h = torch.relu(self.first(h.to(self.first.weight.dtype)))
         h = nn.functional.max_pool2d(h, 2, ceil_mode=True)
         h = torch.relu(self.second(h))
         h = nn.functional.adaptive_max_pool2d(h, 2)
