@@ -264,8 +264,14 @@ def has_no_labels(classifier: Estimator) -> bool:
         return False
     if getattr(classifier, "X_training", None) is not None:
         return False
+    last = classifier.estimator
+    while isinstance(last, Pipeline):
+        last = last[-1]
+    if is_net(last):
+        # scikit-learn's check takes nets of older versions of skorch for fitted.
+        return not getattr(last, "initialized_", False)
     try:
-        check_is_fitted(classifier.estimator)
+        check_is_fitted(last)
     except NotFittedError:
         return True
     return False

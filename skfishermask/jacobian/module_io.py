@@ -229,8 +229,9 @@ def output_layer(
     """
     parameters = dict(module.named_parameters())
     with isolated(module, parameters.values()), exact_mode(next(iter(parameters.values())).device):
-        graph = Graph(read_outputs(module, batch, to_outputs), parameters)
-        names = graph.output_layer()
+        # Kept, because older versions of PyTorch free a Python function with its outputs.
+        outputs = read_outputs(module, batch, to_outputs)
+        names = Graph(outputs, parameters).output_layer()
     if not names:
         raise ValueError("The network's outputs depend on no layer that holds a weight matrix.")
     return [name for name in parameters if name in names]
