@@ -65,7 +65,7 @@ print(sampler.predict_proba(X_test[:2]).round(2))
 # Missing labels
 # --------------
 #
-# Where nobody has looked for some of a sample's labels, these are NaN, and the criterion leaves
+# Labels that were not looked for in a sample are NaN, and the criterion leaves
 # them out.
 
 

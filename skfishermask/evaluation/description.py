@@ -201,7 +201,7 @@ class _Describer:
         try:
             reducer = copyreg.dispatch_table.get(type(thing))
             reduced = reducer(thing) if reducer else thing.__reduce_ex__(4)
-        except Exception as error:  # whatever a class raises that cannot be pickled
+        except Exception as error:  # a class that cannot be pickled raises any exception
             raise _NoDescriptionError(f"{_name(type(thing))}") from error
         if isinstance(reduced, str):
             return [_name(type(thing)), reduced]
@@ -226,7 +226,7 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def _is_installed(thing: UserValue) -> bool:
-    """Tell whether this comes from the standard library or an installed package."""
+    """Return whether this comes from the standard library or an installed package."""
     first = thing.__module__.partition(".")[0] if thing.__module__ else ""
     if first in (*sys.stdlib_module_names, _OWN_PACKAGE):
         return True

@@ -94,7 +94,7 @@ class _Interrupts:
         return True
 
     def leave(self, *, is_watched: bool) -> None:
-        """Give way to the handler before, after the last context; pass on what has come."""
+        """Restore the previous handler after the last context, and deliver pending interrupts."""
         self._n_open -= is_watched
         if threading.current_thread() is not threading.main_thread():
             return

@@ -48,7 +48,7 @@ _lock = threading.RLock()
 
 
 def _join(stack: ExitStack, thing: Hashable, restore: Restore) -> bool:
-    """Join a line until `stack` closes. True if nobody else is in it."""
+    """Join a line until `stack` closes. True if it was empty."""
     place = _Place(restore)
     line = _lines.setdefault(thing, [])
     stack.callback(_leave, thing, place)
@@ -361,7 +361,7 @@ def _isolate(module: nn.Module, wanted: Sequence[nn.Parameter], stack: ExitStack
 
 
 def exact_mode(device: torch.device | None = None) -> Reversible:
-    """Compute with gradients and without autocast, whatever modes the caller is in.
+    """Compute with gradients and without autocast, in any modes of the caller.
 
     For the computation of one batch in one thread; no generator may yield inside, because its
     consumer would be in these modes too. Autocast inside the network's own forward pass works

@@ -1,4 +1,4 @@
-"""Values and gradient hooks of somebody else's tensors, and what puts them back."""
+"""Save the values and gradient hooks of tensors, and restore them."""
 
 from __future__ import annotations
 
