@@ -51,7 +51,7 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
     (
         {"evaluation", "modal"},
         {"data", "jacobian", "progress", "first_batch"},
-        {"torch", "numpy", "sklearn", "joblib", "filelock", "matplotlib", "modAL"},
+        {"torch", "numpy", "sklearn", "joblib", "matplotlib", "modAL"},
     ),
     ({"__init__"}, {"fisher", "selection", "sampler", "evaluation"}, set()),
 ]

@@ -19,9 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict
 
-from filelock import FileLock, Timeout
-
 from skfishermask.data import UserValue
+from skfishermask.evaluation.locking import FileLock
 
 # Threads and the folders that they hold: a lock would have them wait for themselves.
 _held: set[tuple[int, Path]] = set()
@@ -80,11 +79,9 @@ class Checkpoint:
         if self._key in _held:
             raise RuntimeError(f"The checkpoint folder is in use by a call around this one: {file}")
         self._lock = FileLock(file)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
+        if not self._lock.acquire(wait=False):
             warnings.warn(f"Waiting for another run to leave {file}.", UserWarning, stacklevel=4)
-            self._lock.acquire()
+            self._lock.acquire(wait=True)
         _held.add(self._key)
         try:
             for left in self.folder.glob("*.tmp"):  # by a run that was killed
