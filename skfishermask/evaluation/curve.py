@@ -188,11 +188,7 @@ def active_learning_curve(
     (5, 4)
     """
     check_counts(n_instances=n_instances, n_queries=n_queries)
-    if not callable(query_strategy) and query_strategy != "random":
-        raise TypeError(
-            'Expected query_strategy to be "random" or a callable '
-            f"(learner, X_pool, n_instances) -> indices, found {query_strategy!r}."
-        )
+    strategy = _as_strategy(query_strategy)
     check_no_module(estimator)
     X, y = as_rows(X, "X", numbers=False), np.asarray(y)
     check_labels(estimator, X, y)
@@ -201,7 +197,6 @@ def active_learning_curve(
     # Splitters count the samples; they do not look at them.
     splits = [(np.asarray(a), np.asarray(b)) for a, b in splitter.split(np.zeros(len(y)), y)]
     scorer = check_scoring(estimator, scoring=scoring)
-    strategy = random_sampling if query_strategy == "random" else query_strategy
     seed = int(check_random_state(random_state).randint(2**31 - 1))
 
     classes = y if has_classes else np.zeros(len(y))
@@ -226,6 +221,17 @@ def active_learning_curve(
         )
         records = run.splits(X, y, tasks, n_jobs, bar.update)
     return _gather(records, starts, n_instances, n_queries, return_indices=return_indices)
+
+
+def _as_strategy(query_strategy: Strategy | Literal["random"]) -> Strategy:
+    if query_strategy == "random":
+        return random_sampling
+    if not callable(query_strategy):
+        raise TypeError(
+            'Expected query_strategy to be "random" or a callable '
+            f"(learner, X_pool, n_instances) -> indices, found {query_strategy!r}."
+        )
+    return query_strategy
 
 
 def _seed_of(seed: int, split: int, step: int, purpose: int) -> int:
