@@ -3,10 +3,13 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from tests import nets
 
 # Read by Dask when it is imported; `tests/forked.py` makes it quick.
 os.environ.setdefault("DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD", "forkserver")
@@ -59,3 +62,9 @@ def seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def net() -> Any:
+    """A net with logits, trained on the first 60 digits; for tests that leave it as it is."""
+    return nets.fitted(nets.logits_net())

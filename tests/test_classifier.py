@@ -164,32 +164,6 @@ def test_labels_come_back_as_they_were(labels: np.ndarray, as_list: bool) -> Non
     assert fitted.predict_proba(X[:5]).shape == (5, len(fitted.classes_))
 
 
-@pytest.mark.parametrize("shape", [(64,), (8, 8), (1, 8, 8), (4, 4, 4)], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
-def test_default_net_for_tables_and_images(shape: tuple[int, ...], dtype: str) -> None:
-    images = (16 * X[:180]).reshape(180, *shape).astype(dtype)
-    fitted = FisherMaskSampler(**TINY).fit(images[:100], HALVES[:100])
-    assert fitted.n_features_in_ == shape[0]
-    assert fitted.score(images[:100], HALVES[:100]) > 0.8
-    assert_queries(fitted, images[100:])
-
-
-@pytest.mark.parametrize("shape", [(3,), (1, 8, 8)], ids=["table", "images"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
-def test_default_nets_query_datasets_of_any_dtype(
-    shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    A = 9 * np.random.default_rng(0).random((40, *shape))
-    fitted = FisherMaskSampler(random_state=0).fit(A[:20], np.arange(20) % 3)
-    pool = TensorDataset(torch.as_tensor(A[20:]).to(dtype), torch.zeros(20))
-    assert len(fitted.set_params(coverage_share=0).query(pool, 3)[0]) == 3
-
-
-def test_default_net_for_other_shapes() -> None:
-    with pytest.raises(ValueError, match=r"found \(60, 2, 2, 4, 4\); give an estimator"):
-        FisherMaskSampler().fit(X[:60].reshape(60, 2, 2, 4, 4), Y[:60])
-
-
 def test_outputs_beyond_the_classes_are_left_out() -> None:
     fitted = sampler(net(max_epochs=2)).fit(X[:60], HALVES[:60])
     p, raw = fitted.predict_proba(X_POOL), fitted.estimator_.predict_proba(X_POOL)

@@ -26,7 +26,6 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 
 from skfishermask import FisherMaskSampler, active_learning_curve
-from skfishermask.evaluation.initial_labels import initial_samples
 from tests import forked
 from tests.nets import digits, logits_net
 
@@ -92,29 +91,6 @@ def test_is_the_plain_loop(strategy: Any) -> None:
     assert result["query_time"].shape == (3, 3)
     assert (result["fit_time"] > 0).all()
     assert (result["query_time"] > 0).all()
-
-
-def test_initial_samples_are_in_training_part_and_stratified() -> None:
-    result = curve()
-    for (train, _), rows in zip(CV.split(X, Y), result["indices"], strict=True):
-        assert set(rows) <= set(train)
-        assert len(set(rows)) == len(rows)
-        assert np.bincount(Y[rows[:9]]).tolist() == [3, 3, 3]
-    assert len({tuple(rows[:9]) for rows in result["indices"]}) == 3
-
-
-@pytest.mark.parametrize(("n", "expected"), [(3, [1, 1, 1]), (10, [7, 2, 1]), (40, [28, 11, 1])])
-def test_stratified_draw(n: int, expected: list[int]) -> None:
-    y = np.repeat([0, 1, 2], [70, 29, 1])
-    (rows,) = initial_samples(n, "random", None, y, y, [(np.arange(100), np.arange(0))], [0])
-    assert len(set(rows)) == n
-    assert np.bincount(y[rows]).tolist() == expected
-
-
-def test_stratified_draw_of_fewer_than_classes() -> None:
-    y = np.arange(10)
-    (rows,) = initial_samples(4, "random", None, y, y, [(y, np.arange(0))], [0])
-    assert len(set(rows)) == 4
 
 
 def test_strategies_are_paired() -> None:
@@ -228,15 +204,6 @@ def test_pool_does_not_depend_on_the_order_of_the_split() -> None:
     assert numbers(one) == numbers(other)
 
 
-def test_given_initial_samples() -> None:
-    splits = [(np.arange(120), np.arange(120, 150)), (np.arange(30, 150), np.arange(30))]
-    shared = curve(cv=splits, n_initial=[60, 115, 35, 70, 40])
-    assert shared["indices"][:, :5].tolist() == [[35, 40, 60, 70, 115]] * 2
-    starts = [[1, 60, 110], [40, 99, 149]]
-    assert curve(cv=splits, n_initial=starts)["indices"][:, :3].tolist() == starts
-    assert curve(cv=splits, n_initial=np.asarray(starts))["n_labeled"].tolist() == [3, 8, 13, 18]
-
-
 @pytest.mark.parametrize(
     ("more", "error", "message"),
     [
@@ -245,17 +212,8 @@ def test_given_initial_samples() -> None:
         ({"n_instances": 0}, ValueError, "n_instances to be an int of at least 1, found 0"),
         ({"n_queries": 1.5}, ValueError, "n_queries to be an int of at least 1, found 1.5"),
         ({"n_queries": True}, ValueError, "n_queries to be an int of at least 1, found True"),
-        ({"n_initial": -1}, ValueError, "n_initial to be an int of at least 1, found -1"),
-        ({"n_initial": []}, ValueError, "at least one"),
-        ({"n_initial": 101}, ValueError, "n_initial of at most 100.*found 101"),
         ({"n_queries": 19}, ValueError, "is 104, but a split has only 100"),
         ({"n_initial": [0, 1, 2]}, ValueError, "Row .* of n_initial is not in the training part"),
-        ({"n_initial": [[0], [1]]}, ValueError, "each of the 3 splits, found 2"),
-        (
-            {"n_initial": [[0], [1], [1, 2]]},
-            ValueError,
-            r"same number of different rows.*\[1, 1, 2\]",
-        ),
         ({"scoring": "nonsense"}, ValueError, "nonsense"),
     ],
 )
@@ -286,14 +244,6 @@ def test_bad_choice(answer: np.ndarray) -> None:
 def test_choice_may_be_a_list_or_a_tensor(answer: Any) -> None:
     expected = curve(lambda *_, n_instances: np.array([4, 2, 0, 1, 3]))
     assert numbers(curve(lambda *_, n_instances: answer)) == numbers(expected)
-
-
-def test_y_must_match() -> None:
-    more = {"query_strategy": "random", "n_initial": 9, "n_instances": 5, "n_queries": 1}
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        active_learning_curve(LogisticRegression(), X, Y[:-1], **more)
-    with pytest.raises(ValueError, match=r"shape \(n_samples,\), found shape \(150, 1\)"):
-        active_learning_curve(LogisticRegression(), X, Y[:, None], **more)
 
 
 def test_composes_with_what_users_have() -> None:

@@ -5,15 +5,17 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from skfishermask import ParameterMask, fisher_diagonal, fisher_embedding
-from skfishermask.fisher import directions_for_share, fisher_matrix, predicted_means
+from skfishermask.fisher import directions_for_share, predicted_means
 from skfishermask.fisher.likelihood import UnweightedCategorical, categorical_factor
 from tests import networks, oracles
+from tests.fisher.common import error, flat
 
 # Relative errors against the float64 oracle.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -25,10 +27,6 @@ def tolerance(name: str, dtype: torch.dtype) -> float:
     return 3e-2 if name in BFLOAT16 and dtype == torch.float32 else TOLERANCE[dtype]
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double().cpu() - expected).norm() / expected.norm())
-
-
 def random_mask(module: nn.Module, size: int) -> ParameterMask:
     parameters = {name: p.detach() for name, p in module.named_parameters()}
     zeros = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -38,10 +36,6 @@ def random_mask(module: nn.Module, size: int) -> ParameterMask:
 
 def masked(mask: ParameterMask) -> list[str]:
     return [name for name, index in mask.indices.items() if len(index)]
-
-
-def flattened(diagonal: dict[str, Tensor]) -> Tensor:
-    return torch.cat([d.flatten() for d in diagonal.values()])
 
 
 @contextmanager
@@ -56,20 +50,20 @@ def slow_parameters(expected: Collection[str], module: nn.Module) -> Iterator[No
     assert words & {name for name, _ in module.named_parameters()} == set(expected)
 
 
-@pytest.fixture(scope="module")
-def cases() -> dict[str, tuple[nn.Module, networks.Batch, Tensor, Tensor]]:
-    """Networks with their input and the oracle's scores, computed once each, when asked for."""
-    made: dict[str, tuple[nn.Module, networks.Batch, Tensor, Tensor]] = {}
+@cache
+def case(name: str) -> tuple[nn.Module, networks.Batch, Tensor, Tensor]:
+    """Return a network, five samples, and the oracle's scores and class probabilities."""
+    make, sample = networks.NETWORKS[name]
+    torch.manual_seed(1)
+    module, x = make(), sample(5)
+    return module, x, *oracles.scores(module, x)
 
-    class Cases(dict):
-        def __missing__(self, name: str) -> tuple[nn.Module, networks.Batch, Tensor, Tensor]:
-            make, sample = networks.NETWORKS[name]
-            torch.manual_seed(1)
-            module, x = make(), sample(5)
-            self[name] = (module, x, *oracles.scores(module, x))
-            return self[name]
 
-    return Cases(made)
+@pytest.fixture(autouse=True, scope="module")
+def forget_cases() -> Iterator[None]:
+    """Scores of large networks are gigabytes."""
+    yield
+    case.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -82,9 +76,9 @@ def cases() -> dict[str, tuple[nn.Module, networks.Batch, Tensor, Tensor]]:
     ],
 )
 def test_diagonal_and_embedding_against_the_oracle(
-    name: str, dtype: torch.dtype, device: str, cases: dict
+    name: str, dtype: torch.dtype, device: str
 ) -> None:
-    module, x, g, p = cases[name]
+    module, x, g, p = case(name)
     module = copy.deepcopy(module).to(device, dtype)
     x = oracles.cast(x, device=device, dtype=dtype)
     batches = [oracles.rows(x, slice(3)), oracles.rows(x, slice(3, None))]
@@ -98,7 +92,7 @@ def test_diagonal_and_embedding_against_the_oracle(
         assert diagonal[key].shape == module.get_parameter(key).shape
         assert diagonal[key].device == module.get_parameter(key).device
     expected = oracles.diagonal(g, p)[oracles.columns(module, trainable)]
-    assert error(flattened(diagonal), expected) < 2 * enough  # Squares.
+    assert error(flat(diagonal), expected) < 2 * enough  # Squares.
 
     mask = random_mask(module, 400)
     with slow_parameters({*slow} & {*masked(mask)}, module):
@@ -119,10 +113,8 @@ def is_small(make: Callable[[], nn.Module]) -> bool:
 @pytest.mark.parametrize(
     "name", [k for k, (make, _) in networks.NETWORKS.items() if is_small(make)]
 )
-def test_a_small_share_of_the_mask_and_the_mask_of_everything(
-    name: str, share: float, cases: dict
-) -> None:
-    module, x, g, p = cases[name]
+def test_a_small_share_of_the_mask_and_the_mask_of_everything(name: str, share: float) -> None:
+    module, x, g, p = case(name)
     module, x = copy.deepcopy(module).double(), oracles.cast(x)
     mask = random_mask(module, max(1, int(share * g.shape[2])))
     slow = {*networks.SLOW.get(name, [])} & {*masked(mask)}
@@ -137,9 +129,9 @@ def test_a_small_share_of_the_mask_and_the_mask_of_everything(
 @pytest.mark.parametrize("n_directions", [None, 1, 2])
 @pytest.mark.parametrize("weighting", ["probability", "none"])
 def test_rows_are_the_directions_times_the_jacobian(
-    n_directions: int | None, weighting: str, cases: dict
+    n_directions: int | None, weighting: str
 ) -> None:
-    module, x, g, p = cases["conv_norm"]
+    module, x, g, p = case("conv_norm")
     module, x = copy.deepcopy(module).double(), oracles.cast(x)
     mask = random_mask(module, 50)
     V = fisher_embedding(
@@ -158,8 +150,8 @@ def test_rows_are_the_directions_times_the_jacobian(
     assert error(V, expected) < TOLERANCE[torch.float64]
 
 
-def test_unweighted_rows_are_the_scores(cases: dict) -> None:
-    module, x, g, p = cases["mlp"]
+def test_unweighted_rows_are_the_scores() -> None:
+    module, x, g, p = case("mlp")
     module, x = copy.deepcopy(module).double(), oracles.cast(x)
     mask = random_mask(module, 30)
     V = fisher_embedding(module, [x], mask, dtype=torch.float64, weighting="none")
@@ -168,8 +160,8 @@ def test_unweighted_rows_are_the_scores(cases: dict) -> None:
     assert error(V, scores.gather(1, order.expand_as(scores))) < TOLERANCE[torch.float64]
 
 
-def test_truncated_directions_lose_what_the_oracle_says(cases: dict) -> None:
-    module, x, *_ = cases["mlp"]
+def test_truncated_directions_lose_what_the_oracle_says() -> None:
+    module, x, *_ = case("mlp")
     module, x = copy.deepcopy(module).double(), oracles.cast(x)
     full = fisher_embedding(module, [x], random_mask(module, 40), dtype=torch.float64)
     cut = fisher_embedding(
@@ -180,8 +172,8 @@ def test_truncated_directions_lose_what_the_oracle_says(cases: dict) -> None:
     torch.testing.assert_close(lost, full[:, 2:].square().sum())
 
 
-def test_share_of_the_trace(cases: dict) -> None:
-    module, x, _, p = cases["cifar_resnet18"]
+def test_share_of_the_trace() -> None:
+    module, x, _, p = case("cifar_resnet18")
     module, x = copy.deepcopy(module).double(), oracles.cast(x)
     kept = torch.stack([categorical_factor(p, r).square().sum() for r in range(1, 10)])
     kept = kept / (1 - p.square().sum(1)).sum()
@@ -220,8 +212,7 @@ def test_to_logits_and_keyword_inputs() -> None:
 
     g, p = oracles.scores(Joined(), torch.cat([left, right], 1))
     diagonal = fisher_diagonal(module, batches, to_logits=lambda out: out["scores"])
-    flat = torch.cat([d.flatten() for d in diagonal.values()])
-    assert error(flat, oracles.diagonal(g, p)) < 1e-10
+    assert error(flat(diagonal), oracles.diagonal(g, p)) < 1e-10
     mask = random_mask(module, 11)
     V = fisher_embedding(
         module, batches, mask, dtype=torch.float64, to_logits=lambda out: out["scores"]
@@ -232,26 +223,13 @@ def test_to_logits_and_keyword_inputs() -> None:
     torch.testing.assert_close(probabilities, p)
 
 
-def test_one_sample_at_a_time(cases: dict) -> None:
-    module, x, *_ = cases["conv_norm"]
+def test_one_sample_at_a_time() -> None:
+    module, x, *_ = case("conv_norm")
     mask = random_mask(module, 60)
     together = fisher_embedding(module, [x], mask)
     alone = fisher_embedding(module, x.split(1), mask)
     # Two float32 results, each with the error that it may have.
     assert error(alone, together.double()) < 2 * TOLERANCE[torch.float32]
-
-
-@pytest.mark.parametrize("n", [23, 9_001])  # The second is summed in several parts.
-@pytest.mark.parametrize("k", [1, 5, 48])
-def test_fisher_matrix(n: int, k: int) -> None:
-    V = torch.randn(n, 3, k)
-    expected = (V.double().mT @ V.double()).mean(0)
-    for dtype, tolerance in [(torch.float64, 1e-13), (torch.float32, 5e-6), (torch.bfloat16, 2e-2)]:
-        found = fisher_matrix(V.to(dtype))
-        assert found.dtype == torch.float64
-        assert torch.equal(found, found.T)
-        assert error(found, expected) < tolerance
-        assert error(found, (V.to(dtype).double().mT @ V.to(dtype).double()).mean(0)) < 2e-5
 
 
 class _Mixing(nn.Module):

@@ -1,15 +1,30 @@
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from skfishermask.fisher.directions import check_n_directions, kept_trace, squared_norms
+from skfishermask import fisher_diagonal, fisher_embedding
+from skfishermask.fisher import Bernoulli, Categorical, Gaussian, as_likelihood
 from skfishermask.fisher.likelihood import (
-    Categorical,
     UnweightedCategorical,
     categorical_factor,
+)
+from tests import networks, oracles
+from tests.fisher.common import (
+    LIKELIHOODS,
+    POSITIONS,
+    TOLERANCE,
+    Poisson,
+    case,
+    error,
+    flat,
+    mask_of_all,
 )
 
 
@@ -82,22 +97,98 @@ def test_unweighted_rows_are_the_scores_in_logit_space() -> None:
     assert Categorical().rank(p) == 4
 
 
-def test_kept_trace() -> None:
-    p = probabilities(7, 5, 1.5)
-    kept = kept_trace(squared_norms(categorical_factor(p)))
-    for r in range(1, 5):
-        share = categorical_factor(p, r).square().sum() / (1 - p.square().sum(1)).sum()
-        assert kept[r - 1] == pytest.approx(float(share))
-    certain = categorical_factor(torch.eye(3).double())
-    assert kept_trace(squared_norms(certain)).tolist() == [1.0, 1.0]
+def is_small(make: Callable[[], nn.Module]) -> bool:
+    return sum(p.numel() for p in make().parameters()) < 700
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 0.0, 1.0, 1.5, True, "all", float("nan")])
-def test_wrong_n_directions(wrong: object) -> None:
-    with pytest.raises(ValueError, match=r"n_directions must be .* got"):
-        check_n_directions(wrong)
+SMALL = [name for name, (make, _) in networks.NETWORKS.items() if is_small(make)]
 
 
-@pytest.mark.parametrize("right", [None, 1, 7, 0.5])
-def test_right_n_directions(right: object) -> None:
-    check_n_directions(right)
+@pytest.mark.parametrize("kind", LIKELIHOODS)
+@pytest.mark.parametrize("name", [*SMALL, *POSITIONS])
+@pytest.mark.filterwarnings("ignore:Reading")
+def test_diagonal_and_embedding_against_the_oracle(name: str, kind: str) -> None:
+    module, x, J, outputs = case(name)
+    likelihood, loss = LIKELIHOODS[kind]
+    if name in POSITIONS and kind == "poisson":
+        with pytest.raises(ValueError, match="two axes"):
+            fisher_diagonal(module, [x], likelihood=likelihood)
+        return
+    J = J[:, :, oracles.columns(module, oracles.trainable(module))]
+    information = oracles.information_of_loss(J, outputs, loss)
+    batches = [oracles.rows(x, slice(3)), oracles.rows(x, slice(3, None))]
+    diagonal = fisher_diagonal(module, batches, likelihood=likelihood)
+    expected = information.diagonal(dim1=1, dim2=2).mean(0)
+    assert error(flat(diagonal), expected) < TOLERANCE
+    V = fisher_embedding(
+        module, batches, mask_of_all(module), likelihood=likelihood, dtype=torch.float64
+    )
+    assert V.shape[1] == as_likelihood(likelihood).rank(outputs)
+    assert error(V.mT @ V, information) < TOLERANCE
+
+
+def test_leading_labels_carry_the_most_trace() -> None:
+    z = torch.tensor([[4.0, 0.0, -1.0]]).double()
+    R = Bernoulli().directions(z, 2)[0]
+    p = z.sigmoid()[0]
+    expected = torch.zeros(2, 3).double()
+    expected[0, 1], expected[1, 2] = (p * (1 - p)).sqrt()[1:]
+    torch.testing.assert_close(R, expected)
+
+
+def test_uncertainty_by_hand() -> None:
+    z = torch.tensor([0.9, 0.5]).double().logit()[None]
+    assert Bernoulli().uncertainty(z).tolist() == pytest.approx([(0.2 + 1) / 2])
+    assert Gaussian().uncertainty(torch.randn(3, 2)).tolist() == [1, 1, 1]
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]]).double().T[None]  # Two positions.
+    assert Categorical().uncertainty(p.log()).tolist() == pytest.approx([(0.5 + 1) / 2])
+    assert Categorical().class_probabilities(p.log())[0].tolist() == pytest.approx(
+        [0.6, 0.35, 0.05]
+    )
+
+
+def test_one_logit_is_two_classes() -> None:
+    module, x = nn.Linear(4, 1).double(), torch.randn(6, 4).double()
+    two = copy.deepcopy(module)
+    binary = fisher_diagonal(module, [x], likelihood="bernoulli")
+    squeezed = fisher_diagonal(
+        two, [x], likelihood="bernoulli", to_logits=lambda output: output.squeeze(1)
+    )
+    classes = fisher_diagonal(
+        module, [x], to_logits=lambda z: torch.cat([torch.zeros_like(z), z], 1)
+    )
+    for name in classes:
+        torch.testing.assert_close(binary[name], classes[name])
+        torch.testing.assert_close(squeezed[name], classes[name])
+
+
+@pytest.mark.parametrize("wrong", ["poisson", Categorical, 3, None])
+def test_no_likelihood(wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"must be one of .*check, rank and factor"):
+        fisher_diagonal(nn.Linear(4, 3), [torch.randn(2, 4)], likelihood=wrong)
+
+
+def test_a_factor_of_another_shape() -> None:
+    class Wrong(Poisson):
+        def rank(self, outputs: Tensor) -> int:
+            return 1
+
+    with pytest.raises(ValueError, match=r"of Wrong must be .* \(2, 1, 3\), found \(2, 3, 3"):
+        fisher_diagonal(nn.Linear(4, 3), [torch.randn(2, 4)], likelihood=Wrong())
+
+
+def test_unweighted_scores_are_for_classes() -> None:
+    with pytest.raises(ValueError, match="is for classes, found likelihood='gaussian'"):
+        fisher_embedding(
+            nn.Linear(4, 3),
+            [torch.randn(2, 4)],
+            mask_of_all(nn.Linear(4, 3)),
+            likelihood="gaussian",
+            weighting="none",
+        )
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, float("nan"), float("inf")])
+def test_a_variance_is_positive(wrong: float) -> None:
+    with pytest.raises(ValueError, match="variance must be a positive number"):
+        Gaussian(wrong)

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from skfishermask import fisher_diagonal, fisher_embedding
-from skfishermask.fisher import predicted_means
+from skfishermask.fisher import (
+    predicted_means,
+)
 from tests import networks
+from tests.fisher.common import Tagger, mask_of_all, tokens
 from tests.jacobian.common import mask_of
 
 
@@ -104,3 +107,17 @@ def test_no_room_for_a_single_sample() -> None:
     module = Cramped(0)
     with pytest.raises(torch.OutOfMemoryError, match=r"single sample.*mask_fraction.*no room"):
         fisher_diagonal(module, [torch.randn(5, 5)])
+
+
+def test_a_share_of_the_trace_needs_an_order() -> None:
+    x = tokens(3)
+    with pytest.raises(ValueError, match="share of the trace"):
+        fisher_embedding(Tagger(), [x], mask_of_all(Tagger()), n_directions=0.5)
+    V = fisher_embedding(
+        nn.Linear(4, 3),
+        [torch.randn(5, 4)],
+        mask_of_all(nn.Linear(4, 3)),
+        likelihood="bernoulli",
+        n_directions=0.99,
+    )
+    assert 1 < V.shape[1] <= 3

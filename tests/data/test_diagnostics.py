@@ -1,0 +1,191 @@
+"""Samples and labels that do not fit: the message names the row, the file, and what to do."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from skorch import NeuralNetClassifier
+from skorch.dataset import ValidSplit
+from torch import nn
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from skfishermask import FisherMaskSampler
+from tests import nets
+
+X, Y = nets.digits()
+X, Y = X[:120], Y[:120]
+
+
+class Images(Dataset[Any]):
+    """Samples as they are given, of which some cannot be read; files as torchvision names them."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+        self.samples = [(f"folder/{i}.jpg", 0) for i in range(len(items))]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        if isinstance(self.items[i], OSError):
+            raise self.items[i]
+        return self.items[i], 0
+
+
+def images(odd: Any = None, n: int = 30) -> Images:
+    """Three-channel images that the flattening net can read, of which the 24th may be odd."""
+    items: list[Any] = [torch.tensor(x[:48]).reshape(3, 4, 4) for x in X[:n]]
+    return Images(items if odd is None else [*items[:23], odd, *items[24:]])
+
+
+def image_net(**more: Any) -> NeuralNetClassifier:
+    return NeuralNetClassifier(
+        FlatImages, criterion=nn.CrossEntropyLoss, **nets.options(max_epochs=2, **more)
+    )
+
+
+class FlatImages(nn.Sequential):
+    def __init__(self, n_classes: int = 10) -> None:
+        # The first layer knows its channels, as one of a real net does.
+        super().__init__(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(64, n_classes))
+
+
+def fit(X: Any, y: Any = None, estimator: Any = None) -> Any:
+    y = Y[: len(X)] if y is None else y
+    return lambda: FisherMaskSampler(estimator or image_net(), batch_size=8).fit(X, y)
+
+
+def query(X: Any) -> Any:
+    return lambda: fit(images())().query(X, 3)
+
+
+GREY, LARGE = torch.zeros(1, 4, 4), torch.zeros(3, 8, 4)
+MISSPELT = ["cat"] * 5 + ["dog"] * 4 + ["dgo"]
+CALLS: dict[str, tuple[Any, type[Exception], str]] = {
+    "a grey image": (
+        query(images(GREY)),
+        RuntimeError,
+        r"Row 23 of X_pool \(folder/23.jpg\) has shape \(1, 4, 4\), the first one \(3, 4, 4\)",
+    ),
+    "a large image in a part of a pool": (
+        query(Subset(images(LARGE), [*range(5, 30)])),
+        RuntimeError,
+        r"Row 18 of X_pool \(folder/23.jpg\) has shape \(3, 8, 4\), .*Resize",
+    ),
+    "a file that is cut off": (
+        query(images(OSError("truncated"))),
+        OSError,
+        r"Row 23 of X_pool \(folder/23.jpg\) cannot be read: OSError: truncated",
+    ),
+    "one to fit": (
+        fit(images(OSError("truncated"))),
+        OSError,
+        r"Row 23 of X \(folder/23.jpg\) cannot be read: OSError: truncated",
+    ),
+    "a grey image to fit": (
+        fit(images(GREY)),
+        ValueError,
+        r"must take: .*\n?Row 23 of X \(folder/23.jpg\) has shape",
+    ),
+    "an image of PIL": (
+        query(Images([Image.new("RGB", (4, 4))] * 9)),
+        TypeError,
+        r"Row 0 of X_pool \(folder/0.jpg\) is an image of PIL: .*ToTensor",
+    ),
+    "images of bytes": (
+        query(Images([torch.zeros(3, 4, 4, dtype=torch.uint8)] * 9)),
+        ValueError,
+        r"uint8: X / 255",
+    ),
+    "images of bytes to fit": (
+        fit(np.zeros((9, 3, 4, 4), dtype="uint8")),
+        ValueError,
+        r"uint8: X / 255",
+    ),
+    "channels last": (
+        query(np.zeros((9, 5, 6, 3), dtype="float32")),
+        ValueError,
+        r"channels come first: X.transpose\(0, 3, 1, 2\)",
+    ),
+    "a misspelt label": (
+        fit(images(n=10), MISSPELT, image_net(module__n_classes=2)),
+        ValueError,
+        r"output for each of 3 classes. Those in y, the rarest first: 'dgo' \(1\), 'dog' \(4\), ",
+    ),
+    "None among labels": (
+        fit(X[:3], [1, None, 2]),
+        ValueError,
+        "no label for 1 of 3 samples, the first is row 1",
+    ),
+    "NaN among names": (
+        fit(X[:3], ["a", float("nan"), "b"]),
+        ValueError,
+        "y has no label for 1 of 3 samples",
+    ),
+    "a blank name": (fit(X[:3], np.array(["a", "b", " "])), ValueError, "first is row 2: leave"),
+    "pandas' missing labels": (
+        fit(X[:3], pd.Series(["a", pd.NA, None])),
+        ValueError,
+        "no label for 2 of 3 samples, the first is row 1",
+    ),
+    "labels set aside": (
+        fit(images(n=6), [0, 1, 2, 0, 1, 2], image_net(train_split=ValidSplit(5, stratified=True))),
+        ValueError,
+        "With few labels give it train_split=None",
+    ),
+    "one class": (
+        lambda: FisherMaskSampler(nets.logits_net()).fit(X, np.zeros(len(X))),
+        ValueError,
+        "found 1 class: .*Label samples of another class first",
+    ),
+    "one class in a dataset": (
+        lambda: FisherMaskSampler(nets.logits_net()).fit(
+            TensorDataset(torch.tensor(X), torch.zeros(len(X), dtype=torch.int64)), None
+        ),
+        ValueError,
+        r"found 1 class: \[0\]. Label samples of another class first",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "words"), CALLS.values(), ids=CALLS)
+def test_what_is_wrong_is_named(call: Any, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        call()
+
+
+def test_a_net_may_set_samples_of_a_dataset_aside_by_class() -> None:
+    fitted = fit(images(), Y[:30] % 2, image_net(train_split=ValidSplit(3, stratified=True)))()
+    assert len(fitted.query(images(), 3)[0]) == 3
+
+
+class Noisy(Images):
+    """Augmented at every reading."""
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        x, y = super().__getitem__(i)
+        return x + torch.rand(1), y
+
+
+@pytest.mark.parametrize("what", ["fit", "query", "coverage"])
+@pytest.mark.parametrize("odd", [None, GREY])
+def test_a_dataset_that_draws_leaves_the_generators_alone(what: str, odd: Any) -> None:
+    """Also where it is read again, to explain an error."""
+    sampler = FisherMaskSampler(image_net(), batch_size=8, random_state=0).fit(images(), Y[:30])
+    noisy, fine = Noisy(images(odd).items), Noisy(images().items)
+    before = torch.get_rng_state()
+    error = pytest.raises((ValueError, RuntimeError), match=r"Row 23 of .* has shape")
+    with nullcontext() if odd is None else error:
+        if what == "fit":
+            sampler.fit(noisy, Y[:30])
+        else:
+            given = {"X_target": fine} if what == "query" else {}
+            sampler.set_params(coverage_share=0.5 if what == "coverage" else "auto")
+            sampler.query(noisy, 3, X_labeled=noisy if odd is None else fine, **given)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,138 @@
+"""A pool in this process: places for its embedding, few rows, progress."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from skorch import NeuralNetClassifier
+from torch import Tensor, nn
+
+from skfishermask import FisherMaskSampler
+from tests import nets
+from tests.nets import SMALL
+
+X, Y = nets.digits()
+X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:260]
+
+
+def test_few_rows_choose_as_in_all_dimensions(net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SMALL | {"mask_fraction": 700, "embedding_dtype": "float64"}
+    few, all_of_them = FisherMaskSampler(**options), FisherMaskSampler(**options)
+    found = few(net, X_POOL[:12], 6, X_labeled=X_LABELED)
+    monkeypatch.setattr("skfishermask.placement.MemoryEstimate.has_few_rows", False)
+    expected = all_of_them(net, X_POOL[:12], 6, X_labeled=X_LABELED)
+    assert (few.query_info_["dimensions"], all_of_them.query_info_["dimensions"]) == (648, 700)
+    np.testing.assert_array_equal(found[0], expected[0])
+    # The network's gradients are float32, and come in other batches.
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-7)
+    one, other = (s.query_info_["objective"] for s in (few, all_of_them))
+    np.testing.assert_allclose(one, other, rtol=1e-7)
+
+
+def test_verbose_shows_progress(net: Any, capsys: pytest.CaptureFixture) -> None:
+    FisherMaskSampler(verbose=1, **SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)
+    shown = capsys.readouterr()
+    for step in (
+        "Fisher diagonal",
+        "Labelled samples",
+        "Fisher embedding",
+        "Fisher matrix",
+        "Preparing",
+        "Selection",
+    ):
+        assert re.search(rf"^{step}: (\d+)/\1, \d+\.\d s$", shown.err, re.MULTILINE)
+    assert re.search(r"^Fisher embedding 0.00 GB, matrices .* \(memory\)$", shown.err, re.MULTILINE)
+    # A line a step: it is no terminal that they go to.
+    assert shown.err.count("\n") == 8
+    assert shown.out == ""
+    FisherMaskSampler(**SMALL)(net, X_POOL, 5, X_labeled=X_LABELED)
+    assert capsys.readouterr() == ("", "")
+
+
+class Counting(nn.Module):
+    """Counts the samples that it has read, and stops like a Ctrl-C after a number of them."""
+
+    def __init__(self, stops_at: float = math.inf) -> None:
+        super().__init__()
+        self.mlp = nets.mlp()
+        self.n_read, self.stops_at = 0, stops_at
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_read += len(x)
+        if self.n_read > self.stops_at:
+            raise KeyboardInterrupt
+        return self.mlp(x)
+
+
+def counting_net(stops_at: float = math.inf) -> Any:
+    return NeuralNetClassifier(
+        Counting(stops_at), criterion=nn.CrossEntropyLoss, **nets.options()
+    ).initialize()
+
+
+def test_too_large_for_memory_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Little:
+        available = 10_000
+
+    monkeypatch.setattr("psutil.virtual_memory", Little)
+    net = counting_net()
+    with pytest.raises(MemoryError, match=r"200 samples x 9 directions x 160 .* max_candidates"):
+        FisherMaskSampler(**SMALL)(net, X_POOL, 3)
+    assert net.module_.n_read < 100  # the first batch is compared with a prediction
+
+
+SCRATCH = SMALL | {"memory_share": 1e-9}
+
+
+@pytest.mark.parametrize("max_candidates", [None, 120])
+def test_scratch_file_gives_the_same_batch(
+    net: Any, max_candidates: int | None, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"max_candidates": max_candidates, "oversample": 1.5}
+    expected = FisherMaskSampler(**SMALL, **options)
+    scratch = FisherMaskSampler(**SCRATCH, **options, scratch_folder=tmp_path)
+    one, other = (s(net, X_POOL, 20, X_labeled=X_LABELED) for s in (expected, scratch))
+    assert scratch.query_info_["embedding_storage"] == "scratch file"
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_allclose(one[1], other[1], rtol=1e-9)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["embedding", "selection"])
+def test_scratch_file_is_gone_after_an_exception(
+    moment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {"mask": "output_layer", "scratch_folder": tmp_path}
+    sampler, process = FisherMaskSampler(**SCRATCH | options), psutil.Process()
+    sampler(counting_net(), X_POOL, 3)
+    assert sampler.query_info_["embedding_storage"] == "scratch file"
+    n_open = process.num_fds()
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    if moment == "selection":
+        monkeypatch.setattr("skfishermask.pool.select", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sampler(counting_net(*[100] * (moment == "embedding")), X_POOL, 3)
+    assert process.num_fds() == n_open
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_large_for_the_scratch_folder_is_said_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Full:
+        free = 1_000_000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Full)
+    net = counting_net()
+    with pytest.raises(MemoryError, match=r"0.00 GB in .*scratch_folder"):
+        FisherMaskSampler(**SCRATCH, scratch_folder=tmp_path)(net, X_POOL, 3)
+    assert net.module_.n_read < 100  # the first batch is compared with a prediction
