@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils import ClassifierTags, RegressorTags, Tags, check_random_state, get_tags
 from sklearn.utils.metaestimators import available_if
@@ -38,6 +39,7 @@ from skfishermask.data import (
     ignore_index_of,
     innermost,
     is_binary,
+    is_linear,
     is_mapped,
     is_multi_input,
     is_net,
@@ -63,14 +65,18 @@ def _numpy_name(dtype: torch.dtype) -> str:
 
 def _check_wraps_net(estimator: Estimator, fit_params: Mapping[str, UserValue]) -> None:
     """Raise TypeError at an estimator without a net, or at weights of samples for a net."""
-    if estimator is None:
+    if not hasattr(estimator, "fit"):  # none, or no estimator
         return
     net = innermost(estimator)
-    if not is_net(net):
+    if not is_net(net) and not is_linear(net):
+        found = type(net).__name__
+        if isinstance(net, SGDClassifier):
+            found = f"{found}(loss={net.loss!r})"
         raise TypeError(
-            f"Expected a skorch classifier as estimator, found {type(net).__name__}, which has no "
-            "gradients to query by. Leave estimator out: a small network of the sampler's own "
-            f"queries, and {type(net).__name__} is trained on the answers."
+            "Expected a skorch classifier, LogisticRegression or SGDClassifier(loss='log_loss') as "
+            f"estimator, found {found}, which has no gradients to query by. Leave estimator out: a "
+            f"small network of the sampler's own queries, and {type(net).__name__} is trained on "
+            "the answers."
         )
     if "sample_weight" in fit_params and not has_fit_parameter(net, "sample_weight"):
         raise TypeError(
@@ -133,8 +139,8 @@ class NetEstimator(BaseEstimator):
             than two classes, or if the labels are not of the kind of the estimator's criterion.
         """
         check_no_module(self.estimator)
-        check_parameters(self)
         _check_wraps_net(self.estimator, fit_params)
+        check_parameters(self)
         X_given = X
         X = self._check_input(X, reset=True)
         y = self._encode_labels(X, y)
@@ -170,6 +176,8 @@ class NetEstimator(BaseEstimator):
             )
             if isinstance(X, torch.utils.data.Dataset) and y is not None:
                 X = Relabeled(X, y)  # a net that sets samples aside by class looks at y, too
+            if is_linear(net) and y is not None:
+                y = self.classes_[y]  # as they were given: class_weight names them
             stack.enter_context(refusing_other_shapes(self._target))
             self.estimator_ = estimator.fit(X, y, **fit_params)
             self._variance = None
@@ -245,7 +253,8 @@ class NetEstimator(BaseEstimator):
             X,
             reset=reset,
             # Whether sparse data become dense is for a pipeline's transformers to say.
-            accept_sparse=isinstance(self.estimator, Pipeline),
+            accept_sparse=isinstance(self.estimator, Pipeline)
+            or is_linear(innermost(self.estimator)),
             allow_nd=True,
             dtype=None if isinstance(self.estimator, Pipeline) else "numeric",
             ensure_all_finite=False,
@@ -282,6 +291,8 @@ class NetEstimator(BaseEstimator):
 
     def _cast(self, X: Data, *, reset: bool) -> Data:
         """Cast floating-point numbers to the dtype of the network, all to that of the default."""
+        if is_linear(innermost(self.estimator)):
+            return X
         if is_multi_input(X):
             return map_inputs(X, lambda _, part: self._cast(part, reset=reset))
         if not isinstance(X, np.ndarray | torch.Tensor):
@@ -425,13 +436,15 @@ class NetEstimator(BaseEstimator):
             tags.estimator_type, tags.classifier_tags = "classifier", ClassifierTags()
             tags.classifier_tags.multi_label = name == "bernoulli"
         if self.estimator is not None:
-            inner = get_tags(self.estimator)
+            inner, net = get_tags(self.estimator), innermost(self.estimator)
             is_pipeline = isinstance(self.estimator, Pipeline)
             # A pipeline calls itself sparse only where its last step is, which a network is not.
-            steps = [step for _, step in self.estimator.steps] if is_pipeline else []
+            steps = [step for _, step in self.estimator.steps] if is_pipeline else [net]
             first = next((step for step in steps if step not in (None, "passthrough")), None)
             tags.input_tags.sparse = first is not None and get_tags(first).input_tags.sparse
             tags.input_tags.allow_nan = is_pipeline and inner.input_tags.allow_nan
-            if tags.classifier_tags and is_binary(innermost(self.estimator)):
+            if tags.classifier_tags and is_binary(net):
                 tags.classifier_tags.multi_class = False
+            elif tags.classifier_tags and is_linear(net):
+                tags.classifier_tags.multi_class = get_tags(net).classifier_tags.multi_class
         return tags

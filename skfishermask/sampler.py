@@ -63,9 +63,10 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
     Parameters
     ----------
     estimator : skorch net, or a Pipeline or search object around one, default=None
-        The net to wrap, a classifier or a regressor; :meth:`fit` fits a clone of it. None: a small
-        default network made from the data, for labels of the kind that `likelihood` names
-        (``"auto"``: classes). As a bare query strategy none is needed.
+        The net to wrap, a classifier or a regressor; :meth:`fit` fits a clone of it.
+        scikit-learn's ``LogisticRegression`` and ``SGDClassifier(loss="log_loss")`` are linear
+        nets, too. None: a small default network made from the data, for labels of the kind that
+        `likelihood` names (``"auto"``: classes). As a bare query strategy none is needed.
     <method parameters>
     batch_size : int or None, default=None
         Samples per pass through the network; None: the net's own.
@@ -155,8 +156,9 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         Parameters
         ----------
         classifier : estimator
-            A fitted skorch classifier, or a modAL learner, Pipeline or search object that
-            holds one. A pipeline's transformers are applied to the pool first.
+            A fitted skorch classifier or logistic regression of scikit-learn, or a modAL learner,
+            Pipeline or search object that holds one. A pipeline's transformers are applied to the
+            pool first.
         X_pool : array-like, dict or tuple of arrays, Dataset or dask.array of length N
             The unlabelled samples: what the classifier's ``predict`` takes. A Dask array is
             embedded where its chunks are, on the cluster of the active client if there is one.

@@ -14,6 +14,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from sklearn.utils._param_validation import InvalidParameterError
@@ -204,12 +205,14 @@ def test_every_wrapper_gives_the_picks_of_the_net_inside(make: Any, net: Any) ->
     np.testing.assert_array_equal(fitted.predict_proba(X), before)
 
 
-@pytest.mark.parametrize("wrap", ["pipeline", "search", "prefit", "bare"])
+@pytest.mark.parametrize("wrap", ["pipeline", "search", "prefit", "bare", "logistic"])
 def test_what_may_be_inside(wrap: str, net: Any) -> None:
     if wrap == "bare":
         fitted = net
     elif wrap == "prefit":
         fitted = sklearn_classifier(net)
+    elif wrap == "logistic":
+        fitted = sklearn_classifier(LogisticRegression()).fit(X, labels())
     else:
         inner = make_pipeline(MinMaxScaler(), nets.logits_net(max_epochs=2))
         if wrap == "search":
@@ -373,9 +376,9 @@ ERRORS = {
         (TypeError, "Expected a skorch classifier.*found ParzenWindowClassifier"),
     ),
     "no net inside": (
-        lambda: sklearn_classifier(LogisticRegression()).fit(X, labels()),
+        lambda: sklearn_classifier(GaussianNB()).fit(X, labels()),
         {},
-        (TypeError, "Expected a skorch classifier.*found LogisticRegression"),
+        (TypeError, "Expected a skorch classifier.*found GaussianNB"),
     ),
     "fit of a bare net": (nets.logits_net, {"fit_clf": True}, (TypeError, "SkactivemlClassifier")),
     "fit_clf": (skorch_classifier, {"fit_clf": "yes"}, (TypeError, "fit_clf")),

@@ -93,8 +93,8 @@ def assert_queries(fitted: Any, pool: Any = X_POOL) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "estimator",
-    [None, lazy_net(), make_pipeline(StandardScaler(), lazy_net())],
-    ids=["default net", "lazy net", "pipeline"],
+    [None, lazy_net(), make_pipeline(StandardScaler(), lazy_net()), LogisticRegression()],
+    ids=["default net", "lazy net", "pipeline", "LogisticRegression"],
 )
 def test_check_estimator(estimator: Any, record_property: Any) -> None:
     results = check_estimator(FisherMaskSampler(estimator), on_fail=None)
@@ -374,21 +374,6 @@ def test_fit_parameters_reach_the_net() -> None:
     net = NeuralNetClassifier(Scaled, criterion=torch.nn.CrossEntropyLoss, **nets.options())
     FisherMaskSampler(net).fit(X[:40], y[:40], scale=0.5)
     assert Scaled.seen == {0.5}
-
-
-@pytest.mark.parametrize(
-    "estimator",
-    [
-        LogisticRegression(),
-        make_pipeline(StandardScaler(), LogisticRegression()),
-        GridSearchCV(LogisticRegression(), {"C": [1.0, 2.0]}),
-    ],
-    ids=["alone", "in a pipeline", "in a search"],
-)
-def test_an_estimator_without_a_net_is_refused_at_fit(estimator: Any) -> None:
-    X, y = nets.digits()
-    with pytest.raises(TypeError, match=r"found LogisticRegression, .* Leave estimator out"):
-        FisherMaskSampler(estimator).fit(X[:60], y[:60])
 
 
 @pytest.mark.parametrize(

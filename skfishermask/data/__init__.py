@@ -27,6 +27,7 @@ from skfishermask.data.likelihoods import (
     residual_variance,
     takes_missing_labels,
 )
+from skfishermask.data.linear import is_linear
 from skfishermask.data.logits import to_logits_of
 from skfishermask.data.net import NetModule, check_no_module, explaining_labels, is_binary, is_net
 from skfishermask.data.probe import ReadableNet, check_as_predicted, first_sample, read_net
@@ -101,6 +102,7 @@ __all__ = [
     "input_arrays",
     "is_binary",
     "is_dask",
+    "is_linear",
     "is_mapped",
     "is_multi_input",
     "is_net",

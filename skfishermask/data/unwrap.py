@@ -11,15 +11,31 @@ import numpy as np
 import skorch
 import torch
 from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import BaseEnsemble
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier
+from sklearn.multioutput import (
+    ClassifierChain,
+    MultiOutputClassifier,
+    MultiOutputRegressor,
+    RegressorChain,
+)
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from skfishermask.data.linear import is_linear, linear_inputs, linear_net
 from skfishermask.data.net import check_net, check_no_module, is_net
 from skfishermask.data.rows import n_rows
 from skfishermask.data.types import Data, Estimator, Labels
+
+# Meta-estimators that fit several clones of one estimator.
+_WRAP_SEVERAL = (
+    *(BaseEnsemble, CalibratedClassifierCV, OneVsOneClassifier, OneVsRestClassifier),
+    *(OutputCodeClassifier, ClassifierChain, RegressorChain),
+    *(MultiOutputClassifier, MultiOutputRegressor),
+)
 
 
 @dataclass
@@ -87,7 +103,7 @@ def _transformed(transformers: list[Callable[[Data], Data]], X: Data) -> Data:
 
 def _wraps_one(estimator: Estimator) -> bool:
     """Return whether this is a meta-estimator that passes data unchanged to one other."""
-    many_or_others = isinstance(estimator, BaseEnsemble) or hasattr(estimator, "transform")
+    many_or_others = isinstance(estimator, _WRAP_SEVERAL) or hasattr(estimator, "transform")
     return hasattr(estimator, "estimator") and not many_or_others
 
 
@@ -119,8 +135,9 @@ def unwrap(classifier: Estimator) -> Unwrapped:
     Parameters
     ----------
     classifier : estimator
-        A skorch classifier, or one inside any nesting of modAL learners, scikit-learn
-        pipelines, search objects, and meta-estimators with an ``estimator_``.
+        A skorch classifier or a logistic regression of scikit-learn, or one inside any nesting of
+        modAL learners, scikit-learn pipelines, search objects, and meta-estimators with an
+        ``estimator_``.
 
     Returns
     -------
@@ -158,16 +175,20 @@ def unwrap(classifier: Estimator) -> Unwrapped:
                 transformers.append(inner.__skfishermask_checked__)
                 variance = getattr(inner, "_variance", None)
             inner = inner.estimator_
+        elif is_linear(inner):
+            transformers.append(linear_inputs(inner))
+            inner = linear_net(inner)
         else:
             check_no_module(inner)
             found = type(inner).__name__
             if inner is not classifier:
                 found = f"{found} inside {type(classifier).__name__}"
             raise TypeError(
-                "Expected a skorch classifier, alone or inside a modAL learner, a Pipeline or a "
-                f"search object, found {found}. Give the net itself, fitted; without a net, "
-                "FisherMaskSampler() fits a small one of its own to query with, and a classifier "
-                "of any kind can be trained on the answers."
+                "Expected a skorch classifier, LogisticRegression or SGDClassifier(loss='log_loss')"
+                f", alone or inside a modAL learner, a Pipeline or a search object, found {found}. "
+                "Give the net itself, fitted; without a net, FisherMaskSampler() fits a small one "
+                "of its own to query with, and a classifier of any kind can be trained on the "
+                "answers."
             )
     check_net(inner)
     return Unwrapped(inner, transformers, X_training, y_training, variance, n_before)
