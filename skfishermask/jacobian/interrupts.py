@@ -7,8 +7,11 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import wraps
 from types import CodeType, FrameType, TracebackType
+from typing import Concatenate, ParamSpec
 
+_Parameters = ParamSpec("_Parameters")
 _Handler = Callable[[int, FrameType | None], object]
 
 
@@ -24,7 +27,7 @@ class Reversible:
     ----------
     change : callable
         Makes the changes, and registers with the ExitStack that it is given what undoes them. To
-        undo a thing twice must do no harm.
+        undo a change twice must do no harm.
     """
 
     def __init__(self, change: Callable[[ExitStack], None]) -> None:
@@ -53,6 +56,18 @@ class Reversible:
             self._stack.close()
             is_watched, self._is_watched = self._is_watched, False
             _interrupts.leave(is_watched=is_watched)
+
+
+def reversible(
+    change: Callable[Concatenate[ExitStack, _Parameters], None],
+) -> Callable[_Parameters, Reversible]:
+    """Return a function of `change`'s arguments but the ExitStack that returns a Reversible."""
+
+    @wraps(change)
+    def context(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Reversible:
+        return Reversible(lambda stack: change(stack, *args, **kwargs))
+
+    return context
 
 
 class _Interrupts:
@@ -84,11 +99,11 @@ class _Interrupts:
         """Become the handler; return whether this is the main thread and one can be."""
         if threading.current_thread() is not threading.main_thread():
             return False
-        found = signal.getsignal(signal.SIGINT)
-        if found is not self:
-            if not callable(found):
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is not self:
+            if not callable(handler):
                 return False
-            self._before = found
+            self._before = handler
             signal.signal(signal.SIGINT, self)
         self._n_open += 1
         return True

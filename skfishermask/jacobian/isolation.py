@@ -1,18 +1,17 @@
-"""Read a network in evaluation mode and full precision, and leave no trace of the visit.
+"""Isolation of a network while it is read: evaluation mode, full precision, no side effects.
 
-A visit changes what everybody can see: flags of the network, and switches of the whole
-process. Another visit may be under way meanwhile, in a second thread or in a generator that
-was left open, and they may end in any order. So whoever changes a thing joins the line of
-those who have, with a function that puts back what it found. If it is the last in line when
-it ends, it puts that back; if not, the next in line inherits the function. Thus nothing is
-put back under a visit that goes on, and the last one puts back what the first one found.
+What this changes is shared: flags of the network, and switches of the whole process. Isolations may
+overlap, in a second thread or in a generator that was left open, and end in any order. So each
+change is registered, with a function that restores what was there before it. The last change
+registered calls its function as it ends; an earlier one hands it on to the next. Thus nothing is
+restored during another isolation, and the last to end restores what was there before the first.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from operator import attrgetter
@@ -22,65 +21,66 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skfishermask.jacobian.interrupts import Reversible
-from skfishermask.jacobian.restoring import GRADIENT_HOOKS, restore_value, without_hooks
+from skfishermask.jacobian.interrupts import reversible
+from skfishermask.jacobian.restoring import (
+    GRADIENT_HOOKS,
+    Restore,
+    do_nothing,
+    restore_value,
+    without_hooks,
+)
 
-Restore = Callable[[], None]
 _T = TypeVar("_T")
 
 
-class _Precise(Protocol):
+class _HasPrecision(Protocol):
     """An operation, or all of a backend, with a precision of its own."""
 
     fp32_precision: str
 
 
-class _Place:
-    """A place in the line of those who have changed one thing."""
+class _Change:
+    """A registered change."""
 
     def __init__(self, restore: Restore) -> None:
         self.restore = restore
 
 
-_lines: dict[Hashable, list[_Place]] = {}
-# Reentrant, because the garbage collector may end a visit while another one begins.
+# What was changed -> the changes of it that have not ended, the first one first.
+_changes: dict[Hashable, list[_Change]] = {}
+# Reentrant, because the garbage collector may end an isolation while another one begins.
 _lock = threading.RLock()
 
 
-def _join(stack: ExitStack, thing: Hashable, restore: Restore) -> bool:
-    """Join a line until `stack` closes. True if it was empty."""
-    place = _Place(restore)
-    line = _lines.setdefault(thing, [])
-    stack.callback(_leave, thing, place)
-    line.append(place)
-    return len(line) == 1
+def _register(stack: ExitStack, key: Hashable, restore: Restore) -> bool:
+    """Register a change until `stack` closes; return whether it is the only one."""
+    change = _Change(restore)
+    changes = _changes.setdefault(key, [])
+    stack.callback(_end, key, change)
+    changes.append(change)
+    return len(changes) == 1
 
 
-def _leave(thing: Hashable, place: _Place) -> None:
+def _end(key: Hashable, change: _Change) -> None:
     try:
-        _put_back(thing, place)
-    except BaseException:
-        # An impatient second Ctrl-C must not leave it half done.
-        _put_back(thing, place)
-        raise
+        _restore(key, change)
+    finally:
+        # An impatient second Ctrl-C must not leave it half done. Twice is as good as once.
+        _restore(key, change)
 
 
-def _put_back(thing: Hashable, place: _Place) -> None:
+def _restore(key: Hashable, change: _Change) -> None:
     with _lock:
-        line = _lines.get(thing, [])
-        if place not in line:
+        changes = _changes.get(key, [])
+        if change not in changes:
             return
-        if place is line[-1]:
-            place.restore()
+        if change is changes[-1]:
+            change.restore()
         else:
-            line[line.index(place) + 1].restore = place.restore
-        line.remove(place)
-        if not line:
-            del _lines[thing]
-
-
-def _nothing() -> None:
-    pass
+            changes[changes.index(change) + 1].restore = change.restore
+        changes.remove(change)
+        if not changes:
+            del _changes[key]
 
 
 def _restore_module(module: nn.Module) -> Restore:
@@ -135,7 +135,7 @@ class _RestoreParameter:
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that training changes, by name; where all are frozen, all.
 
-    Another visit that is under way does not count: what it changes is the user's afterwards.
+    What another isolation has changed meanwhile does not count.
 
     Parameters
     ----------
@@ -149,16 +149,15 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """
 
     def is_trainable(parameter: nn.Parameter) -> bool:
-        line = _lines.get(("parameter", id(parameter)))
-        restore = line[0].restore if line else None
-        if isinstance(restore, _RestoreParameter):
-            return restore.requires_grad
-        return parameter.requires_grad
+        changes = _changes.get(("parameter", id(parameter)))
+        restore = changes[0].restore if changes else None
+        holder = restore if isinstance(restore, _RestoreParameter) else parameter
+        return holder.requires_grad
 
     parameters = dict(module.named_parameters())
     with _lock:
-        found = {name: p for name, p in parameters.items() if is_trainable(p)}
-    return found or {name: p for name, p in parameters.items() if p.is_floating_point()}
+        trainable = {name: p for name, p in parameters.items() if is_trainable(p)}
+    return trainable or {name: p for name, p in parameters.items() if p.is_floating_point()}
 
 
 def _restore_random_states(*, was_seeded: bool) -> Restore:
@@ -182,21 +181,21 @@ def _restore_random_states(*, was_seeded: bool) -> Restore:
 
 def _evaluation_mode(stack: ExitStack, module: nn.Module) -> None:
     for m in module.modules():
-        _join(stack, ("module", id(m)), _restore_module(m))
+        _register(stack, ("module", id(m)), _restore_module(m))
     for m in module.modules():
         # Not by `eval()`, which some networks override to merge weights or to keep dropout.
         if m.training:
             m.training = False
 
 
-def _trainable(stack: ExitStack, module: nn.Module, wanted: Sequence[nn.Parameter]) -> None:
-    wanted_ids = {id(p) for p in wanted}
-    for p in {id(p): p for p in (*module.parameters(), *wanted)}.values():
-        alone = _join(stack, ("parameter", id(p)), _RestoreParameter(p))
+def _trainable(stack: ExitStack, module: nn.Module, trainable: Sequence[nn.Parameter]) -> None:
+    ids = {id(p) for p in trainable}
+    for p in {id(p): p for p in (*module.parameters(), *trainable)}.values():
+        alone = _register(stack, ("parameter", id(p)), _RestoreParameter(p))
         # A backward pass inside the network's own forward pass adds to a gradient of its own.
         if p.grad is not None:
             p.grad = None
-        if id(p) in wanted_ids:
+        if id(p) in ids:
             if not p.requires_grad:
                 p.requires_grad_(True)
         elif alone and p.requires_grad:
@@ -204,18 +203,18 @@ def _trainable(stack: ExitStack, module: nn.Module, wanted: Sequence[nn.Paramete
 
 
 def _switch(stack: ExitStack, holder: object, name: str, value: object) -> None:
-    found = getattr(holder, name)
+    before = getattr(holder, name)
     # No switch is written without need: some hold more than what they show.
-    restore = _nothing if found == value else partial(setattr, holder, name, found)
-    _join(stack, (id(holder), name), restore)
-    if found != value:
+    restore = do_nothing if before == value else partial(setattr, holder, name, before)
+    _register(stack, (id(holder), name), restore)
+    if before != value:
         setattr(holder, name, value)
 
 
 def _decomposed_kernels(stack: ExitStack, module: nn.Module) -> None:
     # The fused inference kernel of attention calls no submodule.
     mha = torch.backends.mha
-    _join(stack, "fast path", partial(mha.set_fastpath_enabled, mha.get_fastpath_enabled()))
+    _register(stack, "fast path", partial(mha.set_fastpath_enabled, mha.get_fastpath_enabled()))
     mha.set_fastpath_enabled(False)
     if any(isinstance(m, nn.RNNBase) for m in module.modules()):
         # cuDNN's recurrent kernels refuse a backward pass in evaluation mode, and both hide
@@ -228,7 +227,8 @@ def _eager_code(stack: ExitStack) -> None:
     # Compiled code skips hooks. `disable`: inside compiled code no stance may be set.
     if not torch.compiler.is_compiling():
         stance = torch.compiler.disable(torch.compiler.set_stance)("force_eager")
-        _join(stack, "stance", partial(torch.compiler.disable(stance.__exit__), None, None, None))
+        leave = torch.compiler.disable(stance.__exit__)
+        _register(stack, "stance", partial(leave, None, None, None))
 
 
 def _full_precision(stack: ExitStack, *, on_cpu: bool) -> None:
@@ -238,18 +238,18 @@ def _full_precision(stack: ExitStack, *, on_cpu: bool) -> None:
     _precision(
         stack,
         "products",
-        _precise("cuda.matmul", "mkldnn.matmul") if each else [],
+        _operations("cuda.matmul", "mkldnn.matmul") if each else [],
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,
         "highest",
     )
     if each:
-        _precision(stack, "oneDNN", _precise("mkldnn.conv", "mkldnn.rnn"))
+        _precision(stack, "oneDNN", _operations("mkldnn.conv", "mkldnn.rnn"))
     if not on_cpu:
         _precision(
             stack,
             "cuDNN",
-            _precise("cudnn.conv", "cudnn.rnn") if each else [],
+            _operations("cudnn.conv", "cudnn.rnn") if each else [],
             lambda: cudnn.allow_tf32,
             lambda value: setattr(cudnn, "allow_tf32", value),
             False,
@@ -263,15 +263,15 @@ def _full_precision(stack: ExitStack, *, on_cpu: bool) -> None:
                 _switch(stack, matmul, name, False)
 
 
-def _precise(*names: str) -> list[_Precise]:
+def _operations(*names: str) -> list[_HasPrecision]:
     # Not all of them are in PyTorch's types.
     return [attrgetter(name)(torch.backends) for name in names]
 
 
 def _precision(
     stack: ExitStack,
-    thing: str,
-    operations: Sequence[_Precise],
+    key: str,
+    operations: Sequence[_HasPrecision],
     get_old: Callable[[], _T | None] = lambda: None,
     set_old: Callable[[_T], None] = lambda _: None,
     exact: _T | None = None,
@@ -279,7 +279,7 @@ def _precision(
     # The old switch, too: where the two disagree, PyTorch's own functions that read it, like
     # torch.backends.cudnn.flags, raise an error.
     if operations and all(op.fp32_precision in ("none", "ieee") for op in operations):
-        _join(stack, thing, _nothing)
+        _register(stack, key, do_nothing)
         return
     try:
         old = get_old()
@@ -293,7 +293,7 @@ def _precision(
         for op, precision in zip(operations, own, strict=True):
             op.fp32_precision = precision
 
-    _join(stack, thing, restore)
+    _register(stack, key, restore)
     if operations:
         own[:] = _own_precisions(operations)
     if old is not None and exact is not None:
@@ -302,10 +302,10 @@ def _precision(
         op.fp32_precision = "ieee"
 
 
-def _own_precisions(operations: Sequence[_Precise]) -> list[str]:
+def _own_precisions(operations: Sequence[_HasPrecision]) -> list[str]:
     """Find the precision that was set for each operation itself; "none": it inherits."""
     # What an operation shows may be inherited from these, unless they have none.
-    wholes = [cast(_Precise, torch.backends), *_precise("cudnn")]
+    wholes = [cast(_HasPrecision, torch.backends), *_operations("cudnn")]
     own: list[str] = []
     try:
         for holder in (*wholes, *operations):
@@ -320,8 +320,9 @@ def _own_precisions(operations: Sequence[_Precise]) -> list[str]:
     return own[len(wholes) :]
 
 
-def isolated(module: nn.Module, wanted: Iterable[nn.Parameter] = ()) -> Reversible:
-    """Put a network into evaluation mode with only some parameters trainable, then put all back.
+@reversible
+def isolated(stack: ExitStack, module: nn.Module, trainable: Iterable[nn.Parameter] = ()) -> None:
+    """Isolate a network, in evaluation mode with only some parameters trainable.
 
     Afterwards, also after an exception or an interrupt, all of this is what it was: every
     submodule's ``training`` flag, buffers and tensors in plain attributes, every parameter's value,
@@ -333,34 +334,32 @@ def isolated(module: nn.Module, wanted: Iterable[nn.Parameter] = ()) -> Reversib
     - attention and recurrent layers run as the operations they consist of, not as one kernel;
     - float32 products and convolutions have full precision: no TF32, no bfloat16.
 
-    Visits may overlap, of one network or of several, in threads or nested, and end in any
-    order. A parameter that any of them wants is trainable.
+    Isolations may overlap, of one network or of several, in threads or nested, and end in any
+    order. A parameter that one of them makes trainable is so for all.
 
-    Nothing that is set here belongs to one thread, so a generator may yield inside a visit.
-    What belongs to one is in :func:`exact_mode`.
+    Nothing that is set here belongs to one thread, so a generator may yield inside. What belongs
+    to one is in :func:`exact_mode`.
 
     Parameters
     ----------
     module : nn.Module
         The network to read.
-    wanted : iterable of nn.Parameter, default=()
+    trainable : iterable of nn.Parameter, default=()
         Parameters to differentiate with regard to, also those that are frozen otherwise.
     """
-    return Reversible(partial(_isolate, module, list(wanted)))
-
-
-def _isolate(module: nn.Module, wanted: Sequence[nn.Parameter], stack: ExitStack) -> None:
-    tensors: list[Tensor] = [*module.parameters(), *module.buffers(), *wanted]
+    parameters = list(trainable)
+    tensors: list[Tensor] = [*module.parameters(), *module.buffers(), *parameters]
     with _lock:
-        _join(stack, "random", _restore_random_states(was_seeded=False))
+        _register(stack, "random", _restore_random_states(was_seeded=False))
         _evaluation_mode(stack, module)
-        _trainable(stack, module, wanted)
+        _trainable(stack, module, parameters)
         _decomposed_kernels(stack, module)
         _eager_code(stack)
         _full_precision(stack, on_cpu=all(t.device.type == "cpu" for t in tensors))
 
 
-def exact_mode(device: torch.device | None = None) -> Reversible:
+@reversible
+def exact_mode(stack: ExitStack, device: torch.device | None = None) -> None:
     """Compute with gradients and without autocast, in any modes of the caller.
 
     For the computation of one batch in one thread; no generator may yield inside, because its
@@ -372,44 +371,33 @@ def exact_mode(device: torch.device | None = None) -> Reversible:
     device : torch.device, optional
         Where the network is, if not on the CPU: autocast is off for devices of that type too.
     """
-    return Reversible(partial(_exact_mode, {"cpu"} if device is None else {"cpu", device.type}))
-
-
-def _exact_mode(kinds: Collection[str], stack: ExitStack) -> None:
     stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.enable_grad())
-    for kind in sorted(kinds):
+    for kind in sorted({"cpu"} if device is None else {"cpu", device.type}):
         if torch.amp.is_autocast_available(kind):
             stack.enter_context(torch.autocast(kind, enabled=False))
 
 
-def same_grad_mode() -> Reversible:
-    """Have this thread's gradients switched on or off in the end as they were.
+@reversible
+def same_grad_mode(stack: ExitStack) -> None:
+    """Restore whether this thread computes gradients.
 
     PyTorch's own contexts may be left by an interrupt without that.
     """
-    before = torch.is_grad_enabled()
-
-    def change(stack: ExitStack) -> None:
-        stack.callback(torch.set_grad_enabled, before)
-
-    return Reversible(change)
+    stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
 
 
-def seeded(seed: int) -> Reversible:
-    """Seed the global random states, for code that draws from them, and put them back.
+@reversible
+def seeded(stack: ExitStack, seed: int) -> None:
+    """Seed the global random states, for code that draws from them, and restore them.
 
     Parameters
     ----------
     seed : int
         For PyTorch on every device, NumPy's legacy generator and Python's.
     """
-    return Reversible(partial(_seeded, seed))
-
-
-def _seeded(seed: int, stack: ExitStack) -> None:
     with _lock:
-        _join(stack, "random", _restore_random_states(was_seeded=True))
+        _register(stack, "random", _restore_random_states(was_seeded=True))
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)

@@ -13,24 +13,24 @@ Restore = Callable[[], None]
 GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def _do_nothing() -> None:
-    pass
+def do_nothing() -> None:
+    """Restore nothing."""
 
 
 def restore_value(tensor: Tensor) -> Restore:
-    """Copy a tensor; return what puts its value back where it has changed."""
+    """Copy a tensor; return a function that restores its value where it has changed."""
     # Nothing outside inference mode can write to an inference tensor.
     if tensor.is_inference() or is_lazy(tensor) or storage_of(tensor) is None:
-        return _do_nothing
+        return do_nothing
     # A copy, because what is written through `tensor.data` does not count as a version.
     data, version, value = tensor.detach(), tensor._version, tensor.detach().clone()
 
     def restore() -> None:
         with torch.no_grad():
-            # `tensor.data = other` has put other memory in the place of its own.
+            # `tensor.data = other` has replaced its memory.
             if storage_of(tensor) != storage_of(data):
                 tensor.data = data
-            # Only where it is due: writing makes a graph that used the tensor invalid.
+            # Only where needed: writing makes a graph that used the tensor invalid.
             if _differs(tensor, version, value):
                 tensor.copy_(value)
 
@@ -61,7 +61,7 @@ def _differs(tensor: Tensor, version: int, value: Tensor) -> bool:
 
 
 def drop_hooks(parameters: Iterable[Tensor]) -> None:
-    """Drop the gradient hooks that a forward pass inside a visit has registered."""
+    """Drop the gradient hooks that a forward pass has registered."""
     for p in parameters:
         for name in GRADIENT_HOOKS:
             if hooks := getattr(p, name, None):
@@ -69,11 +69,11 @@ def drop_hooks(parameters: Iterable[Tensor]) -> None:
 
 
 def without_hooks(holder: Tensor | nn.Module, name: str) -> Restore:
-    """Empty a table of hooks, which autograd reads as it runs; return what fills it again."""
-    found: dict[int, object] | None = getattr(holder, name, None)
-    hooks = {} if found is None else dict(found)
-    if found:
-        found.clear()
+    """Empty a table of hooks, which autograd reads as it runs; return what restores it."""
+    table: dict[int, object] | None = getattr(holder, name, None)
+    hooks = dict(table or {})
+    if table:
+        table.clear()
 
     def restore() -> None:
         table: dict[int, object] | None = getattr(holder, name, None)

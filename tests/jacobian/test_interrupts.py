@@ -28,7 +28,7 @@ X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise also where a shell has made the process ignore it, in the background."""
+    """Make Ctrl-C raise where a shell has made the process ignore it, in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -120,7 +120,7 @@ def test_an_interrupt_while_opening_undoes_what_was_done() -> None:
     assert log == ["one on", "two on", "two off", "one off"]
 
 
-def test_the_users_own_handler_is_called_and_put_back() -> None:
+def test_the_users_own_handler_is_called_and_restored() -> None:
     seen: list[int] = []
 
     def own(number: int, frame: FrameType | None) -> None:

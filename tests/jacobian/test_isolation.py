@@ -1,4 +1,4 @@
-"""A visit reads a network in evaluation mode and full precision, and leaves no trace."""
+"""A network is read in evaluation mode and full precision, without side effects."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def changed(before: dict[str, object], after: dict[str, object]) -> list[str]:
 
 
 def gradients(module: nn.Module, x: object) -> dict[str, Tensor]:
-    """The gradient of the sum of the outputs, read in a visit."""
+    """The gradient of the sum of the outputs, read in isolation."""
     wanted = dict(module.named_parameters())
     with isolated(module, wanted.values()), exact_mode():
         output = module(**x) if isinstance(x, dict) else module(x)
@@ -259,7 +259,7 @@ def test_a_generator_that_is_dropped_leaves_no_trace() -> None:
     before = state(module)
     blocks = embedding_blocks(module, [x[:3], x[3:]], mask_of(module))
     next(blocks)
-    assert "training" in changed(before, state(module))  # The visit is under way.
+    assert "training" in changed(before, state(module))  # It is isolated.
     blocks.close()
     assert changed(before, state(module)) == []
 
@@ -412,18 +412,18 @@ def test_data_parallel() -> None:
     assert changed(before, state(module)) == []
 
 
-# Several visits at once.
+# Several isolations at once.
 
 
-def orders(n_visits: int) -> list[tuple[int, ...]]:
-    """Every order of n entries and n exits, each as the number of its visit."""
-    steps = [i for i in range(n_visits) for _ in range(2)]
+def orders(n_isolations: int) -> list[tuple[int, ...]]:
+    """Every order of n entries and n exits, each as the number of its isolation."""
+    steps = [i for i in range(n_isolations) for _ in range(2)]
     return sorted(set(itertools.permutations(steps)))
 
 
 @pytest.mark.parametrize("same_network", [True, False])
 @pytest.mark.parametrize("order", orders(2), ids=str)
-def test_two_visits_overlap_in_any_order(order: tuple[int, ...], same_network: bool) -> None:
+def test_two_isolations_overlap_in_any_order(order: tuple[int, ...], same_network: bool) -> None:
     torch.set_float32_matmul_precision("high")
     first = recurrent()
     modules = [first, first if same_network else recurrent()]
@@ -458,7 +458,7 @@ def test_two_visits_overlap_in_any_order(order: tuple[int, ...], same_network: b
         assert changed(a, b) == []
 
 
-def test_three_visits_overlap_in_any_order() -> None:
+def test_three_isolations_overlap_in_any_order() -> None:
     module = careless()
     before = state(module)
     for order in orders(3):
@@ -476,7 +476,7 @@ def test_three_visits_overlap_in_any_order() -> None:
         assert (order, changed(before, state(module))) == (order, [])
 
 
-def test_many_threads_visit() -> None:
+def test_many_threads_isolate() -> None:
     modules = [careless(), recurrent(), careless()]
     before = [state(m) for m in modules]
     failures: list[str] = []
@@ -678,7 +678,7 @@ def test_compiled_networks_run_eagerly() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
-def test_a_visit_from_compiled_code() -> None:
+def test_isolation_in_compiled_code() -> None:
     module, x = networks.mlp().train(), torch.randn(4, 5)
     expected, before = gradients(module, x), state(module)
     found = torch.compile(lambda: gradients(module, x), backend="eager")()
@@ -708,7 +708,7 @@ def test_modes_of_the_caller_do_not_count(mode: str) -> None:
     assert same(found, expected)
 
 
-def test_modes_of_the_caller_hold_while_a_visit_is_open() -> None:
+def test_modes_of_the_caller_hold_in_isolation() -> None:
     module = careless()
     with torch.inference_mode(), torch.autocast("cpu"), isolated(module):
         assert torch.is_inference_mode_enabled()

@@ -1,4 +1,4 @@
-"""Values and hooks of a network's tensors are put back after a read."""
+"""Values and hooks of a network's tensors are restored after a read."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.jacobian.test_isolation import READS, fail
     ],
     ids=["in place", "data", "other memory", "equal memory", "NaN"],
 )
-def test_a_value_is_put_back_where_it_was(write: object) -> None:
+def test_a_value_is_restored_in_its_memory(write: object) -> None:
     tensor = nn.Parameter(torch.tensor([1.0, torch.nan, 3.0]), requires_grad=False)
-    before, place = tensor.clone(), tensor.data_ptr()
+    before, address = tensor.clone(), tensor.data_ptr()
     restore = restore_value(tensor)
     write(tensor)  # type: ignore[operator]
     restore()
     torch.testing.assert_close(tensor.data, before, equal_nan=True, rtol=0, atol=0)
-    assert tensor.data_ptr() == place == storage_of(tensor)
+    assert tensor.data_ptr() == address == storage_of(tensor)
 
 
 def test_nothing_is_written_where_nothing_has_changed() -> None:
@@ -40,7 +40,7 @@ def test_nothing_is_written_where_nothing_has_changed() -> None:
     assert tensor._version == version
 
 
-def test_hooks_are_put_back_in_their_order() -> None:
+def test_hooks_are_restored_in_their_order() -> None:
     tensor = torch.ones(2, requires_grad=True)
     handles = [tensor.register_hook(lambda g, i=i: g + i) for i in range(3)]
     before = [*tensor._backward_hooks.items()]
