@@ -277,7 +277,7 @@ def fisher_embedding(
     blocks = embedding_blocks(
         module, batches, mask, likelihood=likelihood, n_directions=r, to_logits=to_logits
     )
-    parts = [block.to(dtype) for block in blocks]
-    if not parts:
+    V = [block.to(dtype) for block in blocks]
+    if not V:
         raise ValueError("Expected at least one sample in batches, found none.")
-    return torch.cat(parts)
+    return torch.cat(V)

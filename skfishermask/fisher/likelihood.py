@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from skfishermask.fisher.output_likelihood import (
+    DiagonalLikelihood,
     Ignored,
     Likelihood,
     OutputLikelihood,
-    diagonal_rows,
     weighted_mean,
 )
 
@@ -66,18 +66,11 @@ class Categorical(OutputLikelihood):
         rows: Tensor = spread.permute(0, 3, 1, 2, 4).reshape(n, -1, n_classes, *outputs.shape[2:])
         return rows
 
-    def directions(
-        self,
-        outputs: Tensor,
-        n_directions: int | None = None,
-        *,
-        counted: Tensor | None = None,
-        first_row: int = 0,
-    ) -> Tensor:
-        """Return these, of one label a sample without the rows that are not wanted."""
-        if outputs.dim() == 2 and counted is None:
-            return categorical_factor(self.mean(outputs), n_directions)
-        return super().directions(outputs, n_directions, counted=counted, first_row=first_row)
+    def leading(self, outputs: Tensor, r: int | None) -> Tensor:
+        """Compute the first r rows of the factor; where there are no positions, these alone."""
+        if outputs.dim() == 2:
+            return categorical_factor(self.mean(outputs), r)
+        return super().leading(outputs, r)
 
     def combined(self, outputs: Tensor, signs: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
         """Return a combination of the C rows sqrt(p_c) (e_c - p) of each position."""
@@ -116,19 +109,12 @@ class UnweightedCategorical(Categorical):
         rows = torch.zeros(*order.shape, p.shape[1], dtype=p.dtype, device=p.device)
         return rows.scatter_(2, order[:, :, None], 1) - p[:, None, :]
 
-    def directions(
-        self,
-        outputs: Tensor,
-        n_directions: int | None = None,
-        *,
-        counted: Tensor | None = None,
-        first_row: int = 0,
-    ) -> Tensor:
-        """Return the leading rows."""
-        return self.factor(outputs)[:, :n_directions]
+    def leading(self, outputs: Tensor, r: int | None) -> Tensor:
+        """Return the first r rows."""
+        return self.factor(outputs)[:, :r]
 
 
-class Bernoulli(OutputLikelihood):
+class Bernoulli(DiagonalLikelihood):
     """Several labels a sample, each present or not; the outputs are logits (n, L) or (n, L, ...).
 
     The information in a logit is p (1 - p), with p its sigmoid. Labels are independent.
@@ -139,31 +125,20 @@ class Bernoulli(OutputLikelihood):
         As for :class:`Categorical`.
     """
 
-    def check(self, outputs: Tensor) -> None:
-        """Accept outputs of any shape: they are a logit each."""
-
-    def rank(self, outputs: Tensor) -> int:
-        """Return the number of logits of a sample."""
-        return math.prod(outputs.shape[1:])
-
     def is_ordered(self, outputs: Tensor) -> bool:
         """Return whether there are no positions: the rows of the least certain labels lead."""
         return outputs.dim() <= 2
 
     def factor(self, outputs: Tensor) -> Tensor:
         """Return rows (n, L, ...) with one entry each; without positions, large ones first."""
-        rows = diagonal_rows(self._scale(outputs))
+        rows = super().factor(outputs)
         if outputs.dim() != 2:
             return rows
-        order = self._scale(outputs).argsort(dim=1, descending=True, stable=True)
+        order = self.scale(outputs).argsort(dim=1, descending=True, stable=True)
         return rows.gather(1, order[:, :, None].expand_as(rows))
 
-    def combined(self, outputs: Tensor, signs: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
-        """Return each row's entry with a random sign."""
-        return self._scale(outputs) * signs(tuple(outputs.shape))
-
-    @staticmethod
-    def _scale(outputs: Tensor) -> Tensor:
+    def scale(self, outputs: Tensor) -> Tensor:
+        """Return sqrt(p (1 - p))."""
         z = outputs.detach().double()
         return (z.sigmoid() * (-z).sigmoid()).sqrt()
 
@@ -185,7 +160,7 @@ class Bernoulli(OutputLikelihood):
         return torch.stack([1 - present, present], 2)
 
 
-class Gaussian(OutputLikelihood):
+class Gaussian(DiagonalLikelihood):
     r"""Numbers, one or several a sample, with equal variance; the outputs are their means.
 
     The information in an output is :math:`1 / \sigma^2`.
@@ -204,22 +179,8 @@ class Gaussian(OutputLikelihood):
             raise ValueError(f"variance must be a positive number, got {variance!r}.")
         self.variance = variance
 
-    def check(self, outputs: Tensor) -> None:
-        """Accept outputs of any shape: they are a mean each."""
-
-    def rank(self, outputs: Tensor) -> int:
-        """Return the number of outputs of a sample."""
-        return math.prod(outputs.shape[1:])
-
-    def factor(self, outputs: Tensor) -> Tensor:
-        """Return the rows of the identity, over sigma."""
-        return diagonal_rows(self._scale(outputs))
-
-    def combined(self, outputs: Tensor, signs: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
-        """Return each row's entry with a random sign."""
-        return self._scale(outputs) * signs(tuple(outputs.shape))
-
-    def _scale(self, outputs: Tensor) -> Tensor:
+    def scale(self, outputs: Tensor) -> Tensor:
+        """Return one over sigma."""
         return torch.full_like(outputs.detach(), self.variance**-0.5, dtype=torch.float64)
 
 
@@ -240,10 +201,10 @@ class _Given(OutputLikelihood):
         factor = self._likelihood.factor(outputs.detach())
         expected = (len(outputs), self.rank(outputs), *outputs.shape[1:])
         if not isinstance(factor, Tensor) or factor.shape != expected:
-            found = tuple(getattr(factor, "shape", ())) or type(factor).__name__
+            shape = tuple(getattr(factor, "shape", ())) or type(factor).__name__
             raise ValueError(
                 f"The factor of {type(self._likelihood).__name__} must be a tensor of shape (n, "
-                f"rank, ...), here {expected}, found {found}."
+                f"rank, ...), here {expected}, found {shape}."
             )
         return factor.double()
 

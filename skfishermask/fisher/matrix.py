@@ -31,13 +31,7 @@ class FisherSum:
         self._n_samples = 0
 
     def add(self, embedding: Tensor) -> None:
-        """Add some samples.
-
-        Parameters
-        ----------
-        embedding : Tensor of shape (n, r, k)
-            Theirs. Products are in float32 at least.
-        """
+        """Add samples with these embeddings, (n, r, k). Products are in float32 at least."""
         self._n_samples += len(embedding)
         k = len(self._total)
         work = torch.promote_types(embedding.dtype, torch.float32)
@@ -60,13 +54,7 @@ class FisherSum:
         self._n_rows = 0
 
     def mean(self) -> Tensor:
-        """Return the mean over the samples so far.
-
-        Returns
-        -------
-        Tensor of shape (k, k), float64
-            Symmetric.
-        """
+        """Return the mean over the samples so far, (k, k), float64, symmetric."""
         self._flush()
         self._partial = None
         total = self._total.tril()
@@ -75,7 +63,7 @@ class FisherSum:
 
 
 def fisher_matrix(embedding: Tensor) -> Tensor:
-    r"""Give the mean Fisher information of embedded samples.
+    r"""Compute the mean Fisher information of embedded samples.
 
     Parameters
     ----------

@@ -71,8 +71,8 @@ class OutputLikelihood(ABC):
         self.ignored = ignored
 
     def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value)
-        return f"{type(self).__name__}({given})"
+        options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value)
+        return f"{type(self).__name__}({options})"
 
     @abstractmethod
     def check(self, outputs: Tensor) -> None:
@@ -93,6 +93,10 @@ class OutputLikelihood(ABC):
     def is_ordered(self, outputs: Tensor) -> bool:
         """Return whether the leading rows of the factor carry most of its trace."""
         return False
+
+    def leading(self, outputs: Tensor, r: int | None) -> Tensor:
+        """Return the first r rows of the factor; None: all."""
+        return self.factor(outputs)[:, :r]
 
     def combined(self, outputs: Tensor, signs: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
         """Return a random combination of the rows of the factor, (n, ...).
@@ -155,7 +159,7 @@ class OutputLikelihood(ABC):
         rank = self.rank(outputs)
         r = rank if n_directions is None else n_directions
         if r >= rank or self.is_ordered(outputs):
-            rows = self.factor(outputs)[:, :r]
+            rows = self.leading(outputs, r)
             if outputs.dim() > 2 and n_directions is not None and r > rank:
                 # Sequences of another length may have more rows.
                 rows = torch.cat([rows, rows.new_zeros(len(rows), r - rank, *rows.shape[2:])], 1)
@@ -171,10 +175,28 @@ class OutputLikelihood(ABC):
         return rows * counted.view(len(rows), *[1] * min(2, rows.dim() - 1), *counted.shape[1:])
 
 
-def diagonal_rows(scale: Tensor) -> Tensor:
-    """Return rows (n, m, ...) with one of the m entries (n, ...) each."""
-    flat = scale.reshape(len(scale), -1)
-    return torch.diag_embed(flat).view(len(flat), flat.shape[1], *scale.shape[1:])
+class DiagonalLikelihood(OutputLikelihood):
+    """A likelihood of independent labels, one for each output of any shape (n, ...)."""
+
+    def check(self, outputs: Tensor) -> None:
+        """Accept outputs of any shape."""
+
+    def rank(self, outputs: Tensor) -> int:
+        """Return the number of outputs of a sample."""
+        return math.prod(outputs.shape[1:])
+
+    @abstractmethod
+    def scale(self, outputs: Tensor) -> Tensor:
+        """Return the root of the information in each output, (n, ...), in float64."""
+
+    def factor(self, outputs: Tensor) -> Tensor:
+        """Return rows with one entry each."""
+        flat = self.scale(outputs).reshape(len(outputs), -1)
+        return torch.diag_embed(flat).view(*flat.shape, *outputs.shape[1:])
+
+    def combined(self, outputs: Tensor, signs: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """Return each row's entry with a random sign."""
+        return self.scale(outputs) * signs(tuple(outputs.shape))
 
 
 def weighted_mean(values: Tensor, counted: Tensor | None, first: int) -> Tensor:

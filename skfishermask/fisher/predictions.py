@@ -140,11 +140,11 @@ class Predictions:
         return self.uncertainty.nbytes + self.class_probabilities.nbytes
 
     @staticmethod
-    def concatenate(parts: Sequence[Predictions]) -> Predictions:
+    def concatenate(sets: Sequence[Predictions]) -> Predictions:
         """Return the predictions for all samples of several sets."""
         return Predictions(
-            torch.cat([part.uncertainty for part in parts]),
-            torch.cat([part.class_probabilities for part in parts]),
+            torch.cat([one.uncertainty for one in sets]),
+            torch.cat([one.class_probabilities for one in sets]),
         )
 
 
@@ -155,18 +155,7 @@ def predict(
     likelihood: str | Likelihood = "categorical",
     to_logits: ToOutputs | None = None,
 ) -> Predictions:
-    """Predict the label of each sample.
-
-    Parameters
-    ----------
-    module, batches, likelihood, to_logits
-        As in :func:`skfishermask.fisher_diagonal`.
-
-    Returns
-    -------
-    Predictions
-        In float64, on the module's device.
-    """
+    """Predict the label of each sample, in float64, on the module's device."""
     model = as_likelihood(likelihood)
 
     def of_batch(outputs: Tensor, counted: Tensor | None) -> Predictions:
@@ -186,18 +175,7 @@ def direction_norms(
     likelihood: str | Likelihood = "categorical",
     to_logits: ToOutputs | None = None,
 ) -> Tensor:
-    """Sum the squared norms of each row of R(x) over samples.
-
-    Parameters
-    ----------
-    module, batches, likelihood, to_logits
-        As in :func:`skfishermask.fisher_diagonal`.
-
-    Returns
-    -------
-    Tensor of shape (rank,)
-        In float64, on the module's device.
-    """
+    """Sum the squared norms of each row of R(x) over samples: (rank,), in float64."""
     model = as_likelihood(likelihood)
 
     def norms(outputs: Tensor, counted: Tensor | None) -> Tensor:
@@ -209,8 +187,8 @@ def direction_norms(
             )
         return squared_norms(model.factor(outputs))
 
-    found = map_outputs(norms, module, batches, likelihood=model, to_logits=to_logits)
-    return torch.stack(found).sum(0)
+    of_batches = map_outputs(norms, module, batches, likelihood=model, to_logits=to_logits)
+    return torch.stack(of_batches).sum(0)
 
 
 def directions_for_share(
