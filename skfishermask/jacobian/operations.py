@@ -1,4 +1,4 @@
-"""What is known of PyTorch's operations: one row each.
+"""What is known of PyTorch's operations: a row for those of which the same is known.
 
 An operation without a row is read correctly, too: samples are then located anew in every batch, and
 no parameter is seen through it. The gradients of operands are functions of
@@ -96,138 +96,70 @@ class Operation:
         return self.transform or self.view in (View.SAME_ORDER, View.MOVED, View.EXPANDED)
 
 
-OPERATIONS = {
-    "Abs": Operation(mixing=Mixing.NONE),
-    "AdaptiveAvgPool2D": Operation(mixing=Mixing.FIRST_AXIS),
-    "AdaptiveAvgPool3D": Operation(mixing=Mixing.FIRST_AXIS),
-    "AdaptiveMaxPool2D": Operation(mixing=Mixing.FIRST_AXIS),
-    "Add": Operation(mixing=Mixing.NONE, transform=True),
-    "Addcdiv": Operation(mixing=Mixing.NONE),
-    "Addcmul": Operation(mixing=Mixing.NONE),
-    "Addmm": Operation(
-        mixing=Mixing.FACTORS, transform=True, product=True, factors=("_saved_mat1", "_saved_mat2")
+# What is known, and the operations of which it is known.
+_ROWS = (
+    (
+        Operation(mixing=Mixing.NONE),
+        "Abs Addcdiv Addcmul Amax Amin Celu Clamp ClampMax ClampMin Cos Elu Erf Gelu Glu "
+        "Hardsigmoid Hardswish Hardtanh LeakyRelu Lerp Log Log1P LogSigmoid MaskedFill Max Maximum "
+        "Mean Min Minimum Mish NativeDropout Neg PreluKernel Reciprocal Relu Silu Sin Std Var "
+        "Where",
     ),
-    "Alias": Operation(view=View.SAME_ORDER, mixing=Mixing.NONE),
-    "Amax": Operation(mixing=Mixing.NONE),
-    "Amin": Operation(mixing=Mixing.NONE),
-    "AvgPool2D": Operation(mixing=Mixing.FIRST_AXIS),
-    "AvgPool3D": Operation(mixing=Mixing.FIRST_AXIS),
-    "Baddbmm": Operation(
-        mixing=Mixing.FACTORS, product=True, factors=("_saved_batch1", "_saved_batch2")
+    (
+        Operation(mixing=Mixing.NONE, transform=True),
+        "Add Div Exp LinalgVectorNorm Mul Norm Pow Rsqrt Sigmoid Softplus Sqrt Sub Sum Tanh",
     ),
-    "Bmm": Operation(
-        mixing=Mixing.FACTORS, transform=True, product=True, factors=("_saved_self", "_saved_mat2")
+    (
+        Operation(mixing=Mixing.FIRST_AXIS),
+        "AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AvgPool2D AvgPool3D "
+        "MaxPool2DWithIndices MaxPool3DWithIndices NativeGroupNorm ReflectionPad1D ReflectionPad2D "
+        "ReplicationPad1D ReplicationPad2D ReplicationPad3D ScaledDotProductCudnnAttention "
+        "ScaledDotProductEfficientAttention ScaledDotProductFlashAttention "
+        "ScaledDotProductFlashAttentionForCpu UpsampleBilinear2D UpsampleNearest1D "
+        "UpsampleNearest2D UpsampleNearest3D",
     ),
-    "Cat": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Celu": Operation(mixing=Mixing.NONE),
-    "Clamp": Operation(mixing=Mixing.NONE),
-    "ClampMax": Operation(mixing=Mixing.NONE),
-    "ClampMin": Operation(mixing=Mixing.NONE),
-    "Clone": Operation(view=View.SAME_ORDER, mixing=Mixing.NONE),
-    "ConstantPadNd": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Convolution": Operation(mixing=Mixing.FIRST_AXIS, product=True),
-    "Cos": Operation(mixing=Mixing.NONE),
-    "CudnnBatchNorm": Operation(mixing=Mixing.BATCH_NORM),
-    "Diagonal": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Div": Operation(mixing=Mixing.NONE, transform=True),
-    "Elu": Operation(mixing=Mixing.NONE),
-    "Embedding": Operation(view=View.INDEXED),
-    "Erf": Operation(mixing=Mixing.NONE),
-    "Exp": Operation(mixing=Mixing.NONE, transform=True),
-    "Expand": Operation(view=View.EXPANDED, mixing=Mixing.NONE),
-    "Flip": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "FusedRmsNorm": Operation(mixing=Mixing.LAYER_NORM),
-    "Gather": Operation(view=View.INDEXED),
-    "Gelu": Operation(mixing=Mixing.NONE),
-    "Glu": Operation(mixing=Mixing.NONE),
-    "Hardsigmoid": Operation(mixing=Mixing.NONE),
-    "Hardswish": Operation(mixing=Mixing.NONE),
-    "Hardtanh": Operation(mixing=Mixing.NONE),
-    "Index": Operation(view=View.INDEXED),
-    "IndexSelect": Operation(view=View.INDEXED),
-    "LeakyRelu": Operation(mixing=Mixing.NONE),
-    "Lerp": Operation(mixing=Mixing.NONE),
-    "LinalgVectorNorm": Operation(mixing=Mixing.NONE, transform=True),
-    "Log": Operation(mixing=Mixing.NONE),
-    "Log1P": Operation(mixing=Mixing.NONE),
-    "LogSigmoid": Operation(mixing=Mixing.NONE),
-    "LogSoftmax": Operation(mixing=Mixing.SOFTMAX),
-    "MaskedFill": Operation(mixing=Mixing.NONE),
-    "Max": Operation(mixing=Mixing.NONE),
-    "MaxPool2DWithIndices": Operation(mixing=Mixing.FIRST_AXIS),
-    "MaxPool3DWithIndices": Operation(mixing=Mixing.FIRST_AXIS),
-    "Maximum": Operation(mixing=Mixing.NONE),
-    "Mean": Operation(mixing=Mixing.NONE),
-    "Min": Operation(mixing=Mixing.NONE),
-    "Minimum": Operation(mixing=Mixing.NONE),
-    "Mish": Operation(mixing=Mixing.NONE),
-    "Mm": Operation(
-        mixing=Mixing.FACTORS, transform=True, product=True, factors=("_saved_self", "_saved_mat2")
+    (Operation(mixing=Mixing.LAYER_NORM), "FusedRmsNorm NativeLayerNorm"),
+    (Operation(mixing=Mixing.BATCH_NORM), "CudnnBatchNorm NativeBatchNorm"),
+    (Operation(mixing=Mixing.SOFTMAX), "LogSoftmax SafeSoftmax"),
+    (Operation(mixing=Mixing.SOFTMAX, transform=True), "Softmax"),
+    (
+        Operation(
+            mixing=Mixing.FACTORS,
+            transform=True,
+            product=True,
+            factors=("_saved_self", "_saved_mat2"),
+        ),
+        "Bmm Mm",
     ),
-    "Mul": Operation(mixing=Mixing.NONE, transform=True),
-    "Mv": Operation(transform=True, product=True),
-    "NativeBatchNorm": Operation(mixing=Mixing.BATCH_NORM),
-    "NativeDropout": Operation(mixing=Mixing.NONE),
-    "NativeGroupNorm": Operation(mixing=Mixing.FIRST_AXIS),
-    "NativeLayerNorm": Operation(mixing=Mixing.LAYER_NORM),
-    "Neg": Operation(mixing=Mixing.NONE),
-    "Norm": Operation(mixing=Mixing.NONE, transform=True),
-    "Permute": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Pow": Operation(mixing=Mixing.NONE, transform=True),
-    "PreluKernel": Operation(mixing=Mixing.NONE),
-    "Reciprocal": Operation(mixing=Mixing.NONE),
-    "ReflectionPad1D": Operation(mixing=Mixing.FIRST_AXIS),
-    "ReflectionPad2D": Operation(mixing=Mixing.FIRST_AXIS),
-    "Relu": Operation(mixing=Mixing.NONE),
-    "Repeat": Operation(view=View.EXPANDED, mixing=Mixing.NONE),
-    "ReplicationPad1D": Operation(mixing=Mixing.FIRST_AXIS),
-    "ReplicationPad2D": Operation(mixing=Mixing.FIRST_AXIS),
-    "ReplicationPad3D": Operation(mixing=Mixing.FIRST_AXIS),
-    "ReshapeAlias": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Roll": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Rot90": Operation(view=View.MOVED),
-    "Rsqrt": Operation(mixing=Mixing.NONE, transform=True),
-    "SafeSoftmax": Operation(mixing=Mixing.SOFTMAX),
-    "ScaledDotProductCudnnAttention": Operation(mixing=Mixing.FIRST_AXIS),
-    "ScaledDotProductEfficientAttention": Operation(mixing=Mixing.FIRST_AXIS),
-    "ScaledDotProductFlashAttention": Operation(mixing=Mixing.FIRST_AXIS),
-    "ScaledDotProductFlashAttentionForCpu": Operation(mixing=Mixing.FIRST_AXIS),
-    "Select": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Sigmoid": Operation(mixing=Mixing.NONE, transform=True),
-    "Silu": Operation(mixing=Mixing.NONE),
-    "Sin": Operation(mixing=Mixing.NONE),
-    "Slice": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Softmax": Operation(mixing=Mixing.SOFTMAX, transform=True),
-    "Softplus": Operation(mixing=Mixing.NONE, transform=True),
-    "Split": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "SplitWithSizes": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Sqrt": Operation(mixing=Mixing.NONE, transform=True),
-    "Squeeze": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Stack": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Std": Operation(mixing=Mixing.NONE),
-    "Sub": Operation(mixing=Mixing.NONE, transform=True),
-    "Sum": Operation(mixing=Mixing.NONE, transform=True),
-    "T": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Tanh": Operation(mixing=Mixing.NONE, transform=True),
-    "ToCopy": Operation(view=View.SAME_ORDER, mixing=Mixing.NONE),
-    "Transpose": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Tril": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Trilinear": Operation(product=True),
-    "Triu": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Unbind": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "UnsafeSplit": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "UnsafeSplitWithSizes": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "UnsafeView": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "Unsqueeze": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "UpsampleBilinear2D": Operation(mixing=Mixing.FIRST_AXIS),
-    "UpsampleNearest1D": Operation(mixing=Mixing.FIRST_AXIS),
-    "UpsampleNearest2D": Operation(mixing=Mixing.FIRST_AXIS),
-    "UpsampleNearest3D": Operation(mixing=Mixing.FIRST_AXIS),
-    "Var": Operation(mixing=Mixing.NONE),
-    "View": Operation(view=View.MOVED, mixing=Mixing.NONE),
-    "WeightNormInterface": Operation(transform=True),
-    "Where": Operation(mixing=Mixing.NONE),
-}
+    (
+        Operation(
+            mixing=Mixing.FACTORS,
+            transform=True,
+            product=True,
+            factors=("_saved_mat1", "_saved_mat2"),
+        ),
+        "Addmm",
+    ),
+    (
+        Operation(mixing=Mixing.FACTORS, product=True, factors=("_saved_batch1", "_saved_batch2")),
+        "Baddbmm",
+    ),
+    (Operation(transform=True, product=True), "Mv"),
+    (Operation(product=True), "Trilinear"),
+    (Operation(mixing=Mixing.FIRST_AXIS, product=True), "Convolution"),
+    (Operation(view=View.SAME_ORDER, mixing=Mixing.NONE), "Alias Clone ToCopy"),
+    (
+        Operation(view=View.MOVED, mixing=Mixing.NONE),
+        "Cat ConstantPadNd Diagonal Flip Permute ReshapeAlias Roll Select Slice Split "
+        "SplitWithSizes Squeeze Stack T Transpose Tril Triu Unbind UnsafeSplit "
+        "UnsafeSplitWithSizes UnsafeView Unsqueeze View",
+    ),
+    (Operation(view=View.MOVED), "Rot90"),
+    (Operation(view=View.EXPANDED, mixing=Mixing.NONE), "Expand Repeat"),
+    (Operation(view=View.INDEXED), "Embedding Gather Index IndexSelect"),
+    (Operation(transform=True), "WeightNormInterface"),
+)
+OPERATIONS = {name: operation for operation, names in _ROWS for name in names.split()}
 _UNKNOWN = Operation()
 
 

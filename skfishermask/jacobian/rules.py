@@ -13,7 +13,6 @@ the node are its attributes ``_saved_...``. The rest that is known of an operati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import prod
 
 import torch
@@ -28,7 +27,7 @@ from skfishermask.jacobian.gradient_forms import (
     OuterProductGrad,
 )
 from skfishermask.jacobian.graph import Use
-from skfishermask.jacobian.operations import Node, signed
+from skfishermask.jacobian.operations import Node, operation_of, signed
 
 Rule = Callable[[Node, torch.Size], Form | None]
 RULES: dict[tuple[str, int], Rule] = {}
@@ -66,87 +65,34 @@ def _channels(node: Node, shape: torch.Size) -> tuple[int, ...]:
 # Matrix products
 
 
-def _right_factor(x: Tensor, shape: torch.Size, scale: float = 1.0) -> OuterProductGrad:
-    """Return the form of W (groups, in, out) in y = x W, with x (groups, rows, in)."""
-    groups, left, right = shape
-    x = x.transpose(0, 1).flatten(1)
+def _factor(node: Node, shape: torch.Size, side: int) -> OuterProductGrad:
+    """Return the form of the left (0) or right (1) factor of a product, in groups or not."""
+    groups, left, right = shape if len(shape) == 3 else (1, *shape)
+    scale = getattr(node, "_saved_alpha", 1)
+
+    def rows(t: Tensor) -> Tensor:
+        t = t if t.dim() == 3 else t[None]
+        return (t.transpose(0, 1) if side == 1 else t.permute(2, 0, 1)).flatten(1)
+
+    x = rows(getattr(node, operation_of(node).factors[1 - side]))
     return OuterProductGrad(
         groups,
         left,
         right,
         lambda features: _select(x, features)[..., None],
-        lambda g, features: _select(_scaled(g, scale).transpose(0, 1).flatten(1), features)[
-            ..., None
-        ],
+        lambda g, features: _select(rows(g if scale == 1 else g * scale), features)[..., None],
+        saved_is_left=side == 1,
     )
 
 
-def _left_factor(x: Tensor, shape: torch.Size, scale: float = 1.0) -> OuterProductGrad:
-    """Return the form of W (groups, out, in) in y = W x, with x (groups, in, rows)."""
-    groups, left, right = shape
-    x = x.permute(2, 0, 1).flatten(1)
-    return OuterProductGrad(
-        groups,
-        left,
-        right,
-        lambda features: _select(x, features)[..., None],
-        lambda g, features: _select(_scaled(g, scale).permute(2, 0, 1).flatten(1), features)[
-            ..., None
-        ],
-        saved_is_left=False,
-    )
+@rule(("MmBackward0", 0), ("AddmmBackward0", 1), ("BmmBackward0", 0), ("BaddbmmBackward0", 1))
+def _left_factor(node: Node, shape: torch.Size) -> Form:
+    return _factor(node, shape, 0)
 
 
-def _scaled(t: Tensor, scale: float) -> Tensor:
-    return t if scale == 1 else t * scale
-
-
-def _ungrouped(form: OuterProductGrad) -> OuterProductGrad:
-    """Return the form of a group of one matrix for the gradient of a product without groups."""
-    grad_side = form.grad_side
-    return replace(form, grad_side=lambda g, features: grad_side(g[None], features))
-
-
-@rule(("MmBackward0", 1))
-def _mm_right(node: Node, shape: torch.Size) -> Form:
-    return _ungrouped(_right_factor(node._saved_self[None], torch.Size([1, *shape])))
-
-
-@rule(("MmBackward0", 0))
-def _mm_left(node: Node, shape: torch.Size) -> Form:
-    return _ungrouped(_left_factor(node._saved_mat2[None], torch.Size([1, *shape])))
-
-
-@rule(("AddmmBackward0", 2))
-def _addmm_right(node: Node, shape: torch.Size) -> Form:
-    x, alpha = node._saved_mat1[None], node._saved_alpha
-    return _ungrouped(_right_factor(x, torch.Size([1, *shape]), alpha))
-
-
-@rule(("AddmmBackward0", 1))
-def _addmm_left(node: Node, shape: torch.Size) -> Form:
-    x, alpha = node._saved_mat2[None], node._saved_alpha
-    return _ungrouped(_left_factor(x, torch.Size([1, *shape]), alpha))
-
-
-@rule(("BmmBackward0", 1))
-def _bmm_right(node: Node, shape: torch.Size) -> Form:
-    return _right_factor(node._saved_self, shape)
-
-
-@rule(("BmmBackward0", 0))
-def _bmm_left(node: Node, shape: torch.Size) -> Form:
-    return _left_factor(node._saved_mat2, shape)
-
-
-@rule(("BaddbmmBackward0", 2))
-def _baddbmm_right(node: Node, shape: torch.Size) -> Form:
-    return _right_factor(node._saved_batch1, shape, node._saved_alpha)
-
-
-@rule(("BaddbmmBackward0", 1))
-def _baddbmm_left(node: Node, shape: torch.Size) -> Form:
-    return _left_factor(node._saved_batch2, shape, node._saved_alpha)
+@rule(("MmBackward0", 1), ("AddmmBackward0", 2), ("BmmBackward0", 1), ("BaddbmmBackward0", 2))
+def _right_factor(node: Node, shape: torch.Size) -> Form:
+    return _factor(node, shape, 1)
 
 
 @rule(("TrilinearBackward0", 1))
@@ -426,17 +372,14 @@ def _selected(node: Node, shape: torch.Size) -> Form | None:
 @rule(("EmbeddingBagBackward0", 0))
 def _embedding_bag(node: Node, shape: torch.Size) -> Form | None:
     mode, padding = node._saved_mode, signed(node._saved_padding_idx)
-    if mode not in (
-        0,
-        1,
-    ):  # The sum and the mean; the maximum differs by column.
+    if mode not in (0, 1):  # The sum and the mean; the maximum differs by column.
         return None
-    ids, offsets, given = node._saved_indices, node._saved_offsets, node._saved_per_sample_weights
+    ids, offsets, weights = node._saved_indices, node._saved_offsets, node._saved_per_sample_weights
     n_bags = _output_shape(node)[0]
     positions = torch.arange(len(ids), device=ids.device)
     # Beside the first position of each bag, offsets may end in the number of all.
     bag = torch.searchsorted(offsets[:n_bags].contiguous(), positions, right=True) - 1
-    weight = None if given is None else given[:, None]
+    weight = None if weights is None else weights[:, None]
     if mode == 1:
         sizes = torch.bincount(bag[ids != padding], minlength=n_bags)
         weight = 1 / sizes.clamp(min=1)[bag, None].double()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from skfishermask.jacobian.operations import (
+    _ROWS,
     OPERATIONS,
     Mixing,
     Operation,
@@ -34,6 +35,11 @@ class Mul(torch.autograd.Function):
 
 def node_of(t: Tensor) -> Any:
     return t.grad_fn
+
+
+def test_each_operation_has_one_row() -> None:
+    names = " ".join(names for _, names in _ROWS).split()
+    assert len(names) == len(set(names))
 
 
 def test_a_users_function_is_unknown_even_with_a_name_of_pytorch() -> None:
