@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Literal
@@ -15,8 +16,10 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skorch import NeuralNetClassifier
 from torch import nn
 
+from skfishermask.compat import StrOptions
 from skfishermask.data import Data, Estimator, Labels, NetSamples, SampleRole, Unwrapped, unwrap
 from skfishermask.first_batch import first_batch
+from skfishermask.jacobian import seeded
 from skfishermask.parameters import (
     MethodParameters,
     Seed,
@@ -45,6 +48,9 @@ except ImportError as error:
 
 __all__ = ["FisherMask"]
 
+# What the labels are, as scikit-activeml 1.1 names it.
+_TARGET = ("classification", "single-output", "single-annotator")
+
 
 @with_method_parameters
 @dataclass(eq=False, repr=False)
@@ -61,13 +67,15 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
     missing_label : scalar, str, None or np.nan, default=np.nan
         Stands for a missing label in `y`.
     random_state : int, RandomState or None, default=None
-        For every draw. As everywhere in scikit-activeml, an int is not the seed itself: the
-        seed is made from it and the number of unlabelled samples. None draws from NumPy's
-        global random state.
+        For every draw, those of a refit included. As everywhere in scikit-activeml, an int is not
+        the seed itself: the seed is made from it and the number of unlabelled samples. None draws
+        from the global random states.
     <method parameters>
     net_batch_size : int or None, default=None
         Samples per pass through the network; None: the net's own. It is the sampler's
         `batch_size`, which in scikit-activeml is the number of samples to query.
+    target_type : {"auto", "single-output"}, default="auto"
+        What a label is: one class a sample, in both cases.
 
     Attributes
     ----------
@@ -110,9 +118,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
     ...     torch.nn.Linear(4, 2), neural_net_param_dict=options, classes=[0, 1]
     ... )
     >>> strategy = FisherMask(coverage_share=0, random_state=0)
-    >>> indices, utilities = strategy.query(
-    ...     X, y, clf, fit_clf=True, batch_size=3, return_utilities=True
-    ... )
+    >>> indices, utilities = strategy.query(X, y, clf, batch_size=3, return_utilities=True)
     >>> indices.shape, utilities.shape
     ((3,), (3, 60))
     >>> bool((np.nanargmax(utilities, axis=1) == indices).all())
@@ -123,13 +129,18 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
     random_state: Seed = parameter(None, "random_state")
     _: KW_ONLY
     net_batch_size: int | None = parameter(None, at_least_one(), None)
+    target_type: str = parameter("auto", StrOptions({"auto", _TARGET[1]}))
+
+    @property
+    def _target_capabilities(self) -> frozenset[tuple[str, str, str]]:
+        return frozenset({_TARGET})
 
     def query(
         self,
         X: Data,
         y: Labels,
         clf: Estimator,
-        fit_clf: bool = False,
+        fit_clf: bool = True,
         sample_weight: Data = None,
         candidates: Data = None,
         batch_size: int = 1,
@@ -137,7 +148,9 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Choose the samples to label next.
 
-        Without any label and a fitted `clf` it is a first batch, which covers the inputs.
+        Without any label and a fitted `clf` it is a first batch, which covers the inputs; so where
+        all labels are of one class, and `clf` cannot be fitted to one. A query that fails leaves
+        the strategy as it was.
 
         Parameters
         ----------
@@ -146,11 +159,12 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         y : array-like of shape (n_samples,)
             Their labels, `missing_label` where there is none.
         clf : classifier
-            A ``SkorchClassifier``, or a ``SklearnClassifier`` around a skorch classifier or a
-            Pipeline or search object with one. A fitted skorch classifier by itself will do
-            too, unless it is to be fitted.
-        fit_clf : bool, default=False
-            Fit a clone of `clf` on the labelled samples first. False: `clf` is fitted.
+            A ``SkorchClassifier``, or a ``SklearnClassifier`` around a skorch classifier, a
+            logistic regression of scikit-learn or a Pipeline or search object with one. A fitted
+            skorch classifier by itself will do too, unless it is to be fitted.
+        fit_clf : bool, default=True
+            Fit a clone of `clf` on the labelled samples first, seeded by `random_state`. False:
+            `clf` is fitted.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights for that fit, where the classifier's ``fit`` takes them. Not used if
             `fit_clf` is False.
@@ -182,51 +196,91 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         sklearn.exceptions.NotFittedError
             If there are labels and `clf` is not fitted, or its fit failed.
         ValueError
-            If there are no candidates, or some are labelled.
+            If some candidates are labelled, or labels are of another kind than one class a sample.
         """
-        X, y, candidates, batch_size, return_utilities = self._validate_data(
-            X, y, candidates, batch_size, return_utilities, reset=True
-        )
-        X_candidates, rows = self._transform_candidates(candidates, X, y, allow_only_unlabeled=True)
-        if len(X_candidates) == 0:
-            raise ValueError("Expected at least one candidate, found none: no label is missing.")
+        with _unchanged_by_errors(self):
+            X, y, candidates, batch_size, return_utilities = self._validate_data(
+                X, y, candidates, batch_size, return_utilities, reset=True
+            )
+            X_candidates, rows = self._transform_candidates(
+                candidates, X, y, allow_only_unlabeled=True
+            )
+            self._check_target(clf)
+            check_scalar(fit_clf, "fit_clf", bool)
+            settings = Settings(self, self.net_batch_size, self.random_state_)
+            if fit_clf:
+                # Others do not know what a missing label is.
+                check_type(clf, "clf", SkactivemlClassifier)
+            indices: np.ndarray = np.empty(0, dtype="int64")
+            of_candidates: np.ndarray | None = np.empty((0, len(X_candidates)))
+            if batch_size > 0:  # else the candidates are exhausted
+                is_known = is_labeled(y, missing_label=self.missing_label_)
+                is_first = not is_known.any() and (fit_clf or _is_unfitted(clf))
+                if fit_clf and not is_first:
+                    clf = self._fit_clone(clf, X, y, sample_weight)
+                    # A net can be fitted to one class, other classifiers cannot.
+                    is_first = not _could_be_fitted(clf) and len({*y[is_known].tolist()}) == 1
+                choose = self._first_batch if is_first else self._query
+                result = choose(
+                    clf, X_candidates, X[is_known], batch_size, settings, return_utilities
+                )
+                self.mask_, self.fisher_diagonal_ = result.mask, result.diagonal
+                self.query_info_ = result.info
+                indices, of_candidates = result.indices, result.utilities
+        if rows is not None:
+            indices = rows[indices]
+        if of_candidates is None or not return_utilities:
+            return indices
+        if rows is None:
+            return indices, of_candidates
+        utilities = np.full((len(indices), len(X)), np.nan)
+        utilities[:, rows] = of_candidates
+        return indices, utilities
+
+    def _check_target(self, clf: Estimator) -> None:
+        """Raise ValueError if labels of `clf` are not one class a sample, or otherwise missing."""
         if hasattr(clf, "missing_label"):
             check_equal_missing_label(clf.missing_label, self.missing_label_)
-        check_scalar(fit_clf, "fit_clf", bool)
-        settings = Settings(self, self.net_batch_size, self.random_state_)
-        is_known = is_labeled(y, missing_label=self.missing_label_)
-        if is_known.any() or not (fit_clf or _is_unfitted(clf)):
-            if fit_clf:
-                clf = _fit_clone(clf, X, y, sample_weight)
-            labeled = X[is_known] if is_known.any() else None
-            result = self._query(clf, X_candidates, labeled, batch_size, settings, return_utilities)
-        else:
-            result = self._first_batch(clf, X_candidates, batch_size, settings, return_utilities)
-        self.mask_ = result.mask
-        self.fisher_diagonal_ = result.diagonal
-        self.query_info_ = result.info
-        indices: np.ndarray = result.indices if rows is None else rows[result.indices]
-        utilities = result.utilities
-        if utilities is None:
-            return indices
-        if rows is not None:
-            of_candidates = utilities
-            utilities = np.full((batch_size, len(X)), np.nan)
-            utilities[:, rows] = of_candidates
-        return indices, utilities
+        fitted = getattr(clf, "target_spec_", None)  # from scikit-activeml 1.1 on
+        found = (
+            (_TARGET[0], getattr(clf, "target_type", "auto"), _TARGET[2])
+            if fitted is None
+            else (fitted.task, fitted.target_type, fitted.annotation_type)
+        )
+        if found not in (_TARGET, (_TARGET[0], "auto", _TARGET[2])):
+            raise ValueError(
+                f"{type(self).__name__} does not support target capability {found}, "
+                f"which {type(clf).__name__} has: expected {_TARGET}."
+            )
+
+    def _fit_clone(
+        self, clf: Estimator, X: np.ndarray, y: np.ndarray, sample_weight: Data
+    ) -> Estimator:
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        if weights and not has_fit_parameter(clf, "sample_weight"):
+            # SklearnClassifier would leave them out without a word.
+            raise TypeError(
+                f"sample_weight was given, but the fit of {type(clf).__name__} or of what it wraps "
+                "does not take it."
+            )
+        seed = self.random_state_.randint(2**31 - 1)
+        with nullcontext() if self.random_state is None else seeded(seed):
+            clf = clone(clf).fit(X, y, **weights)
+        self._check_target(clf)
+        return clf
 
     def _query(
         self,
         clf: Estimator,
         X: np.ndarray,
-        X_labeled: np.ndarray | None,
+        X_labeled: np.ndarray,
         batch_size: int,
         settings: Settings,
         wants_utilities: bool,
     ) -> Result:
         unwrapped = _unwrap(clf)
         labeled = None
-        if X_labeled is not None:
+        if len(X_labeled) > 0:
             labeled = self._samples(unwrapped, X_labeled, SampleRole.LABELED)
         pool = self._samples(unwrapped, X, SampleRole.POOL)
         query = Query(settings, unwrapped.net, pool, batch_size, labeled=labeled)
@@ -236,6 +290,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         self,
         clf: Estimator,
         X: np.ndarray,
+        X_labeled: np.ndarray,
         batch_size: int,
         settings: Settings,
         wants_utilities: bool,
@@ -245,6 +300,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             X,
             batch_size,
             settings.rng,
+            X_labeled=X_labeled if len(X_labeled) > 0 else None,
             max_candidates=settings.max_candidates,
             batch_size=settings.batch_size,
             verbose=settings.verbose,
@@ -256,18 +312,20 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         return NetSamples(unwrapped.net, unwrapped.transform(X), role, self.net_batch_size)
 
 
-def _fit_clone(clf: Estimator, X: np.ndarray, y: np.ndarray, sample_weight: Data) -> Estimator:
-    # Others do not know what a missing label is.
-    check_type(clf, "clf", SkactivemlClassifier)
-    if sample_weight is None:
-        return clone(clf).fit(X, y)
-    if not has_fit_parameter(clf, "sample_weight"):
-        # SklearnClassifier would leave them out without a word.
-        raise TypeError(
-            f"sample_weight was given, but the fit of {type(clf).__name__} or of what it wraps "
-            "does not take it."
-        )
-    return clone(clf).fit(X, y, sample_weight=sample_weight)
+@contextmanager
+def _unchanged_by_errors(strategy: FisherMask) -> Iterator[None]:
+    before = dict(strategy.__dict__)
+    try:
+        yield
+    except BaseException:
+        strategy.__dict__.clear()
+        strategy.__dict__.update(before)
+        raise
+
+
+def _could_be_fitted(clf: Estimator) -> bool:
+    # SklearnClassifier makes a warning of an exception in the fit of what it wraps.
+    return getattr(clf, "is_fitted_", True)
 
 
 def _is_unfitted(clf: Estimator) -> bool:
@@ -288,8 +346,7 @@ def _unwrap(clf: Estimator) -> Unwrapped:
         if "estimator" not in clf.get_params(deep=False):
             break
         check_is_fitted(clf)
-        # SklearnClassifier makes a warning of an exception in the net's fit.
-        if not getattr(clf, "is_fitted_", True):
+        if not _could_be_fitted(clf):
             raise NotFittedError(
                 f"The fit of the estimator in this {type(clf).__name__} failed; its warning says "
                 "why."

@@ -4,7 +4,9 @@ import builtins
 import importlib
 import inspect
 import sys
-from typing import Any
+import unittest
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -36,6 +38,12 @@ from skactiveml.pool import UncertaintySampling
 from skfishermask import FisherMaskSampler, fisher_embedding
 from skfishermask.activeml import FisherMask
 from skfishermask.modal import ActiveLearner
+from tests.activeml_contract import (
+    EITHER,
+    STATE,
+    TemplateSingleAnnotatorPoolQueryStrategy,
+    assert_no_query_state,
+)
 
 X, Y = (data[:160] for data in nets.digits())
 N_LABELED = 60
@@ -102,10 +110,12 @@ def test_to_logits(net: Any) -> None:
     other = NeuralNetClassifier(Scores, criterion=nn.CrossEntropyLoss, **nets.options())
     other.initialize().module_.mlp.load_state_dict(net.module_.state_dict())
     ours = strategy(to_logits=lambda output: output["scores"])
-    found = ours.query(X, labels(), other, batch_size=3)
-    assert found.tolist() == strategy().query(X, labels(), net, batch_size=3).tolist()
+    found = ours.query(X, labels(), other, fit_clf=False, batch_size=3)
+    assert (
+        found.tolist() == strategy().query(X, labels(), net, fit_clf=False, batch_size=3).tolist()
+    )
     with pytest.raises(InvalidParameterError, match="'to_logits'"):
-        strategy(to_logits=3).query(X, labels(), net)
+        strategy(to_logits=3).query(X, labels(), net, fit_clf=False)
 
 
 OPTIONS = [
@@ -125,9 +135,11 @@ def test_picks_and_utilities_are_those_of_the_sampler(clf: Any, options: dict[st
     sampler = FisherMaskSampler(**SMALL | options)
     expected, gains = sampler(clf, X[N_LABELED:], 5, X_labeled=X[:N_LABELED])
     ours = strategy(**options)
-    indices, utilities = ours.query(X, labels(), clf, batch_size=5, return_utilities=True)
+    indices, utilities = ours.query(
+        X, labels(), clf, fit_clf=False, batch_size=5, return_utilities=True
+    )
     assert indices.tolist() == (N_LABELED + expected).tolist()
-    assert ours.query(X, labels(), clf, batch_size=5).tolist() == indices.tolist()
+    assert ours.query(X, labels(), clf, fit_clf=False, batch_size=5).tolist() == indices.tolist()
     assert len(ours.mask_) == len(sampler.mask_)
     assert ours.query_info_["n_labeled"] == N_LABELED
 
@@ -146,7 +158,7 @@ def test_picks_and_utilities_are_those_of_the_sampler(clf: Any, options: dict[st
 @pytest.mark.parametrize("options", [{}, {"use_labeled": False}], ids=str)
 def test_utilities_are_what_each_candidate_would_gain(clf: Any, options: dict[str, Any]) -> None:
     indices, utilities = strategy(**options).query(
-        X, labels(), clf, batch_size=2, return_utilities=True
+        X, labels(), clf, fit_clf=False, batch_size=2, return_utilities=True
     )
     rest = UNLABELED[[3, 50, 90]]
     expected = utilities_oracle(clf, indices[:1], rest, **options)
@@ -200,7 +212,7 @@ def test_every_wrapper_gives_the_picks_of_the_net_inside(make: Any, net: Any) ->
     # A SkorchClassifier casts, so float64 samples will do.
     data = X.astype("float64") if isinstance(fitted, SkorchClassifier) else X
     before = fitted.predict_proba(X)
-    indices = strategy().query(data, labels(), fitted, batch_size=4)
+    indices = strategy().query(data, labels(), fitted, fit_clf=False, batch_size=4)
     assert indices.tolist() == (N_LABELED + expected).tolist()
     np.testing.assert_array_equal(fitted.predict_proba(X), before)
 
@@ -220,7 +232,7 @@ def test_what_may_be_inside(wrap: str, net: Any) -> None:
         fitted = sklearn_classifier(inner).fit(X, labels())
     inside = getattr(fitted, "estimator_", fitted)
     expected, _ = FisherMaskSampler(**SMALL)(inside, X[N_LABELED:], 3, X_labeled=X[:N_LABELED])
-    indices = strategy().query(X, labels(), fitted, batch_size=3)
+    indices = strategy().query(X, labels(), fitted, fit_clf=False, batch_size=3)
     assert indices.tolist() == (N_LABELED + expected).tolist()
 
 
@@ -229,7 +241,7 @@ def test_integer_candidates_are_rows_of_x(clf: Any) -> None:
     expected, _ = FisherMaskSampler(**SMALL)(clf, X[rows], 3, X_labeled=X[:N_LABELED])
     # Their order is of no matter.
     indices, utilities = strategy().query(
-        X, labels(), clf, candidates=rows[::-1], batch_size=3, return_utilities=True
+        X, labels(), clf, fit_clf=False, candidates=rows[::-1], batch_size=3, return_utilities=True
     )
     assert indices.tolist() == rows[expected].tolist()
     assert utilities.shape == (3, 160)
@@ -240,7 +252,13 @@ def test_integer_candidates_are_rows_of_x(clf: Any) -> None:
 def test_candidates_may_be_samples_themselves(clf: Any) -> None:
     expected, _ = FisherMaskSampler(**SMALL)(clf, X[100:140], 3, X_labeled=X[:N_LABELED])
     indices, utilities = strategy().query(
-        X[:70], labels()[:70], clf, candidates=X[100:140], batch_size=3, return_utilities=True
+        X[:70],
+        labels()[:70],
+        clf,
+        fit_clf=False,
+        candidates=X[100:140],
+        batch_size=3,
+        return_utilities=True,
     )
     assert indices.tolist() == expected.tolist()
     assert utilities.shape == (3, 40)
@@ -249,7 +267,7 @@ def test_candidates_may_be_samples_themselves(clf: Any) -> None:
 
 def test_candidates_that_are_not_embedded_have_no_utility(clf: Any) -> None:
     indices, utilities = strategy(max_candidates=20).query(
-        X, labels(), clf, batch_size=2, return_utilities=True
+        X, labels(), clf, fit_clf=False, batch_size=2, return_utilities=True
     )
     assert (~np.isnan(utilities)).sum(1).tolist() == [20, 19]
     np.testing.assert_array_equal(np.nanargmax(utilities, axis=1), indices)
@@ -278,7 +296,7 @@ def test_fit_clf_fits_a_clone_on_the_labelled_samples(make: Any, net: Any) -> No
     indices = strategy().query(X, labels(), unfitted, fit_clf=True, batch_size=3)
     assert indices.tolist() == (N_LABELED + expected).tolist()
     with pytest.raises(NotFittedError):
-        strategy().query(X, labels(), unfitted)
+        strategy().query(X, labels(), unfitted, fit_clf=False)
 
 
 class Weighted(NeuralNetClassifier):
@@ -326,10 +344,12 @@ def test_images() -> None:
     module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 10))
     fitted = skorch_classifier(module).fit(images, labels())
     indices, utilities = strategy().query(
-        images, labels(), fitted, batch_size=3, return_utilities=True
+        images, labels(), fitted, fit_clf=False, batch_size=3, return_utilities=True
     )
     np.testing.assert_array_equal(np.nanargmax(utilities, axis=1), indices)
-    chosen = strategy().query(images, labels(), fitted, candidates=images[60:], batch_size=3)
+    chosen = strategy().query(
+        images, labels(), fitted, fit_clf=False, candidates=images[60:], batch_size=3
+    )
     assert (chosen + 60).tolist() == indices.tolist()
 
 
@@ -337,10 +357,14 @@ def test_images() -> None:
 def test_reproducible(clf: Any, seed: Any) -> None:
     draws: dict[str, Any] = {"mask": "random", "max_candidates": 30, "random_state": seed}
     ours = strategy(**draws)
-    first = ours.query(X, labels(), clf, batch_size=4)
-    assert ours.query(X, labels(), clf, batch_size=4).tolist() == first.tolist()
-    assert clone(ours).query(X, labels(), clf, batch_size=4).tolist() == first.tolist()
-    other = strategy(**draws | {"random_state": 7}).query(X, labels(), clf, batch_size=4)
+    first = ours.query(X, labels(), clf, fit_clf=False, batch_size=4)
+    assert ours.query(X, labels(), clf, fit_clf=False, batch_size=4).tolist() == first.tolist()
+    assert (
+        clone(ours).query(X, labels(), clf, fit_clf=False, batch_size=4).tolist() == first.tolist()
+    )
+    other = strategy(**draws | {"random_state": 7}).query(
+        X, labels(), clf, fit_clf=False, batch_size=4
+    )
     assert other.tolist() != first.tolist()
 
 
@@ -349,7 +373,8 @@ def test_parameters_are_those_of_the_sampler() -> None:
         {name: p.default for name, p in inspect.signature(cls).parameters.items()}
         for cls in (FisherMask, FisherMaskSampler)
     )
-    ours.pop("missing_label")
+    for name in ("missing_label", "target_type"):
+        ours.pop(name)
     theirs.pop("estimator")
     ours["batch_size"] = ours.pop("net_batch_size")
     assert ours == theirs
@@ -364,7 +389,7 @@ def test_net_batch_size_reaches_the_network(clf: Any) -> None:
     hook = clf.estimator_.module_.register_forward_pre_hook(
         lambda module, inputs: sizes.append(len(inputs[0]))
     )
-    strategy(net_batch_size=7).query(X, labels(), clf)
+    strategy(net_batch_size=7).query(X, labels(), clf, fit_clf=False)
     hook.remove()
     assert max(sizes) == 7
 
@@ -404,13 +429,13 @@ ERRORS = {
 def test_errors(make: Any, options: dict[str, Any], expected: tuple[Any, str]) -> None:
     error, message = expected
     with pytest.raises(error, match=message):
-        strategy().query(X, labels(), make(), **options)
+        strategy().query(X, labels(), make(), **{"fit_clf": False} | options)
 
 
 def test_not_fitted_and_fits_that_failed() -> None:
     for unfitted in (skorch_classifier(), sklearn_classifier(), nets.logits_net()):
         with pytest.raises(NotFittedError):
-            strategy().query(X, labels(), unfitted)
+            strategy().query(X, labels(), unfitted, fit_clf=False)
     # Float labels, from a missing_label of NaN: PyTorch's loss refuses them.
     broken = sklearn_classifier(missing_label=np.nan, classes=None)
     with (
@@ -422,8 +447,9 @@ def test_not_fitted_and_fits_that_failed() -> None:
 
 @pytest.mark.filterwarnings("ignore:'batch_size=1' is larger")
 def test_nothing_to_label(clf: Any) -> None:
-    with pytest.raises(ValueError, match="at least one candidate"):
-        strategy().query(X, Y, clf)
+    indices, utilities = strategy().query(X, Y, clf, fit_clf=False, return_utilities=True)
+    assert indices.shape == (0,)
+    assert utilities.shape == (0, 160)
 
 
 def test_parameters_are_checked_before_the_fit() -> None:
@@ -468,8 +494,119 @@ def test_every_way_to_ask_chooses_the_same() -> None:
         "modAL's learner": learners[0].query(pool, n_instances=10)[0],
         "our learner": learners[1].query(pool, n_instances=10)[0],
         "scikit-activeml": FisherMask(missing_label=-1, **SMALL).query(
-            X, labels(), net, batch_size=10
+            X, labels(), net, fit_clf=False, batch_size=10
         )
         - N_LABELED,
     }
     assert {tuple(indices.tolist()) for indices in chosen.values()} == {tuple(chosen["net"])}
+
+
+# What scikit-activeml asks of its strategies
+
+WRONG: dict[str, Any] = {
+    "mask": "best",
+    "mask_fraction": 2.0,
+    "n_mask_samples": 0,
+    "likelihood": "poisson",
+    "n_directions": 0,
+    "target": "labels",
+    "use_labeled": "no",
+    "regularization": 0.0,
+    "oversample": 0.5,
+    "coverage_share": 1.5,
+    "max_candidates": 0,
+    "to_logits": 3,
+    "embedding_dtype": "int8",
+    "memory_share": 0.0,
+    "scratch_folder": 3,
+    "verbose": "loud",
+    "net_batch_size": 0,
+}
+
+
+class Contract(TemplateSingleAnnotatorPoolQueryStrategy):
+    """The strategy on a small problem; `classifier` makes what it refits."""
+
+    classifier: Any
+    more: ClassVar[dict[str, Any]] = {}
+
+    def setUp(self) -> None:
+        samples = np.random.default_rng(0).normal(size=(12, 2)).astype("float32")
+        y = np.where(samples[:, 0] > 0, 1.0, 0.0)
+        y[4:] = np.nan
+        assert set(y[:4]) == {0, 1}
+        clf = self.classifier()
+        super().setUp(
+            qs_class=FisherMask,
+            init_default_params=dict(self.more),
+            query_default_params_clf={"X": samples, "y": y, "clf": clf},
+        )
+
+    def test_query(self) -> None:
+        """The gains, by hand: see `utilities_oracle`; the first has the largest."""
+        indices, utilities = self.make(coverage_share=0).query(
+            **self.asked(batch_size=3, return_utilities=True)
+        )
+        np.testing.assert_array_equal(np.nanargmax(utilities, axis=1), indices)
+
+    def test_target_contract(self) -> None:
+        [capability] = self.make()._target_capabilities
+        assert capability == ("classification", "single-output", "single-annotator")
+
+    def test_a_query_that_fails_leaves_the_state_of_the_one_before(self) -> None:
+        strategy = self.make()
+        strategy.query(**self.asked())
+        before = dict(vars(strategy))
+        assert set(STATE) <= set(before)
+        for wrong in ({"X": [[1.0], [2.0]]}, {"batch_size": 0}, {"clf": GaussianNB()}):
+            with pytest.raises(EITHER):
+                strategy.query(**self.asked() | wrong)
+            assert vars(strategy) == before
+
+
+for name, value in WRONG.items():
+
+    def check(self: Any, name: str = name, value: Any = value) -> None:
+        self._test_param("init", name, [(value, ValueError)])
+
+    setattr(Contract, f"test_init_param_{name}", check)
+
+
+class TestRefitOfALogisticRegression(Contract, unittest.TestCase):
+    # Numbers as objects, SklearnClassifier hands on to what refuses them.
+    kinds_of_labels = Contract.kinds_of_labels[:-1]
+
+    @staticmethod
+    def classifier() -> Any:
+        return SklearnClassifier(LogisticRegression(), classes=[0, 1])
+
+
+class TestRefitOfASkorchClassifier(Contract, unittest.TestCase):
+    """Its weights are drawn at each fit."""
+
+    @staticmethod
+    def classifier() -> Any:
+        options = nets.options(module__in_features=2, module__out_features=2, max_epochs=3)
+        return SkorchClassifier(nn.Linear, neural_net_param_dict=options, classes=[0, 1])
+
+    def test_query_param_sample_weight(self) -> None:
+        self._test_param("query", "sample_weight", [(np.ones(12), TypeError), (None, None)])
+
+
+class Declared(SkorchClassifier):
+    """Says what its labels are, as classifiers of scikit-activeml 1.1 do."""
+
+    target_type = "multi-label"
+
+
+def test_labels_of_other_kinds_are_refused_before_any_state() -> None:
+    fitted = skorch_classifier().fit(X, labels())
+    fitted.target_spec_ = SimpleNamespace(
+        task="classification", target_type="single-output", annotation_type="multi-annotator"
+    )
+    unfitted = Declared(nets.mlp(), neural_net_param_dict=nets.options(), missing_label=-1)
+    for clf in (fitted, unfitted):
+        ours = strategy()
+        with pytest.raises(ValueError, match="FisherMask does not support target capability"):
+            ours.query(X, labels(), clf, fit_clf=clf is unfitted)
+        assert_no_query_state(None, ours)

@@ -33,7 +33,7 @@ def test_scikit_activeml_s_strategy_has_the_same_parameters() -> None:
 
     found, ours = described(activeml.FisherMask), described(FisherMaskSampler)
     assert found.keys() == activeml.FisherMask().get_params().keys()
-    assert found.keys() - ours.keys() == {"missing_label", "net_batch_size"}
+    assert found.keys() - ours.keys() == {"missing_label", "net_batch_size", "target_type"}
     assert {name: found[name] for name in described(MethodParameters)} == described(
         MethodParameters
     )
