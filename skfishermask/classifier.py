@@ -69,12 +69,12 @@ def _check_wraps_net(estimator: Estimator, fit_params: Mapping[str, UserValue]) 
         return
     net = innermost(estimator)
     if not is_net(net) and not is_linear(net):
-        found = type(net).__name__
+        kind = type(net).__name__
         if isinstance(net, SGDClassifier):
-            found = f"{found}(loss={net.loss!r})"
+            kind = f"{kind}(loss={net.loss!r})"
         raise TypeError(
             "Expected a skorch classifier, LogisticRegression or SGDClassifier(loss='log_loss') as "
-            f"estimator, found {found}, which has no gradients to query by. Leave estimator out: a "
+            f"estimator, found {kind}, which has no gradients to query by. Leave estimator out: a "
             f"small network of the sampler's own queries, and {type(net).__name__} is trained on "
             "the answers."
         )
@@ -294,7 +294,7 @@ class NetEstimator(BaseEstimator):
         if is_linear(innermost(self.estimator)):
             return X
         if is_multi_input(X):
-            return map_inputs(X, lambda _, part: self._cast(part, reset=reset))
+            return map_inputs(X, lambda _, array: self._cast(array, reset=reset))
         if not isinstance(X, np.ndarray | torch.Tensor):
             return X
         is_float = X.dtype.kind == "f" if isinstance(X, np.ndarray) else X.is_floating_point()
@@ -367,11 +367,12 @@ class NetEstimator(BaseEstimator):
                 means = self.estimator_.predict_proba(X)
             else:
                 # skorch knows probabilities of one class a sample alone.
-                found = unwrap(self.estimator_)
-                model = likelihood_of(found.net, self.likelihood)
-                to_outputs = to_logits_of(found.net, self.to_logits, model)
-                parts = found.net.forward_iter(found.transform(X))
-                means = torch.cat([model.mean(to_outputs(part)) for part in parts]).numpy()
+                unwrapped = unwrap(self.estimator_)
+                net = unwrapped.net
+                model = likelihood_of(net, self.likelihood)
+                to_outputs = to_logits_of(net, self.to_logits, model)
+                outputs = net.forward_iter(unwrapped.transform(X))
+                means = torch.cat([model.mean(to_outputs(batch)) for batch in outputs]).numpy()
         bad = ~np.isfinite(means).reshape(len(means), -1).all(axis=1)
         if bad.any():
             raise ValueError(

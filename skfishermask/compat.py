@@ -36,8 +36,8 @@ __all__ = [
 
 def as_written(module: nn.Module) -> nn.Module:
     """Return the module inside one that ``torch.compile`` has wrapped, or the module itself."""
-    found: nn.Module = getattr(module, "_orig_mod", module)
-    return found
+    written: nn.Module = getattr(module, "_orig_mod", module)
+    return written
 
 
 def criteria_of(net: skorch.NeuralNet) -> list[str]:
@@ -47,22 +47,22 @@ def criteria_of(net: skorch.NeuralNet) -> list[str]:
 
 def predict_nonlinearity_of(net: skorch.NeuralNet) -> Callable[[Tensor], Tensor]:
     """Return what makes probabilities of a net's output: "auto" is a rule of skorch's own."""
-    found: Callable[[Tensor], Tensor] = net._get_predict_nonlinearity()
-    return found
+    nonlinearity: Callable[[Tensor], Tensor] = net._get_predict_nonlinearity()
+    return nonlinearity
 
 
 def without_mode_changes(net: skorch.NeuralNet) -> skorch.NeuralNet:
     """Return the same net, with the same modules, that sets no training flags as it predicts."""
-    found = object.__new__(type(net))
-    vars(found).update(vars(net), _set_training=lambda training=True: None)
-    return found
+    copy = object.__new__(type(net))
+    vars(copy).update(vars(net), _set_training=lambda training=True: None)
+    return copy
 
 
 def client_that_computes(array: object) -> object:
     """Return the ``distributed.Client`` that Dask would compute this array with, or None."""
     from dask.base import get_scheduler
 
-    # Whoever has a client has imported distributed.
+    # Where there is a client, distributed was imported.
     distributed = sys.modules.get("distributed")
     client = getattr(get_scheduler(collections=[array]), "__self__", None)
     return client if distributed and isinstance(client, distributed.Client) else None

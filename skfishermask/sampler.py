@@ -6,7 +6,6 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from sklearn.utils import check_random_state
-from torch import Tensor
 
 from skfishermask.classifier import NetEstimator
 from skfishermask.compat import HasMethods, client_that_computes
@@ -30,7 +29,7 @@ from skfishermask.data import (
     unwrap,
 )
 from skfishermask.first_batch import first_batch
-from skfishermask.fisher import Gaussian, ParameterMask
+from skfishermask.fisher import Gaussian
 from skfishermask.parameters import (
     MethodParameters,
     Seed,
@@ -40,7 +39,7 @@ from skfishermask.parameters import (
     parameter,
     with_method_parameters,
 )
-from skfishermask.query import Query
+from skfishermask.query import Query, Result
 
 
 @with_method_parameters
@@ -193,25 +192,32 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         ConnectionError
             If the Dask cluster that holds the pool is gone.
         """
+        self._check(X_pool, X_labeled, X_target)
+        samples = X_pool, n_instances, X_labeled, X_target
+        if has_no_labels(classifier):
+            return self._keep(self._first_batch(classifier, *samples))
+        return self._keep(self._choose(unwrap(classifier), *samples))
+
+    def _keep(self, result: Result) -> tuple[np.ndarray, np.ndarray]:
+        """Store what a query says beside the batch; return the batch and its gains."""
+        self.mask_, self.fisher_diagonal_ = result.mask, result.diagonal
+        self.query_info_ = result.info
+        return result.indices, result.gains
+
+    def _check(self, *samples: Data) -> None:
         check_no_module(self.estimator)
         check_parameters(self)
-        for X, role in zip((X_pool, X_labeled, X_target), SampleRole, strict=True):
+        for X, role in zip(samples, SampleRole, strict=True):
             check_holds_samples(X, role.argument)
-        if has_no_labels(classifier):
-            return self._first_batch(classifier, X_pool, n_instances, X_labeled, X_target)
-        return self._choose(unwrap(classifier), X_pool, n_instances, X_labeled, X_target)
 
     def _first_batch(
         self, estimator: Estimator, X_pool: Data, n_instances: int, X_labeled: Data, X_target: Data
-    ) -> tuple[np.ndarray, np.ndarray]:
-        check_no_module(self.estimator)
-        check_parameters(self)
-        check_holds_samples(X_pool, "X_pool")
+    ) -> Result:
         if X_target is not None:
             raise ValueError(
                 "X_target needs a fitted network: a first batch covers the pool without one."
             )
-        found, info = first_batch(
+        batch, info = first_batch(
             estimator,
             X_pool,
             n_instances,
@@ -221,20 +227,11 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
             batch_size=self.batch_size,
             verbose=self.verbose,
         )
-        self._tell(None, None, info)
-        return found.indices, found.gains
-
-    def _tell(
-        self,
-        mask: ParameterMask | None,
-        diagonal: dict[str, Tensor] | None,
-        info: dict[str, object],
-    ) -> None:
-        self.mask_, self.fisher_diagonal_, self.query_info_ = mask, diagonal, info
+        return Result(batch.indices, batch.gains, None, None, info, None)
 
     def _choose(
         self, unwrapped: Unwrapped, X_pool: Data, n_instances: int, X_labeled: Data, X_target: Data
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Result:
         net, client = unwrapped.net, None
         if X_labeled is None:
             inputs = unwrapped.training_inputs
@@ -254,7 +251,7 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         else:
             pool = NetSamples(net, unwrapped.transform(X_pool), SampleRole.POOL, self.batch_size)
         settings = Settings(self, self.batch_size, self.random_state)
-        result = Query(
+        return Query(
             settings,
             net,
             pool,
@@ -264,8 +261,6 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
             client=client,
             variance=self._residual_variance(unwrapped),
         ).run()
-        self._tell(result.mask, result.diagonal, result.info)
-        return result.indices, result.gains
 
     def _residual_variance(self, unwrapped: Unwrapped) -> float | None:
         """Return that of the learner's own labels, where they are numbers."""
@@ -313,14 +308,14 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         gains : ndarray of shape (n_instances,), float64
             Decrease of the objective when each was chosen; only if `return_metrics`.
         """
-        if not hasattr(self, "estimator_"):
-            indices, gains = self._first_batch(
-                self.estimator, X_pool, n_instances, X_labeled, X_target
+        if hasattr(self, "estimator_"):
+            # As for any other classifier: its input is checked, and its net found inside.
+            indices, gains = self(self, X_pool, n_instances, X_labeled=X_labeled, X_target=X_target)
+        else:
+            self._check(X_pool, X_labeled, X_target)
+            indices, gains = self._keep(
+                self._first_batch(self.estimator, X_pool, n_instances, X_labeled, X_target)
             )
-            instances = take_rows(X_pool, indices)
-            return (indices, instances, gains) if return_metrics else (indices, instances)
-        # As for any other classifier: its input is checked, and its net found inside.
-        indices, gains = self(self, X_pool, n_instances, X_labeled=X_labeled, X_target=X_target)
         instances = take_rows(X_pool, indices)
         return (indices, instances, gains) if return_metrics else (indices, instances)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
@@ -75,20 +74,15 @@ class ClusterPool:
         self._settings, self._progress = settings, progress
         self._cluster = cluster
         self._estimate: MemoryEstimate | None = None
-        self._parts: list[Future] = []
+        self._embeddings: list[Future] = []
         self._round_trips = 0
 
     def __enter__(self) -> Self:
         self._cluster.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._cluster.__exit__(kind, error, traceback)
+    def __exit__(self, *error: object) -> None:
+        self._cluster.__exit__(*error)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -156,28 +150,29 @@ class ClusterPool:
 
         task, samples = delayed(function, pure=False), self._samples
         chunks, tasks = samples.chunks(), []
-        for number, part in samples.parts(rows):
+        for number, positions in samples.rows_by_chunk(rows):
             first = int(samples.starts[number])
-            chunk_rows = worker.ChunkRows(rows[part], first, self._settings.batch_size)
-            tasks.append(task(self._packed, chunks[number], chunk_rows, *arguments(part.start)))
+            chunk_rows = worker.ChunkRows(rows[positions], first, self._settings.batch_size)
+            more = arguments(positions.start)
+            tasks.append(task(self._packed, chunks[number], chunk_rows, *more))
         return tasks
 
     def diagonal(  # noqa: D102, see Pool
         self, rows: np.ndarray, n_directions: int
     ) -> dict[str, Tensor]:
         tasks = self._tasks(worker.diagonal_of, rows, lambda position: (n_directions,))
-        *parts, total = self._cluster.compute([*tasks, _tree(tasks)])
-        with self._progress.bar(len(parts), "Fisher diagonal", "chunk") as bar:
-            self._cluster.wait(parts, bar.update)
-        self._cluster.release(parts)
+        *of_chunks, total = self._cluster.compute([*tasks, _tree(tasks)])
+        with self._progress.bar(len(of_chunks), "Fisher diagonal", "chunk") as bar:
+            self._cluster.wait(of_chunks, bar.update)
+        self._cluster.release(of_chunks)
         [(n, sums)] = self._cluster.results([total])
         self._cluster.count("diagonal", sum(value.nbytes for value in sums.values()))
         return {name: value / n for name, value in sums.items()}
 
     def direction_norms(self, rows: np.ndarray) -> Tensor:  # noqa: D102, see Pool
-        found = torch.stack(self._predicted(worker.direction_norms_of, rows))
-        self._cluster.count("predictions", found.nbytes)
-        return found.sum(0)
+        norms = torch.stack(self._predicted(worker.direction_norms_of, rows))
+        self._cluster.count("predictions", norms.nbytes)
+        return norms.sum(0)
 
     def _predicted(self, function: Callable[..., T], rows: np.ndarray) -> list[T]:
         tasks = self._cluster.compute(self._tasks(function, rows))
@@ -187,9 +182,9 @@ class ClusterPool:
     def predictions_and_inputs(  # noqa: D102, see Pool
         self, rows: np.ndarray
     ) -> tuple[Predictions, Tensor | None]:
-        found = self._predicted(worker.predictions_and_inputs_of, rows)
-        predicted = Predictions.concatenate([part for part, _ in found])
-        inputs = in_one_length([part for _, part in found])
+        of_chunks = self._predicted(worker.predictions_and_inputs_of, rows)
+        predicted = Predictions.concatenate([predictions for predictions, _ in of_chunks])
+        inputs = in_one_length([inputs for _, inputs in of_chunks])
         self._cluster.count("predictions", predicted.n_bytes)
         self._cluster.count("inputs", 0 if inputs is None else inputs.nbytes)
         return predicted, None if inputs is None else inputs.to(self._net.device)
@@ -205,28 +200,28 @@ class ClusterPool:
             raise RuntimeError("The embedding has no place yet.")
         how = mask, self._estimate.dtype, self._estimate.r
         with self._progress.step("embedding"):
-            found = [other.mean_fisher(mask, self._estimate.r) for other in others]
+            fisher_of_others = [other.mean_fisher(mask, self._estimate.r) for other in others]
             tasks = self._tasks(worker.embedding_of, rows, lambda position: (position, *how))
-            sums = [_tree(_fisher_tasks(tasks))] if wants_fisher else []
-            futures = self._cluster.compute([*tasks, *sums])
-            self._parts, totals = futures[: len(tasks)], futures[len(tasks) :]
+            in_total = [_tree(_fisher_tasks(tasks))] if wants_fisher else []
+            futures = self._cluster.compute([*tasks, *in_total])
+            self._embeddings, totals = futures[: len(tasks)], futures[len(tasks) :]
             with self._progress.bar(len(tasks), "Fisher embedding", "chunk") as bar:
-                self._cluster.wait(self._parts, bar.update)
+                self._cluster.wait(self._embeddings, bar.update)
         fisher = None
         with self._progress.step("fisher"):
-            for n, of_parts in self._cluster.results(totals):
-                fisher = (of_parts[""] / n).to(self._net.device)
-                self._cluster.count("fisher", of_parts[""].nbytes)
-        return Embedded(len(mask), fisher, found)
+            for n, sums in self._cluster.results(totals):
+                fisher = (sums[""] / n).to(self._net.device)
+                self._cluster.count("fisher", sums[""].nbytes)
+        return Embedded(len(mask), fisher, fisher_of_others)
 
     @torch.no_grad()
     def select(  # noqa: D102, see Pool
         self, problem: SelectionProblem, preselected: Sequence[int]
     ) -> Batch:
-        if self._estimate is None or not self._parts:
+        if self._estimate is None or not self._embeddings:
             raise RuntimeError("The pool was not embedded before it was to be chosen from.")
         n, r, k = self._estimate.n, self._estimate.r, self._estimate.k
-        n_parts, device = len(self._parts), self._net.device
+        n_chunks = len(self._embeddings)
         n_states = int(min(_STATES_SHARE * self._cluster.memory / state_bytes(n, r), 1e9))
         width = max(1, min(_PICKS_PER_ROUND, n_states - 1, problem.n_instances))
         with self._progress.bar(2, "Preparing", "step") as bar:
@@ -242,7 +237,7 @@ class ClusterPool:
             bar.update(1)
         with picks_bar(self._progress, n, problem) as picked:
             batch = select_and_prune(
-                RemoteCandidatePool(shards.send, n_parts, width, device),
+                RemoteCandidatePool(shards.send, n_chunks, width, self._net.device),
                 inverse,
                 problem,
                 (n, r, k),
@@ -258,28 +253,28 @@ class ClusterPool:
         cluster = self._cluster
         shards = [
             cluster.submit(worker.Shard, some, workers=[home], allow_other_workers=True)
-            for home, some in cluster.futures_by_worker(self._parts).items()
+            for home, some in cluster.futures_by_worker(self._embeddings).items()
         ]
         cluster.wait(shards)
-        cluster.release(self._parts)
-        self._parts = []
+        cluster.release(self._embeddings)
+        self._embeddings = []
         size = start.target.nbytes * (2 if isinstance(start.inverse, Tensor) else 1)
         cluster.count("start", size * len(shards))
         started = cluster.submit(worker.identity, start)
         return Shards(cluster, shards, started, self._settings.dtype, self._net.device)
 
 
-def _tree(parts: Sequence[DaskObject]) -> DaskObject:
+def _tree(tasks: Sequence[DaskObject]) -> DaskObject:
     """Add the results of tasks in a tree."""
     from dask.delayed import delayed
 
     add = delayed(worker.add_sums, pure=False)
-    while len(parts) > 1:
-        parts = [add(parts[some]) for some in gen_batches(len(parts), worker.FAN_IN)]
-    return parts[0]
+    while len(tasks) > 1:
+        tasks = [add(tasks[some]) for some in gen_batches(len(tasks), worker.FAN_IN)]
+    return tasks[0]
 
 
-def _fisher_tasks(parts: Sequence[DaskObject]) -> list[DaskObject]:
+def _fisher_tasks(tasks: Sequence[DaskObject]) -> list[DaskObject]:
     from dask.delayed import delayed
 
-    return [delayed(worker.fisher_of, pure=False)(part) for part in parts]
+    return [delayed(worker.fisher_of, pure=False)(task) for task in tasks]

@@ -44,7 +44,7 @@ class Request:
         To attempt after these.
     cached : sequence of int
         Positions that the sender has cached: never to send and never to count.
-    wanted : sequence of int
+    requested : sequence of int
         Positions to send and nothing else, if they are the block's; picked ones included.
     limits : Tensor of shape (len(picks) + 1,), float64
         Candidates to send: those with a bound that reaches a limit, up to the first pick that they
@@ -60,7 +60,7 @@ class Request:
     updates: Sequence[Pick]
     picks: Sequence[Pick]
     cached: Sequence[int]
-    wanted: Sequence[int]
+    requested: Sequence[int]
     limits: Tensor
     count: int
     n_picks: int
@@ -69,7 +69,7 @@ class Request:
     def n_bytes(self) -> int:
         """Size of the tensors and positions."""
         factors = sum(pick.factors.nbytes for pick in (*self.updates, *self.picks))
-        return factors + 8 * (len(self.cached) + len(self.wanted))
+        return factors + 8 * (len(self.cached) + len(self.requested))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Request:
         """Return the request on another device, with its picks in another precision."""
@@ -135,8 +135,8 @@ class Block:
         self._attempted = request.picks
         if request.updates:
             pool.apply(request.updates)
-        if request.wanted:
-            index = pool.index_of(request.wanted)
+        if request.requested:
+            index = pool.index_of(request.requested)
             none = request.limits.new_full((1,), -math.inf)
             sent = candidates.subset(index, 1) if len(index) else None
             return Reply(none, none, sent, pool.n_read - n_before)
@@ -270,7 +270,7 @@ class RemoteCandidatePool:
         self._updates += picks
 
     def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see CandidatePool
-        sent = self._request(wanted=positions).sent
+        sent = self._request(requested=positions).sent
         if sent is None:
             raise KeyError(f"No block has the positions {positions}.")
         index_of = {position: i for i, position in enumerate(sent.positions.tolist())}
@@ -302,7 +302,7 @@ class RemoteCandidatePool:
         self,
         *,
         picks: Sequence[Pick] = (),
-        wanted: Sequence[int] = (),
+        requested: Sequence[int] = (),
         limits: Tensor | None = None,
         count: int = 0,
         spread: float = 1.0,
@@ -315,7 +315,7 @@ class RemoteCandidatePool:
             updates=self._updates,
             picks=picks,
             cached=[] if self._cache is None else self._cache.positions.tolist(),
-            wanted=wanted,
+            requested=requested,
             limits=no_limit if limits is None else limits,
             count=min(count, math.ceil(spread * count / self._n_blocks)),
             n_picks=n_picks,

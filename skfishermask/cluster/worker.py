@@ -83,8 +83,8 @@ class ChunkRows:
         import cloudpickle
 
         # Anew in each task, because the tasks of a worker share its memory.
-        kind, parts, criteria, to_logits, likelihood, transform = cloudpickle.loads(packed)
-        net = net_from_state(kind, parts, "cuda" if torch.cuda.is_available() else "cpu")
+        kind, state, criteria, to_logits, likelihood, transform = cloudpickle.loads(packed)
+        net = net_from_state(kind, state, "cuda" if torch.cuda.is_available() else "cpu")
         batches = chunk_batches(net, chunk, self.rows, self.start, transform, self.batch_size)
         module = NetModule(net, criteria)
         readable = ReadableNet(net, module, to_logits_of(net, to_logits, likelihood), likelihood)
@@ -111,10 +111,10 @@ def predictions_and_inputs_of(
 ) -> tuple[Predictions, Tensor | None]:
     """Return predictions, and inputs flat and of unit length; None: no one length."""
     with samples.read(packed, chunk) as (net, batches):
-        read = UnitInputs(batches)
-        predicted = predict(net.module, read, **net.read_options).to("cpu")
-        inputs = read.together()
-        return predicted, None if inputs is None else inputs.cpu()
+        inputs = UnitInputs(batches)
+        predicted = predict(net.module, inputs, **net.read_options).to("cpu")
+        together = inputs.together()
+        return predicted, None if together is None else together.cpu()
 
 
 class ChunkEmbedding:
@@ -156,13 +156,13 @@ def fisher_of(embedding: ChunkEmbedding) -> Sums:
     return n, {"": fisher_matrix(embedding.values).cpu().mul_(n)}
 
 
-def add_sums(parts: Sequence[Sums]) -> Sums:
+def add_sums(several: Sequence[Sums]) -> Sums:
     """Return the sums of sums, in new tensors: results of tasks are not to be changed."""
-    total = {name: value.clone() for name, value in parts[0][1].items()}
-    for _, sums in parts[1:]:
+    total = {name: value.clone() for name, value in several[0][1].items()}
+    for _, sums in several[1:]:
         for name, value in sums.items():
             total[name] += value
-    return sum(n for n, _ in parts), total
+    return sum(n for n, _ in several), total
 
 
 def matrices_bytes(k: int, n_threads: int) -> int:

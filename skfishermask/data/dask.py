@@ -88,8 +88,8 @@ class DaskSamples:
 
     def chunks(self) -> list[DaskObject]:
         """List the chunks, each an array once it is computed."""
-        found: list[DaskObject] = self.array.to_delayed().ravel().tolist()
-        return found
+        chunks: list[DaskObject] = self.array.to_delayed().ravel().tolist()
+        return chunks
 
     def head(self, n: int) -> tuple[Data, NetBatches]:
         """Compute at most `N_COMPARED` first samples, for ``predict``, and their batches."""
@@ -105,19 +105,8 @@ class DaskSamples:
         rows = np.arange(len(self)) if rows is None else rows
         return ChunkBatches(self._net, self, rows, self._batch_size)
 
-    def parts(self, rows: np.ndarray) -> list[tuple[int, slice]]:
-        """Find where rows lie.
-
-        Parameters
-        ----------
-        rows : ndarray of int
-            Ascending.
-
-        Returns
-        -------
-        list of (int, slice)
-            Each chunk that has some, and which of `rows` these are.
-        """
+    def rows_by_chunk(self, rows: np.ndarray) -> list[tuple[int, slice]]:
+        """Return each chunk that has some of these rows, ascending, and which of them it has."""
         edges = np.searchsorted(rows, self.starts)
         cuts = enumerate(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
         return [(chunk, slice(a, b)) for chunk, (a, b) in cuts if a < b]
@@ -200,14 +189,14 @@ class ChunkBatches:
     def __len__(self) -> int:
         """Return the number of batches: one a chunk at least."""
         size = NetBatches.size_of(self._net, self._batch_size)
-        counts = [part.stop - part.start for _, part in self._samples.parts(self.rows)]
-        return sum(1 if size == -1 else -(-count // size) for count in counts)
+        chunks = self._samples.rows_by_chunk(self.rows)
+        return sum(1 if size == -1 else -(-(c.stop - c.start) // size) for _, c in chunks)
 
     def __iter__(self) -> Iterator[Inputs]:
         """Yield tensors on the net's device, what its module's forward takes first."""
         samples, chunks = self._samples, self._samples.chunks()
-        for number, part in samples.parts(self.rows):
-            rows, start = self.rows[part], int(samples.starts[number])
+        for number, positions in samples.rows_by_chunk(self.rows):
+            rows, start = self.rows[positions], int(samples.starts[number])
             chunk = chunks[number].compute()
             yield from chunk_batches(
                 self._net, chunk, rows, start, samples.transform, self._batch_size

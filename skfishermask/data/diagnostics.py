@@ -69,18 +69,18 @@ def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
     for row in rows.tolist():
         sample = f"Row {row} of {name}{_file_of(dataset, row)}"
         try:
-            found = inputs_of(dataset[row])
+            sample_inputs = inputs_of(dataset[row])
         except Exception as error:  # a user's dataset can raise anything
             return f"{sample} cannot be read: {type(error).__name__}: {error}"
-        if "PIL." in str(type(found)):
+        if "PIL." in str(type(sample_inputs)):
             return (
                 f"{sample} is an image of PIL: the Dataset must give tensors, as it does with "
                 "torchvision's transforms.ToTensor()."
             )
-        first = found if first is None else first
-        if np.shape(found) != np.shape(first):
+        first = sample_inputs if first is None else first
+        if np.shape(sample_inputs) != np.shape(first):
             return (
-                f"{sample} has shape {tuple(np.shape(found))}, the first one "
+                f"{sample} has shape {tuple(np.shape(sample_inputs))}, the first one "
                 f"{tuple(np.shape(first))}; all must have the same. For images: transforms.Resize"
                 '((64, 64)), with two numbers, and Image.open(path).convert("RGB").'
             )
@@ -110,13 +110,13 @@ def image_hint(data: Data) -> str:
     str
         A sentence or two for the user, or "".
     """
-    found = []
+    hints = []
     if str(getattr(data, "dtype", "")).endswith("uint8"):
-        found.append("If these are images, make floating-point numbers of uint8: X / 255.")
+        hints.append("If these are images, make floating-point numbers of uint8: X / 255.")
     shape = tuple(getattr(data, "shape", ()))
     if len(shape) in (3, 4) and shape[-1] in (1, 3, 4) and shape[-3] not in (1, 3, 4):
-        found.append("If these are images, channels come first: X.transpose(0, 3, 1, 2).")
-    return " ".join(found)
+        hints.append("If these are images, channels come first: X.transpose(0, 3, 1, 2).")
+    return " ".join(hints)
 
 
 def check_no_missing_labels(y: Labels) -> None:

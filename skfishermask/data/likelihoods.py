@@ -40,14 +40,14 @@ def likelihood_name(net: skorch.NeuralNet) -> str:
         If it stands for none, or for one that the kind of net contradicts.
     """
     criterion = criterion_type(net)
-    found = next((name for name, known in _CRITERIA.items() if issubclass(criterion, known)), None)
+    name = next((name for name, known in _CRITERIA.items() if issubclass(criterion, known)), None)
     kind, loss = type(net).__name__, criterion.__name__
     if is_binary(net):
         # Its one logit is that of the second of two classes.
-        found = "categorical" if found in ("bernoulli", None) else found
-    elif found is None and is_classifier(net) and not issubclass(criterion, _UNSUPPORTED):
-        found = "categorical"  # a loss of one's own, as its predict_proba says
-    if found is None:
+        name = "categorical" if name in ("bernoulli", None) else name
+    elif name is None and is_classifier(net) and not issubclass(criterion, _UNSUPPORTED):
+        name = "categorical"  # a loss of one's own, as its predict_proba says
+    if name is None:
         listed = "; ".join(
             f"{name}: {', '.join(loss.__name__ for loss in known)}"
             for name, known in _CRITERIA.items()
@@ -57,17 +57,17 @@ def likelihood_name(net: skorch.NeuralNet) -> str:
             f"classes derived from them, {listed}. For others, likelihood is one of these names, "
             "or an object with the methods check, rank and factor."
         )
-    if is_classifier(net) and found == "gaussian":
+    if is_classifier(net) and name == "gaussian":
         raise TypeError(
             f"{kind} is a classifier, but its criterion {loss} is for numbers: expected "
             "CrossEntropyLoss for classes, or a NeuralNetRegressor."
         )
-    if is_regressor(net) and found != "gaussian":
+    if is_regressor(net) and name != "gaussian":
         raise TypeError(
             f"{kind} is a regressor, but its criterion {loss} is for classes: expected MSELoss, or "
             "a NeuralNetClassifier."
         )
-    return found
+    return name
 
 
 # Least mean squared residual, as a share of the labels' variance.

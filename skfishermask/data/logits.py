@@ -21,13 +21,13 @@ def _has_logits(output: UserValue) -> bool:
 
 
 def _logits(output: UserValue) -> Tensor:
-    found = output.logits if _has_logits(output) else first_output(output)
-    if not isinstance(found, Tensor):
+    logits = output.logits if _has_logits(output) else first_output(output)
+    if not isinstance(logits, Tensor):
         raise ValueError(
             "Expected the net to infer a tensor, a tuple that begins with one or an output with "
-            f"logits, found {type(found).__name__}. to_logits says how other outputs become logits."
+            f"logits, found {type(logits).__name__}. to_logits makes logits of other outputs."
         )
-    return found
+    return logits
 
 
 def _binary_logits(output: UserValue) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from skfishermask.compat import as_written
 from skfishermask.data.types import UserValue
 
-# Parts of a net that only training uses, and that may be large or unable to travel.
+# Attributes of a net that only training uses, and that may be large or unable to travel.
 _TRAINING = ("callbacks", "callbacks_", "history_", "_optimizers", "train_split")
 
 
@@ -37,8 +37,8 @@ class _NotCompiled(nn.Module):
 def _travelling(module: nn.Module, copied: dict[int, object]) -> nn.Module:
     plain = as_written(module)
     # One memo for all: modules that share parameters still do so afterwards.
-    found: nn.Module = copy.deepcopy(plain, copied).cpu()
-    return found if plain is module else _NotCompiled(found)
+    copy_on_cpu: nn.Module = copy.deepcopy(plain, copied).cpu()
+    return copy_on_cpu if plain is module else _NotCompiled(copy_on_cpu)
 
 
 def net_state(net: skorch.NeuralNet) -> tuple[type, dict[str, object]]:
@@ -53,39 +53,24 @@ def net_state(net: skorch.NeuralNet) -> tuple[type, dict[str, object]]:
     -------
     kind : type
         Of the net.
-    parts : dict
+    state : dict
         Its attributes, with copies of its modules on the CPU.
     """
-    parts = dict(vars(net), device="cpu")
-    for name in (*_TRAINING, *(key for key in parts if key.startswith("optimizer"))):
-        parts.pop(name, None)
+    state = dict(vars(net), device="cpu")
+    for name in (*_TRAINING, *(key for key in state if key.startswith("optimizer"))):
+        state.pop(name, None)
     copied: dict[int, object] = {}
-    for name, value in parts.items():
+    for name, value in state.items():
         if isinstance(value, nn.Module):
-            parts[name] = _travelling(value, copied)
-    return type(net), parts
+            state[name] = _travelling(value, copied)
+    return type(net), state
 
 
-def net_from_state(kind: type, parts: dict[str, object], device: str) -> skorch.NeuralNet:
-    """Make a net again of what `net_state` gave, to read it.
-
-    Parameters
-    ----------
-    kind : type
-        Of the net.
-    parts : dict
-        Its attributes.
-    device : str
-        Where it shall compute.
-
-    Returns
-    -------
-    skorch classifier
-        It can be read, not trained.
-    """
+def net_from_state(kind: type, state: dict[str, object], device: str) -> skorch.NeuralNet:
+    """Return a net from what `net_state` returned, on a device: it can be read, not trained."""
     net: skorch.NeuralNet = object.__new__(kind)
-    vars(net).update(parts, device=device)
-    for value in parts.values():
+    vars(net).update(state, device=device)
+    for value in state.values():
         if isinstance(value, nn.Module):
             value.to(device)
     return net

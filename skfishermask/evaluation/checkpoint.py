@@ -16,7 +16,6 @@ import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypedDict
 
 from skfishermask.data import UserValue
@@ -58,18 +57,18 @@ class Checkpoint:
         self.folder = Path(folder)
         self._run_file = self.folder / "run.json"
         self._description: dict[str, object] = _as_read_back(description)
-        self._found: dict[Path, str | None] = {}
+        self._checksums: dict[Path, str | None] = {}
         self._check()
 
     def _check(self) -> None:
         """Raise ValueError if the folder belongs to another run."""
         if self._run_file.exists():
-            found, _ = _read(self._run_file)
+            run, _ = _read(self._run_file)
             for name, value in self._description.items():
-                if found.get(name) != value:
+                if run.get(name) != value:
                     raise ValueError(
                         f"The checkpoint folder {self.folder} belongs to a run with another "
-                        f"{name}: it has {found.get(name)}, this run {value}. Use another folder."
+                        f"{name}: it has {run.get(name)}, this run {value}. Use another folder."
                     )
 
     def __enter__(self) -> Self:
@@ -88,16 +87,11 @@ class Checkpoint:
                 left.unlink()
             self._check()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         _held.discard(self._key)
         self._lock.release()
 
@@ -117,13 +111,13 @@ class Checkpoint:
         """
         if not self._run_file.exists():
             _write(self._run_file, self._description | {"seed": seed}, None)
-        found, _ = _read(self._run_file)
-        if is_given and found["seed"] != seed:
+        run, _ = _read(self._run_file)
+        if is_given and run["seed"] != seed:
             raise ValueError(
                 f"The checkpoint folder {self.folder} belongs to a run with another random_state. "
                 "Use another folder."
             )
-        return int(found["seed"])
+        return int(run["seed"])
 
     def _file(self, number: int) -> Path:
         return self.folder / f"split_{number:04d}.json"
@@ -139,24 +133,24 @@ class Checkpoint:
             What makes the part, in values that JSON knows; a file with another one is refused.
         """
         file = self._file(number)
-        self._found[file] = None
+        self._checksums[file] = None
         if not file.exists():
             return []
-        found, self._found[file] = _read(file)
+        content, self._checksums[file] = _read(file)
         for name, value in _as_read_back(identity).items():
-            if found.get(name) != value:
+            if content.get(name) != value:
                 raise ValueError(
                     f"The checkpoint file {file} belongs to another run: its {name} are not those "
                     "of this split. Use another folder, or the same data, cv, n_initial and "
                     "random_state."
                 )
-        records: list[Record] = found["steps"]
+        records: list[Record] = content["steps"]
         return records
 
     def write(self, number: int, identity: dict[str, object], records: list[Record]) -> None:
         """Store the records of a part, in place of those before."""
         file = self._file(number)
-        self._found[file] = _write(file, identity | {"steps": records}, self._found[file])
+        self._checksums[file] = _write(file, identity | {"steps": records}, self._checksums[file])
 
 
 def _as_read_back(content: dict[str, object]) -> dict[str, object]:

@@ -206,8 +206,8 @@ def active_learning_curve(
     kept: Checkpoint | None = None
     with ExitStack() as stack:
         if checkpoint is not None:
-            things = {"estimator": estimator, "query_strategy": query_strategy, "scoring": scoring}
-            description = {name: describe(thing, name) for name, thing in things.items()}
+            values = {"estimator": estimator, "query_strategy": query_strategy, "scoring": scoring}
+            description = {name: describe(value, name) for name, value in values.items()}
             description |= {"X": fingerprint(X), "y": fingerprint(y)}
             description |= {"n_instances": n_instances, "initial": initial}
             kept = stack.enter_context(Checkpoint(checkpoint, description))
@@ -315,8 +315,8 @@ class _Run:
             return [self.split(X, y, *task, progress) for task in tasks]
         records = []
         parallel = Parallel(n_jobs=n_jobs, return_as="generator")
-        for found in parallel(delayed(self.split)(X, y, *task) for task in tasks):
-            records.append(found)
+        for of_split in parallel(delayed(self.split)(X, y, *task) for task in tasks):
+            records.append(of_split)
             progress(self.n_queries + 1)
         return records
 

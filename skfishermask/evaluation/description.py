@@ -37,18 +37,18 @@ def fingerprint(data: Data) -> str:
     read. Of a Dataset only the length is looked at: reading its samples may be slow or random.
     """
     digest = hashlib.sha256()
-    for part in input_arrays(data):
-        n = n_rows(part)
-        digest.update(f"{type(part).__qualname__} {getattr(part, 'shape', n)}".encode())
-        if isinstance(part, Dataset):
+    for array in input_arrays(data):
+        n = n_rows(array)
+        digest.update(f"{type(array).__qualname__} {getattr(array, 'shape', n)}".encode())
+        if isinstance(array, Dataset):
             continue
-        in_memory = isinstance(part, np.ndarray | torch.Tensor) and not isinstance(part, np.memmap)
-        whole = in_memory and part.nbytes <= _WHOLE_BYTES
-        if not whole:
-            is_short = getattr(part, "ndim", 2) == 1 or n <= _ROWS_READ
+        in_memory = isinstance(array, np.ndarray | torch.Tensor)
+        in_memory = in_memory and not isinstance(array, np.memmap)
+        if not in_memory or array.nbytes > _WHOLE_BYTES:
+            is_short = getattr(array, "ndim", 2) == 1 or n <= _ROWS_READ
             rows = np.arange(n) if is_short else np.linspace(0, n - 1, _ROWS_READ).astype(int)
-            part = take_rows(part, rows)
-        digest.update(_content(part))
+            array = take_rows(array, rows)
+        digest.update(_content(array))
     return digest.hexdigest()[:16]
 
 
@@ -65,17 +65,17 @@ def _content(values: Data) -> bytes:
     return json.dumps(describe(array.tolist()), sort_keys=True).encode()
 
 
-def describe(thing: UserValue, name: str = "it") -> object:
+def describe(obj: UserValue, name: str = "it") -> object:
     """Describe an estimator, a function or a value, without addresses, as JSON.
 
-    Two descriptions are equal only if the things do the same: parameters of an estimator are listed
-    with their values; a function counts by its code, its defaults, the values it closes over and
-    the globals it reads; another object by its class and by what pickle would store of it.
+    Two descriptions are equal only if what they describe does the same: parameters of an estimator
+    are listed with their values; a function counts by its code, its defaults, the values it closes
+    over and the globals it reads; another object by its class and by what pickle would store of it.
     Functions and classes of installed packages count by name.
 
     Parameters
     ----------
-    thing : object
+    obj : object
         What to describe.
     name : str
         What messages call it.
@@ -91,7 +91,7 @@ def describe(thing: UserValue, name: str = "it") -> object:
         If something in it, such as a lock or an open file, has no value to be told by.
     """
     try:
-        return _Describer().parameter(thing)
+        return _Describer().parameter(obj)
     except _NoDescriptionError as error:
         raise TypeError(
             f"A checkpoint must tell {name} from any other, but {error} has no value that could be "
@@ -105,63 +105,63 @@ class _NoDescriptionError(Exception):
 
 
 class _Describer:
-    """Describes one thing; objects that contain themselves are named by their distance."""
+    """Describes one object; objects that contain themselves are named by their distance."""
 
     def __init__(self) -> None:
         self._open: list[object] = []
 
-    def parameter(self, thing: UserValue) -> object:
+    def parameter(self, obj: UserValue) -> object:
         """Describe what is cloned before use: parameters alone count, readable in messages."""
-        if isinstance(thing, list | tuple):
-            return [self.parameter(value) for value in thing]
-        if hasattr(thing, "get_params") and not isinstance(thing, type):
-            values = thing.get_params(deep=False)
-            return [self.type(type(thing)), {k: self.parameter(v) for k, v in values.items()}]
-        return self.value(thing)
+        if isinstance(obj, list | tuple):
+            return [self.parameter(value) for value in obj]
+        if hasattr(obj, "get_params") and not isinstance(obj, type):
+            values = obj.get_params(deep=False)
+            return [self.type(type(obj)), {k: self.parameter(v) for k, v in values.items()}]
+        return self.value(obj)
 
-    def value(self, thing: UserValue) -> object:
+    def value(self, obj: UserValue) -> object:
         """Describe what is used as it is."""
-        if thing is None or isinstance(thing, bool | int | str):
-            return thing if type(thing).__module__ == "builtins" else [_name(type(thing)), thing]
-        if isinstance(thing, float):
-            return thing if math.isfinite(thing) else ["float", repr(thing)]
-        if isinstance(thing, np.generic):
-            return [str(thing.dtype), self.value(thing.item())]
-        if isinstance(thing, bytes | bytearray | complex | types.ModuleType | range):
-            text = thing.__name__ if isinstance(thing, types.ModuleType) else repr(thing)
-            return [type(thing).__name__, _digest(text)]
-        if any(thing is one for one in self._open):
-            return ["itself", len(self._open) - [thing is one for one in self._open].index(True)]
-        self._open.append(thing)
+        if obj is None or isinstance(obj, bool | int | str):
+            return obj if type(obj).__module__ == "builtins" else [_name(type(obj)), obj]
+        if isinstance(obj, float):
+            return obj if math.isfinite(obj) else ["float", repr(obj)]
+        if isinstance(obj, np.generic):
+            return [str(obj.dtype), self.value(obj.item())]
+        if isinstance(obj, bytes | bytearray | complex | types.ModuleType | range):
+            text = obj.__name__ if isinstance(obj, types.ModuleType) else repr(obj)
+            return [type(obj).__name__, _digest(text)]
+        if any(obj is one for one in self._open):
+            return ["itself", len(self._open) - [obj is one for one in self._open].index(True)]
+        self._open.append(obj)
         try:
-            return self._object(thing)
+            return self._object(obj)
         finally:
             self._open.pop()
 
-    def _object(self, thing: UserValue) -> object:
-        kind = type(thing)
-        if isinstance(thing, np.ndarray | torch.Tensor):
-            if isinstance(thing, torch.Tensor) and torch.nn.parameter.is_lazy(thing):
+    def _object(self, obj: UserValue) -> object:
+        kind = type(obj)
+        if isinstance(obj, np.ndarray | torch.Tensor):
+            if isinstance(obj, torch.Tensor) and torch.nn.parameter.is_lazy(obj):
                 return [_name(kind), "not initialized"]
-            shape = list(thing.shape)
-            return [_name(kind), shape, str(thing.dtype), _digest(_content(thing))]
-        if isinstance(thing, Mapping) and kind.__module__ in ("builtins", "collections"):
-            return [_name(kind), [[self.value(k), self.value(v)] for k, v in thing.items()]]
-        if isinstance(thing, Set):
-            return [_name(kind), sorted(json.dumps(self.value(value)) for value in thing)]
-        if isinstance(thing, Sequence) and kind.__module__ == "builtins":
-            return [_name(kind), [self.value(value) for value in thing]]
-        if isinstance(thing, functools.partial):
-            return [_name(kind), *map(self.value, (thing.func, thing.args, thing.keywords))]
-        if isinstance(thing, types.FunctionType):
-            return self._function(thing)
-        if isinstance(thing, types.MethodType):
-            return ["method", self.value(thing.__func__), self.value(thing.__self__)]
-        if isinstance(thing, types.CodeType):
-            return self._code(thing)
-        if isinstance(thing, type):
-            return self.type(thing)
-        return self._reduced(thing)
+            shape = list(obj.shape)
+            return [_name(kind), shape, str(obj.dtype), _digest(_content(obj))]
+        if isinstance(obj, Mapping) and kind.__module__ in ("builtins", "collections"):
+            return [_name(kind), [[self.value(k), self.value(v)] for k, v in obj.items()]]
+        if isinstance(obj, Set):
+            return [_name(kind), sorted(json.dumps(self.value(value)) for value in obj)]
+        if isinstance(obj, Sequence) and kind.__module__ == "builtins":
+            return [_name(kind), [self.value(value) for value in obj]]
+        if isinstance(obj, functools.partial):
+            return [_name(kind), *map(self.value, (obj.func, obj.args, obj.keywords))]
+        if isinstance(obj, types.FunctionType):
+            return self._function(obj)
+        if isinstance(obj, types.MethodType):
+            return ["method", self.value(obj.__func__), self.value(obj.__self__)]
+        if isinstance(obj, types.CodeType):
+            return self._code(obj)
+        if isinstance(obj, type):
+            return self.type(obj)
+        return self._reduced(obj)
 
     def type(self, kind: type) -> object:
         """Describe a class: by name where it is installed, else by bases and attributes."""
@@ -170,7 +170,7 @@ class _Describer:
         self._open.append(kind)
         try:
             own = {
-                name: [self.value(part) for part in _values_of(name, value)]
+                name: [self.value(one) for one in _values_of(name, value)]
                 for name, value in sorted(vars(kind).items())
             }
             bases = [self.value(base) for base in kind.__bases__]
@@ -197,20 +197,20 @@ class _Describer:
         names = [code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars]
         return [_digest(code.co_code), constants, list(map(list, names)), code.co_argcount]
 
-    def _reduced(self, thing: UserValue) -> object:
+    def _reduced(self, obj: UserValue) -> object:
         try:
-            reducer = copyreg.dispatch_table.get(type(thing))
-            reduced = reducer(thing) if reducer else thing.__reduce_ex__(4)
+            reducer = copyreg.dispatch_table.get(type(obj))
+            reduced = reducer(obj) if reducer else obj.__reduce_ex__(4)
         except Exception as error:  # a class that cannot be pickled raises any exception
-            raise _NoDescriptionError(f"{_name(type(thing))}") from error
+            raise _NoDescriptionError(f"{_name(type(obj))}") from error
         if isinstance(reduced, str):
-            return [_name(type(thing)), reduced]
+            return [_name(type(obj)), reduced]
         whole = [list(x) if isinstance(x, Iterator) else x for x in reduced]
-        return [self.type(type(thing)), *map(self.value, whole)]
+        return [self.type(type(obj)), *map(self.value, whole)]
 
 
-def _name(thing: UserValue) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
+def _name(obj: UserValue) -> str:
+    return f"{obj.__module__}.{obj.__qualname__}"
 
 
 def _digest(content: str | bytes) -> str:
@@ -225,12 +225,12 @@ def _is_filled(cell: types.CellType) -> bool:
         return False
 
 
-def _is_installed(thing: UserValue) -> bool:
+def _is_installed(obj: UserValue) -> bool:
     """Return whether this comes from the standard library or an installed package."""
-    first = thing.__module__.partition(".")[0] if thing.__module__ else ""
+    first = obj.__module__.partition(".")[0] if obj.__module__ else ""
     if first in (*sys.stdlib_module_names, _OWN_PACKAGE):
         return True
-    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
+    file = getattr(sys.modules.get(obj.__module__), "__file__", None)
     return file is not None and str(Path(file)).startswith(_LIBRARIES)
 
 

@@ -146,9 +146,8 @@ class ActiveLearningCurveDisplay:
             The display, drawn.
         """
         _pyplot()  # Said before the work, not after it.
-        several = isinstance(query_strategy, Mapping)
-        strategies: dict[str, Strategy | Literal["random"]] = (
-            dict(query_strategy)
+        strategies = (
+            query_strategy
             if isinstance(query_strategy, Mapping)
             else {_name(query_strategy): query_strategy}
         )
@@ -157,7 +156,7 @@ class ActiveLearningCurveDisplay:
         results = {}
         for name, strategy in strategies.items():
             folder = checkpoint
-            if checkpoint is not None and several:
+            if checkpoint is not None and isinstance(query_strategy, Mapping):
                 folder = Path(checkpoint) / name
             results[name] = active_learning_curve(
                 estimator,
@@ -210,12 +209,12 @@ class ActiveLearningCurveDisplay:
         ActiveLearningCurveDisplay
             The display itself.
         """
-        for found, expected in [
+        for value, expected in [
             (band, ("std", "sem", None)),
             (band_style, ("fill_between", "errorbar")),
         ]:
-            if found not in expected:
-                raise ValueError(f"Expected one of {expected}, found {found!r}.")
+            if value not in expected:
+                raise ValueError(f"Expected one of {expected}, found {value!r}.")
         if ax is None:
             _, ax = _pyplot().subplots(layout="constrained")
         self.lines_, self.bands_ = {}, {}

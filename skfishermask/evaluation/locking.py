@@ -59,7 +59,7 @@ class FileLock:
         self._stream = open(file, "ab", opener=_without_links)  # noqa: SIM115, closed by release
 
     def acquire(self, *, wait: bool) -> bool:
-        """Take the lock, and return whether it is held now."""
+        """Lock the file; return whether that succeeded."""
         return _lock(self._stream.fileno(), wait=wait)
 
     def release(self) -> None:

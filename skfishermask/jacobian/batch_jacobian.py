@@ -179,8 +179,8 @@ class BatchJacobian:
             if is_new:
                 with torch.enable_grad():
                     outputs = self.run(slice_batch(self.batch, slice(s, s + 1)))
-            read = _read_sample_by_backward if self.hides_gradients else _read_sample
-            read(
+            read_sample = _read_sample_by_backward if self.hides_gradients else _read_sample
+            read_sample(
                 outputs,
                 {name: entries.parameters[name] for name in names},
                 rows[s].to(outputs.dtype),

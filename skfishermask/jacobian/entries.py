@@ -117,13 +117,13 @@ class ParameterEntries:
         return result
 
     def _operand_positions(self, use: Use, form: Form, index: Tensor | None) -> _OperandPositions:
-        found = EntryPositions(self.parameters[use.name].shape, use.views).find(index)
-        entry_index, operand_index = found
+        positions = EntryPositions(self.parameters[use.name].shape, use.views).find(index)
+        _, operand_index = positions
         pairs = None
         if isinstance(form, OuterProductGrad) and index is not None:
             assert operand_index is not None
             pairs = FeaturePairs.at(operand_index, form.groups, form.left, form.right, self.device)
-        entry_index, operand_index = (None if t is None else t.to(self.device) for t in found)
+        entry_index, operand_index = (None if t is None else t.to(self.device) for t in positions)
         return entry_index, operand_index, pairs
 
 
@@ -142,9 +142,9 @@ def _group_key(located: LocatedUse) -> tuple[Hashable, bool]:
 def _one_device(parameters: Mapping[str, Tensor]) -> torch.device:
     devices = {p.device for p in parameters.values()}
     if len(devices) != 1:
-        found = ", ".join(sorted(map(str, devices))) or "no parameters"
+        names = ", ".join(sorted(map(str, devices))) or "no parameters"
         raise ValueError(
-            f"Expected all parameters of the network to be on one device, found {found}."
+            f"Expected all parameters of the network to be on one device, found {names}."
         )
     return devices.pop()
 

@@ -94,13 +94,10 @@ class Graph:
         self._number = number
 
     def uses(self) -> Iterator[Use]:
-        """Find all uses of all parameters.
+        """Yield each operation that a parameter enters, if it is no view.
 
-        Yields
-        ------
-        Use
-            Each operation that is no view; also each that may be one (a row of a table, an expanded
-            token), followed by the uses of its output.
+        One that may be a view (a row of a table, an expanded token) is followed by the uses of its
+        output.
         """
         for name, leaf in self.leaves.items():
             stack: list[tuple[Node, tuple[ViewStep, ...]]] = [(leaf, ())]

@@ -23,7 +23,7 @@ _lock = threading.Lock()
 
 
 def with_gradients(batch: Inputs) -> Inputs:
-    """Have floating-point inputs ask for gradients.
+    """Return a batch with floating-point inputs that require gradients.
 
     Without an input that does, reentrant checkpointing computes none, not even the parameters'.
     """
@@ -69,21 +69,21 @@ def hides_gradients(
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(outputs.shape, generator=generator, dtype=torch.float64) + 0.5
     weights = weights.to(outputs.device, outputs.dtype)
-    found = gradients_by_backward(outputs, weights, parameters, retain_graph=False)
+    gradients = gradients_by_backward(outputs, weights, parameters, retain_graph=False)
     # A few entries tell, and gradients may be as large as a table.
-    reached = {name: _some_entries(gradient) for name, gradient in found.items()}
-    del found, outputs
+    reached = {name: _some_entries(gradient) for name, gradient in gradients.items()}
+    del gradients, outputs
     if not reached.keys() <= graph.leaves.keys():
         return True
     if not calls_python or not reached:
         return False
     try:
-        gradients = torch.autograd.grad(
+        shown = torch.autograd.grad(
             run(), [parameters[name] for name in reached], weights, allow_unused=True
         )
     except RuntimeError:  # Reentrant checkpointing refuses it.
         return True
-    pairs = zip(reached.values(), gradients, strict=True)
+    pairs = zip(reached.values(), shown, strict=True)
     return not all(
         gradient is not None and _are_close(entries, _some_entries(gradient))
         for entries, gradient in pairs

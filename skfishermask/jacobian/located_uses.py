@@ -98,7 +98,7 @@ def probe_layouts(
         passes.append(backward(outputs, edges, weights, last=False))
 
     def at(node: Node) -> list[Tensor]:
-        return [found[node] for found in passes]
+        return [gradients_of[node] for gradients_of in passes]
 
     def layout(use: Use, form: Form | None) -> SampleLayout | None:
         if form is None or use.node not in gradients:
@@ -168,7 +168,7 @@ def backward(
 
     The `last` backward pass frees the graph.
     """
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         outputs, [*edges.values()], grad_outputs=weights, retain_graph=not last, allow_unused=True
     )
-    return {key: g for key, g in zip(edges, found, strict=True) if g is not None}
+    return {key: g for key, g in zip(edges, gradients, strict=True) if g is not None}

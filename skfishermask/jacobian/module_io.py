@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -111,17 +111,15 @@ def _explaining_dtypes(module: nn.Module, batch: Inputs) -> Iterator[None]:
     except RuntimeError as error:
         if "dtype" not in str(error) and "scalar type" not in str(error):
             raise
-        found: list[torch.dtype] = []
+        dtypes: set[torch.dtype] = set()
 
         def note_dtype(t: Tensor) -> Tensor:
-            found.append(t.dtype)
+            dtypes.add(t.dtype)
             return t
 
         map_tensors(batch, note_dtype)
         own = {p.dtype for p in module.parameters()}
-        floats = sorted(
-            {str(dtype) for dtype in found if dtype.is_floating_point} - {*map(str, own)}
-        )
+        floats = sorted(str(dtype) for dtype in dtypes - own if dtype.is_floating_point)
         if not floats:
             raise
         expected = " and ".join(sorted(map(str, own)))
@@ -133,11 +131,13 @@ def _explaining_dtypes(module: nn.Module, batch: Inputs) -> Iterator[None]:
         ) from error
 
 
-class NonFiniteOutputError(ValueError):
-    """The network's output is NaN or infinite; `row` counts the samples that were read."""
+class _NonFiniteError(ValueError):
+    """What a network computes is NaN or infinite; `row` counts the samples that were read."""
+
+    subject: ClassVar[str]
 
     def __init__(self, row: int) -> None:
-        super().__init__(f"The network's output is NaN or infinite for sample {row}.")
+        super().__init__(f"The network's {self.subject} NaN or infinite for sample {row}.")
         self.row = row
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -145,15 +145,16 @@ class NonFiniteOutputError(ValueError):
         return type(self), (self.row,)
 
 
-class NonFiniteGradientError(ValueError):
-    """Gradients are NaN or infinite; `row` counts the samples that were read."""
+class NonFiniteOutputError(_NonFiniteError):
+    """The network's output is NaN or infinite."""
 
-    def __init__(self, row: int) -> None:
-        super().__init__(f"The network's gradients are NaN or infinite for sample {row}.")
-        self.row = row
+    subject = "output is"
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.row,)
+
+class NonFiniteGradientError(_NonFiniteError):
+    """Gradients are NaN or infinite."""
+
+    subject = "gradients are"
 
 
 # A single sample is tried before all others.
@@ -173,8 +174,7 @@ def check_outputs(outputs: Output, n: int, first_row: int) -> None:
         )
     bad = ~torch.isfinite(outputs).unsqueeze(-1).flatten(1).all(dim=1)
     if bad.any():
-        row = first_row + int(bad.nonzero()[0])
-        raise NonFiniteOutputError(row)
+        raise NonFiniteOutputError(first_row + int(bad.nonzero()[0]))
 
 
 def read_outputs(

@@ -153,7 +153,7 @@ class JacobianReader:
         return BatchJacobian(self.entries, self.outputs, batch, outputs, uses, [*unsupported])
 
     def _has_hidden_gradients(self, graph: Graph, signature: Hashable, batch: Inputs) -> bool:
-        """Tell, once for each kind, whether parameters get gradients that a graph does not show."""
+        """Return whether parameters get gradients that a graph does not show; once for a kind."""
         if signature not in self._hides_gradients:
             self._hides_gradients[signature] = hides_gradients(
                 graph, self.entries.parameters, partial(self._outputs_with_gradients, batch)
@@ -276,7 +276,7 @@ class JacobianReader:
 
 def _storages(module: nn.Module) -> set[int]:
     """Return the addresses of all parameters and buffers."""
-    found = set()
+    storages = set()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         storage = storage_of(tensor)
         if storage is None:
@@ -286,8 +286,8 @@ def _storages(module: nn.Module) -> set[int]:
                 "made plain tensors first (as by dequantize() or full_tensor()) in a copy of the "
                 "network."
             )
-        found.add(storage)
-    return found
+        storages.add(storage)
+    return storages
 
 
 def _largest_eps(tensors: Sequence[Tensor]) -> float:

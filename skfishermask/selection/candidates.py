@@ -149,15 +149,15 @@ class GainState:
         k = len(target)
         forms = QuadraticForm(inverse), QuadraticForm(target)
         dtype = torch.float64
-        for part, v in self.embedding.chunks(dtype):
-            self.norms[part] = norms = torch.linalg.vector_norm(v.flatten(1), dim=1)
+        for chunk, v in self.embedding.chunks(dtype):
+            self.norms[chunk] = norms = torch.linalg.vector_norm(v.flatten(1), dim=1)
             (a, size_a), (b, size_b) = (form(v) for form in forms)
-            self._blocks[0, part, ::2], self._blocks[0, part, 1::2] = a, b / 2
+            self._blocks[0, chunk, ::2], self._blocks[0, chunk, 1::2] = a, b / 2
             for i, (size, form) in enumerate(zip((size_a, size_b), forms, strict=True)):
                 error = rounding.product_error(form.size * norms, size, k, dtype)
-                self._update_error[0, part, i] = norms * error
-            self._update_gains(slice(0, 1), part, dtype)
-            on_chunk(part.stop - part.start)
+                self._update_error[0, chunk, i] = norms * error
+            self._update_gains(slice(0, 1), chunk, dtype)
+            on_chunk(chunk.stop - chunk.start)
         check_finite(self.norms, self.positions)
         self._find_equals()
 
@@ -195,9 +195,9 @@ class GainState:
             Of their embeddings. None: `work_dtype` of the embedding.
         """
         rows = self.embedding.take(index).to(dtype or self.embedding.work_dtype)
-        part = self._derive([self], rows, lambda x: x.index_select(0, index), n_states)
-        part.index = index
-        return part
+        subset = self._derive([self], rows, lambda x: x.index_select(0, index), n_states)
+        subset.index = index
+        return subset
 
     @staticmethod
     def concatenate(several: Sequence[GainState], n_states: int) -> GainState:
@@ -220,8 +220,8 @@ class GainState:
     ) -> GainState:
         """Return candidates with these rows and the changed tensors of others."""
 
-        def changed(parts: list[Tensor]) -> Tensor:
-            return change(parts[0] if len(parts) == 1 else torch.cat(parts))
+        def changed(tensors: list[Tensor]) -> Tensor:
+            return change(tensors[0] if len(tensors) == 1 else torch.cat(tensors))
 
         new = GainState(stored(rows), changed([one.positions for one in several]), n_states)
         new.n_applied = several[0].n_applied
@@ -333,15 +333,15 @@ class GainState:
         size = self.embedding.chunk_rows
         rows = min(n, size * max(1, _PRODUCT_BYTES // (size * r * width * dtype.itemsize)))
         products, start = factors.new_empty((rows, r, width)), 0
-        for part, v in self.embedding.chunks(dtype):
-            into = products[part.start - start : part.stop - start]
+        for chunk, v in self.embedding.chunks(dtype):
+            into = products[chunk.start - start : chunk.stop - start]
             torch.mm(v.reshape(-1, k), factors, out=into.view(-1, width))
-            if part.stop - start == rows or part.stop == n:
+            if chunk.stop - start == rows or chunk.stop == n:
                 yield (
-                    slice(start, part.stop),
-                    products[: part.stop - start].view(-1, r, width // (2 * r), 2, r),
+                    slice(start, chunk.stop),
+                    products[: chunk.stop - start].view(-1, r, width // (2 * r), 2, r),
                 )
-                start = part.stop
+                start = chunk.stop
 
     def _added_error(self, group: slice, products: Tensor, norms: Tensor) -> Tensor:
         """Bound what each pick adds to the errors of A and B, (m, picks, 2)."""
@@ -350,15 +350,15 @@ class GainState:
         k = self.embedding.shape[2]
         return rounding.update_error(factors, sizes, k, self.r, products.dtype)
 
-    def _update_gains(self, states: slice, part: slice, dtype: torch.dtype) -> None:
+    def _update_gains(self, states: slice, group: slice, dtype: torch.dtype) -> None:
         """Compute gains and bounds of their errors from A and B, in `dtype`."""
-        blocks = self._blocks[states, part].flatten(0, 1)
+        blocks = self._blocks[states, group].flatten(0, 1)
         a = blocks[:, ::2]
         half, inverse_size = trace_gains(a, blocks[:, 1::2], dtype)
         gains = half.mul_(2)
         trace = a.diagonal(dim1=1, dim2=2).sum(1)
-        update_error = self._update_error[states, part].flatten(0, 1)
+        update_error = self._update_error[states, group].flatten(0, 1)
         gain_error = rounding.gain_error(gains, update_error, inverse_size, trace, dtype)
-        shape = self._gains[states, part].shape
-        self._gains[states, part] = gains.view(shape)
-        self._gain_error[states, part] = gain_error.view(shape)
+        shape = self._gains[states, group].shape
+        self._gains[states, group] = gains.view(shape)
+        self._gain_error[states, group] = gain_error.view(shape)

@@ -126,23 +126,23 @@ class StoredEmbedding(ABC):
 
         Yields
         ------
-        part : slice
+        chunk : slice
             Which samples.
         values : Tensor of shape (m, r, k)
             Their embeddings on `device`, not to be written to, valid until the next ones.
         """
         dtype = dtype or self.work_dtype
         size = self.chunk_rows
-        parts = [slice(a, min(len(self), a + size)) for a in range(0, len(self), size)]
+        chunks = [slice(a, min(len(self), a + size)) for a in range(0, len(self), size)]
         room: Tensor | None = None
-        for part, values in zip(parts, self._read(parts), strict=True):
+        for chunk, values in zip(chunks, self._read(chunks), strict=True):
             if values.dtype == dtype:
-                yield part, values
+                yield chunk, values
             else:
                 # Memory that was written to before is much faster than new memory.
                 if room is None:
                     room = torch.empty_like(values, dtype=dtype)
-                yield part, room[: len(values)].copy_(values)
+                yield chunk, room[: len(values)].copy_(values)
 
     @classmethod
     @abstractmethod
@@ -169,8 +169,8 @@ class StoredEmbedding(ABC):
         """Read the embeddings of some samples."""
 
     @abstractmethod
-    def _read(self, parts: Sequence[slice]) -> Iterator[Tensor]:
-        """Yield part after part, on `device`."""
+    def _read(self, chunks: Sequence[slice]) -> Iterator[Tensor]:
+        """Yield chunk after chunk, on `device`."""
 
 
 class TensorEmbedding(StoredEmbedding):
@@ -215,21 +215,18 @@ class TensorEmbedding(StoredEmbedding):
         index = torch.as_tensor(rows, dtype=torch.int64, device=self._values.device)
         return self._values.index_select(0, index).to(self.device)
 
-    def _read(self, parts: Sequence[slice]) -> Iterator[Tensor]:
-        if not self.is_fetched or not parts:
-            yield from (self._values[part] for part in parts)
-            return
-        if self.device.type != "cuda":
-            yield from (self._values[part].to(self.device) for part in parts)
+    def _read(self, chunks: Sequence[slice]) -> Iterator[Tensor]:
+        if not self.is_fetched or not chunks or self.device.type != "cuda":
+            yield from (self._values[chunk].to(self.device) for chunk in chunks)
             return
         stream = torch.cuda.Stream(self.device)
 
-        def send(part: slice) -> Tensor:
+        def send(chunk: slice) -> Tensor:
             with torch.cuda.stream(stream):
-                return self._values[part].to(self.device, non_blocking=True)
+                return self._values[chunk].to(self.device, non_blocking=True)
 
-        sent = send(parts[0])
-        for following in [*parts[1:], None]:
+        sent = send(chunks[0])
+        for following in [*chunks[1:], None]:
             now = torch.cuda.current_stream(self.device)
             now.wait_stream(stream)
             # It was allocated for the other stream, and must not be given away while in use here.
@@ -335,9 +332,9 @@ class ScratchEmbedding(StoredEmbedding):
         empty = torch.empty(0, *self.shape[1:], dtype=self.dtype)
         return torch.cat([empty, *samples]).to(self.device)
 
-    def _load(self, part: slice) -> Tensor:
-        values = torch.empty(part.stop - part.start, *self.shape[1:], dtype=self.dtype)
-        self._transfer(self._file.readinto, part.start * self._row_bytes, values)
+    def _load(self, chunk: slice) -> Tensor:
+        values = torch.empty(chunk.stop - chunk.start, *self.shape[1:], dtype=self.dtype)
+        self._transfer(self._file.readinto, chunk.start * self._row_bytes, values)
         return values
 
     def _transfer(self, move: Callable[[memoryview], int], offset: int, values: Tensor) -> None:
@@ -351,13 +348,13 @@ class ScratchEmbedding(StoredEmbedding):
                     raise OSError(f"The scratch file of embeddings ended at row {row}.")
                 view = view[moved:]
 
-    def _read(self, parts: Sequence[slice]) -> Iterator[Tensor]:
-        if not parts:
+    def _read(self, chunks: Sequence[slice]) -> Iterator[Tensor]:
+        if not chunks:
             return
-        # A thread reads the next part while one is computed with.
+        # A thread reads the next chunk while one is computed with.
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self._load, parts[0])
-            for following in [*parts[1:], None]:
+            ahead = pool.submit(self._load, chunks[0])
+            for following in [*chunks[1:], None]:
                 values = ahead.result()
                 if following is not None:
                     ahead = pool.submit(self._load, following)

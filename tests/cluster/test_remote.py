@@ -50,7 +50,7 @@ def request(number: int = 0, **more: Any) -> Request:
         "updates": [],
         "picks": [],
         "cached": [],
-        "wanted": [],
+        "requested": [],
         "limits": EVERYTHING,
         "count": 5,
         "n_picks": 1,
@@ -101,7 +101,7 @@ def test_attempted_picks_are_kept_or_undone() -> None:
         # Those picked later are still there.
         others = [p for p in range(30) if p not in (4, 5, 6)]
         assert largest >= float(expected[others].max()) * (1 - 1e-9)
-    kept = block.reply(request(n_committed=2, wanted=[5, 7]))
+    kept = block.reply(request(n_committed=2, requested=[5, 7]))
     assert kept.sent is not None
     assert kept.sent.positions.tolist() == [5, 7]
     assert kept.sent.taken.tolist() == [True, False]
@@ -135,7 +135,7 @@ def test_replies_are_merged() -> None:
 
 
 def test_a_request_has_the_size_of_its_tensors() -> None:
-    some = request(updates=picks(1), picks=picks(2, 3), cached=[1, 2, 3], wanted=[9])
+    some = request(updates=picks(1), picks=picks(2, 3), cached=[1, 2, 3], requested=[9])
     assert some.n_bytes == 3 * 9 * 4 * 8 + 8 * 4
     moved = some.to("cpu", torch.float32)
     assert moved.n_bytes == 3 * 9 * 4 * 4 + 8 * 4

@@ -136,8 +136,8 @@ def test_other_axes_become_one_chunk(net: Any) -> None:
     pool = DaskSamples(net, X, same)
     assert pool.array.chunks == ((4, 2), (5,), (2,))
     assert len(pool) == 6
-    assert pool.parts(np.array([1, 3, 5])) == [(0, slice(0, 2)), (1, slice(2, 3))]
-    assert pool.parts(np.array([4, 5])) == [(1, slice(0, 2))]
+    assert pool.rows_by_chunk(np.array([1, 3, 5])) == [(0, slice(0, 2)), (1, slice(2, 3))]
+    assert pool.rows_by_chunk(np.array([4, 5])) == [(1, slice(0, 2))]
 
 
 def test_bad_rows_are_named(net: Any, pool: np.ndarray) -> None:
