@@ -6,7 +6,7 @@ import inspect
 import sys
 import unittest
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -528,7 +528,7 @@ class Contract(TemplateSingleAnnotatorPoolQueryStrategy):
     """The strategy on a small problem; `classifier` makes what it refits."""
 
     classifier: Any
-    more: ClassVar[dict[str, Any]] = {}
+    leaves_no_state = True
 
     def setUp(self) -> None:
         samples = np.random.default_rng(0).normal(size=(12, 2)).astype("float32")
@@ -538,7 +538,7 @@ class Contract(TemplateSingleAnnotatorPoolQueryStrategy):
         clf = self.classifier()
         super().setUp(
             qs_class=FisherMask,
-            init_default_params=dict(self.more),
+            init_default_params={},
             query_default_params_clf={"X": samples, "y": y, "clf": clf},
         )
 
