@@ -35,6 +35,8 @@ _NOISE = 0.02
 _EIGENVALUE_ROUNDING = 1e-6
 # Least probability of a sample to be a landmark, relative to the mean.
 _LEAST_WEIGHT = 1e-3
+# Rows of inputs that are cast to float64 in one go.
+_CHUNK_ROWS = 2048
 
 
 def predicted_balance(probabilities: Tensor) -> float:
@@ -103,9 +105,9 @@ class KernelFeatures:
 
     Attributes
     ----------
-    centers : Tensor of shape (m + n_labeled, d)
+    centers : Tensor of shape (m + n_labeled, d), float64
         Landmarks and labelled samples, of unit length.
-    weights : Tensor of shape (m + n_labeled, n_features)
+    weights : Tensor of shape (m + n_labeled, n_features), float64
         By which the kernel at the centers becomes the features; n_features is at most m.
     radius : float
         Length scale of the kernel.
@@ -135,9 +137,9 @@ class KernelFeatures:
         radius : float, default=1.0
             Length scale of the kernel.
         """
-        centers = torch.cat([landmarks, labeled])
+        centers = torch.cat([landmarks, labeled]).double()
         m = len(landmarks)
-        matrix = kernel(centers.double(), centers.double(), radius)
+        matrix = kernel(centers, centers, radius)
         covariance, cross, own = matrix[:m, :m], matrix[m:, :m], matrix[m:, m:]
         own.diagonal().add_(noise)
         solved = torch.linalg.solve(own, cross)
@@ -145,12 +147,18 @@ class KernelFeatures:
         values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
         kept = values > _EIGENVALUE_ROUNDING * values[-1]
         whitening = vectors[:, kept] / values[kept].sqrt()
-        weights = torch.cat([whitening, -solved @ whitening])
-        return cls(centers, weights.to(landmarks.dtype), radius)
+        return cls(centers, torch.cat([whitening, -solved @ whitening]), radius)
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Return the features of samples of unit length, (n, d), as an embedding (n, 1, m)."""
-        return (kernel(inputs, self.centers, self.radius) @ self.weights)[:, None]
+        """Return the features of samples of unit length, (n, d), as an embedding (n, 1, m).
+
+        They are float64, in which equal samples tie: products of float32 round rows differently.
+        """
+        parts = (
+            kernel(part.double(), self.centers, self.radius) @ self.weights
+            for part in inputs.split(_CHUNK_ROWS)
+        )
+        return torch.cat([*parts])[:, None]
 
 
 def kernel(a: Tensor, b: Tensor, radius: float) -> Tensor:
@@ -209,7 +217,7 @@ def coverage_problem(
     embedding = KernelFeatures.at(landmarks, labeled)(pool)
     flat = embedding[:, 0]
     fisher = (flat.T * weights.to(flat)) @ flat / n
-    problem = SelectionProblem(n_instances, fisher.double(), regularization=_NOISE)
+    problem = SelectionProblem(n_instances, fisher, regularization=_NOISE)
     return stored(embedding), problem
 
 

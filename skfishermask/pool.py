@@ -21,6 +21,7 @@ from skfishermask.fisher import (
     embedding_blocks,
     fisher_diagonal,
     fisher_matrix,
+    largest_rank,
     predict,
 )
 from skfishermask.jacobian import TENSOR_CACHE_BYTES
@@ -88,6 +89,9 @@ class Pool(Protocol):
 
     def direction_norms(self, rows: np.ndarray) -> Tensor:
         """Sum the squared norms of each direction over some rows, (rank,)."""
+
+    def largest_rank(self, rows: np.ndarray) -> int:
+        """Return the number of directions of the sample among some rows that has the most."""
 
     def predictions_and_inputs(self, rows: np.ndarray) -> tuple[Predictions, Tensor | None]:
         """Return predictions, and inputs flat and of unit length; None: no one length."""
@@ -158,6 +162,13 @@ class LocalSamples:
         shown = self.progress.each(batches, len(batches), "Predictions")
         with naming_rows(batches, self.net.to_logits):
             return direction_norms(self.net.module, shown, **self.net.read_options)
+
+    def largest_rank(self, rows: np.ndarray) -> int:
+        """Return the number of directions of the sample among some rows that has the most."""
+        batches = self.source.batches(rows)
+        shown = self.progress.each(batches, len(batches), "Predictions")
+        with naming_rows(batches, self.net.to_logits):
+            return largest_rank(self.net.module, shown, **self.net.read_options)
 
     def predictions_and_inputs(
         self, rows: np.ndarray | None = None

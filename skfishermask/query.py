@@ -121,9 +121,11 @@ class Query:
         self._net, self._outputs = read_net(
             net, self._first, settings.to_logits, settings.likelihood
         )
-        is_open = isinstance(settings.likelihood, str) and type(self._net.likelihood) is Gaussian
+        likelihood = self._net.likelihood
+        is_open = isinstance(settings.likelihood, str) and type(likelihood) is Gaussian
         if is_open and variance is not None:
-            self._net = replace(self._net, likelihood=Gaussian(variance))
+            likelihood = Gaussian(variance)
+        self._net = replace(self._net, likelihood=likelihood.of_samples_like(self._outputs))
         self._progress = Progress(settings.verbose > 0, self._net.device)
         for samples in others:
             self._net.outputs_of(first_sample(samples), samples.role)
@@ -156,7 +158,7 @@ class Query:
         if coverage is not None and len(coverage.indices) == self._n_instances:
             return self._covered(coverage, wants_utilities)
         sample = self._mask_sample()
-        r = self._n_directions(sample)
+        r = self._n_directions(sample, rows)
         trainable = trainable_parameters(self._net.module)
         layer = output_layer(self._net.module, self._first, to_outputs=self._net.to_logits)
         output = [name for name in layer if name in trainable]
@@ -220,7 +222,7 @@ class Query:
             parts.insert(0, (self._labeled, drawn[drawn < n_labeled]))
         return [(samples, rows) for samples, rows in parts if len(rows)]
 
-    def _n_directions(self, sample: Sample) -> int:
+    def _n_directions(self, sample: Sample, candidates: np.ndarray) -> int:
         rank = self._net.likelihood.rank(self._outputs)
         has_positions = self._outputs.dim() > 2
         wanted = self._settings.n_directions
@@ -230,9 +232,16 @@ class Query:
             norms = [samples.direction_norms(rows).cpu() for samples, rows in sample]
             wanted = directions_that_keep(torch.stack(norms).sum(0), float(wanted))
         if wanted is None:
-            return rank
+            return self._largest_rank(sample, candidates) if has_positions else rank
         # The rank of the first sample's positions may be that of a short sequence.
         return int(wanted) if has_positions else min(int(wanted), rank)
+
+    def _largest_rank(self, sample: Sample, candidates: np.ndarray) -> int:
+        """Return the number of directions of the longest sequence that is to be read."""
+        of_pool = [candidates, *(rows for samples, rows in sample if samples is self._pool)]
+        others = [samples for samples in (self._labeled, self._target) if samples is not None]
+        ranks = [samples.largest_rank(np.arange(len(samples))) for samples in others]
+        return max(self._pool.largest_rank(np.unique(np.concatenate(of_pool))), *ranks, 0)
 
     def _make_mask(
         self,

@@ -17,7 +17,7 @@ from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
 from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, active_learning_curve, fisher_embedding
-from skfishermask.fisher import Gaussian, fisher_matrix
+from skfishermask.fisher import Categorical, Gaussian, fisher_matrix
 from skfishermask.modal import ActiveLearner
 from tests import oracles
 
@@ -148,6 +148,49 @@ def test_a_label_a_position() -> None:
     assert sampler.classes_.tolist() == [0, 1, 2]
     assert len(sampler.query(TOKENS, 3, X_labeled=TOKENS)[0]) == 3
     assert sampler.query_info_["n_directions"] == 16
+
+
+def trimmed(samples: list[Any]) -> Any:
+    """A batch as long as its longest sequence."""
+    tokens = torch.stack([torch.as_tensor(x) for x, _ in samples])
+    return tokens[:, : int((tokens > 0).sum(1).max())], torch.zeros(len(tokens))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("n_directions", [None, 1], ids=["exact", "combinations"])
+def test_sequences_of_several_lengths(n_directions: int | None, batch_size: int) -> None:
+    tokens = TOKENS * (np.arange(6) < np.r_[1, RNG.integers(1, 7, 119)][:, None])
+    sampler = FisherMaskSampler(
+        mask="all",
+        likelihood=Categorical(ignored=lambda batch: batch == 0),
+        n_directions=n_directions,
+        coverage_share=0,
+        batch_size=batch_size,
+    )
+    expected, gains = sampler(tagger().initialize(), tokens[:90], 8, X_labeled=tokens[90:])
+    net = tagger(iterator_valid__collate_fn=trimmed).initialize()
+    found, found_gains = sampler(net, tokens[:90], 8, X_labeled=tokens[90:])
+    assert sampler.query_info_["n_directions"] == (n_directions or 2 * 6)
+    assert found.tolist() == expected.tolist()
+    np.testing.assert_allclose(found_gains, gains, rtol=1e-4)
+
+
+class Positions(Tagger):
+    """A logit for each token, (n, positions), where the axis of the labels is missing."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens)[:, 0]
+
+
+@pytest.mark.parametrize("criterion", [nn.BCEWithLogitsLoss, nn.MSELoss])
+@pytest.mark.parametrize("share", [0, "auto"])
+@pytest.mark.parametrize("first", [2, 6])
+def test_positions_need_an_axis_of_their_own(criterion: Any, share: Any, first: int) -> None:
+    tokens = TOKENS * (np.arange(6) < np.r_[first, RNG.integers(1, 7, 119)][:, None])
+    net = NeuralNet(Positions(), criterion, iterator_valid__collate_fn=trimmed, **OPTIONS)
+    sampler = FisherMaskSampler(mask="all", coverage_share=share, batch_size=1)
+    with pytest.raises(ValueError, match=rf"{first} outputs a sample, .*\(n, 1, positions\)"):
+        sampler(net.initialize(), tokens, 3)
 
 
 def test_another_ignore_index() -> None:

@@ -130,10 +130,7 @@ class ClusterPool:
         return Placement(estimate, "cluster")
 
     def _tasks(
-        self,
-        function: Callable[..., object],
-        rows: np.ndarray,
-        arguments: Callable[[int], Sequence[object]] = lambda position: (),
+        self, function: Callable[..., object], rows: np.ndarray, *arguments: object
     ) -> list[DaskObject]:
         """Return a task for each chunk that holds some of these rows of the pool.
 
@@ -143,8 +140,8 @@ class ClusterPool:
             Takes the network, the chunk, its rows to read, and more.
         rows : ndarray of int
             Ascending.
-        arguments : callable, optional
-            Returns what more, given the position in `rows` of the chunk's first row.
+        *arguments : object
+            What more.
         """
         from dask.delayed import delayed
 
@@ -152,15 +149,15 @@ class ClusterPool:
         chunks, tasks = samples.chunks(), []
         for number, positions in samples.rows_by_chunk(rows):
             first = int(samples.starts[number])
-            chunk_rows = worker.ChunkRows(rows[positions], first, self._settings.batch_size)
-            more = arguments(positions.start)
-            tasks.append(task(self._packed, chunks[number], chunk_rows, *more))
+            some = rows[positions]
+            chunk_rows = worker.ChunkRows(some, first, positions.start, self._settings.batch_size)
+            tasks.append(task(self._packed, chunks[number], chunk_rows, *arguments))
         return tasks
 
     def diagonal(  # noqa: D102, see Pool
         self, rows: np.ndarray, n_directions: int
     ) -> dict[str, Tensor]:
-        tasks = self._tasks(worker.diagonal_of, rows, lambda position: (n_directions,))
+        tasks = self._tasks(worker.diagonal_of, rows, n_directions)
         *of_chunks, total = self._cluster.compute([*tasks, _tree(tasks)])
         with self._progress.bar(len(of_chunks), "Fisher diagonal", "chunk") as bar:
             self._cluster.wait(of_chunks, bar.update)
@@ -173,6 +170,9 @@ class ClusterPool:
         norms = torch.stack(self._predicted(worker.direction_norms_of, rows))
         self._cluster.count("predictions", norms.nbytes)
         return norms.sum(0)
+
+    def largest_rank(self, rows: np.ndarray) -> int:  # noqa: D102, see Pool
+        return max(self._predicted(worker.largest_rank_of, rows))
 
     def _predicted(self, function: Callable[..., T], rows: np.ndarray) -> list[T]:
         tasks = self._cluster.compute(self._tasks(function, rows))
@@ -201,7 +201,7 @@ class ClusterPool:
         how = mask, self._estimate.dtype, self._estimate.r
         with self._progress.step("embedding"):
             fisher_of_others = [other.mean_fisher(mask, self._estimate.r) for other in others]
-            tasks = self._tasks(worker.embedding_of, rows, lambda position: (position, *how))
+            tasks = self._tasks(worker.embedding_of, rows, *how)
             in_total = [_tree(_fisher_tasks(tasks))] if wants_fisher else []
             futures = self._cluster.compute([*tasks, *in_total])
             self._embeddings, totals = futures[: len(tasks)], futures[len(tasks) :]

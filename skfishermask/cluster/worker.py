@@ -31,10 +31,11 @@ from skfishermask.data import (
 from skfishermask.fisher import (
     ParameterMask,
     Predictions,
+    diagonal_sums,
     direction_norms,
     embedding_blocks,
-    fisher_diagonal,
     fisher_matrix,
+    largest_rank,
     predict,
 )
 from skfishermask.jacobian import ToOutputs
@@ -69,12 +70,15 @@ class ChunkRows:
         Their rows in the pool.
     start : int
         The row of the chunk's first sample in the pool.
+    position : int
+        The number of the first of them among all that are read, in all chunks.
     batch_size : int or None
         Samples in a batch; None: the net's own.
     """
 
     rows: np.ndarray
     start: int
+    position: int
     batch_size: int | None
 
     @contextmanager
@@ -95,15 +99,22 @@ class ChunkRows:
 def diagonal_of(packed: bytes, chunk: Data, samples: ChunkRows, r: int) -> Sums:
     """Return the sum of the diagonal Fisher information of a chunk's samples."""
     with samples.read(packed, chunk) as (net, batches):
-        means = fisher_diagonal(net.module, batches, n_directions=r, **net.read_options)
-    n = len(samples.rows)
-    return n, {name: n * mean.cpu() for name, mean in means.items()}
+        n, sums = diagonal_sums(
+            net.module, batches, n_directions=r, first_row=samples.position, **net.read_options
+        )
+    return n, {name: total.cpu() for name, total in sums.items()}
 
 
 def direction_norms_of(packed: bytes, chunk: Data, samples: ChunkRows) -> Tensor:
     """Sum the squared norms of each direction over a chunk's samples."""
     with samples.read(packed, chunk) as (net, batches):
         return direction_norms(net.module, batches, **net.read_options).cpu()
+
+
+def largest_rank_of(packed: bytes, chunk: Data, samples: ChunkRows) -> int:
+    """Return the number of directions of the chunk's sample that has the most."""
+    with samples.read(packed, chunk) as (net, batches):
+        return largest_rank(net.module, batches, **net.read_options)
 
 
 def predictions_and_inputs_of(
@@ -132,7 +143,6 @@ def embedding_of(
     packed: bytes,
     chunk: Data,
     samples: ChunkRows,
-    position: int,
     mask: ParameterMask,
     dtype: torch.dtype,
     r: int,
@@ -140,13 +150,19 @@ def embedding_of(
     """Return the Fisher embeddings of a chunk's candidates."""
     with samples.read(packed, chunk) as (net, batches):
         values = torch.empty((len(samples.rows), r, len(mask)), dtype=dtype, device=net.device)
+        blocks = embedding_blocks(
+            net.module,
+            batches,
+            mask,
+            n_directions=r,
+            first_row=samples.position,
+            **net.read_options,
+        )
         start = 0
-        for block in embedding_blocks(
-            net.module, batches, mask, n_directions=r, **net.read_options
-        ):
+        for block in blocks:
             values[start : start + len(block)] = block
             start += len(block)
-    return ChunkEmbedding(position, values)
+    return ChunkEmbedding(samples.position, values)
 
 
 @torch.no_grad()

@@ -1,7 +1,12 @@
 """Fisher information of any torch module: likelihood, diagonal, mask and embedding."""
 
 from skfishermask.fisher.directions import check_n_directions, directions_that_keep
-from skfishermask.fisher.information import embedding_blocks, fisher_diagonal, fisher_embedding
+from skfishermask.fisher.information import (
+    diagonal_sums,
+    embedding_blocks,
+    fisher_diagonal,
+    fisher_embedding,
+)
 from skfishermask.fisher.likelihood import (
     LIKELIHOODS,
     Bernoulli,
@@ -18,6 +23,7 @@ from skfishermask.fisher.predictions import (
     Predictions,
     direction_norms,
     directions_for_share,
+    largest_rank,
     map_outputs,
     predict,
     predicted_means,
@@ -38,6 +44,7 @@ __all__ = [
     "Weighting",
     "as_likelihood",
     "check_n_directions",
+    "diagonal_sums",
     "direction_norms",
     "directions_for_share",
     "directions_that_keep",
@@ -45,6 +52,7 @@ __all__ = [
     "fisher_diagonal",
     "fisher_embedding",
     "fisher_matrix",
+    "largest_rank",
     "map_outputs",
     "margin_uncertainty",
     "mask_size",

@@ -38,7 +38,7 @@ def _directions(
     first_row: int,
 ) -> Tensor:
     outputs = jacobian.outputs
-    likelihood.check(outputs)
+    likelihood.check_samples(outputs)
     counted = likelihood.counted(batch, outputs)
     return likelihood.directions(outputs, n_directions, counted=counted, first_row=first_row)
 
@@ -103,16 +103,40 @@ def fisher_diagonal(
     >>> {name: tuple(d.shape) for name, d in diagonal.items()}
     {'weight': (3, 4), 'bias': (3,)}
     """
+    n, totals = diagonal_sums(
+        module, batches, likelihood=likelihood, n_directions=n_directions, to_logits=to_logits
+    )
+    return {name: total / n for name, total in totals.items()}
+
+
+def diagonal_sums(
+    module: nn.Module,
+    batches: Iterable[Inputs],
+    *,
+    likelihood: str | Likelihood = "categorical",
+    n_directions: int | None = None,
+    to_logits: ToOutputs | None = None,
+    first_row: int = 0,
+) -> tuple[int, dict[str, Tensor]]:
+    """Count the samples, and sum what :func:`skfishermask.fisher_diagonal` averages over them.
+
+    Parameters
+    ----------
+    module, batches, likelihood, n_directions, to_logits
+        As in :func:`skfishermask.fisher_diagonal`.
+    first_row : int, default=0
+        The number of the first sample, on which random combinations depend.
+    """
     check_n_directions(n_directions, shares=False)
     model = as_likelihood(likelihood)
     reader = JacobianReader(module, None, to_logits)
 
-    def read(batch: Inputs, first_row: int) -> tuple[int, dict[str, Tensor]]:
-        jacobian = reader.forward(batch, first_row)
-        rows = _directions(model, jacobian, batch, n_directions, first_row)
+    def read(batch: Inputs, row: int) -> tuple[int, dict[str, Tensor]]:
+        jacobian = reader.forward(batch, row)
+        rows = _directions(model, jacobian, batch, n_directions, first_row + row)
         squares = jacobian.sum_of_squares(rows)
         if not are_finite(squares):
-            raise NonFiniteGradientError(first_row + first_bad(batch))
+            raise NonFiniteGradientError(row + first_bad(batch))
         return len(rows), squares
 
     def are_finite(squares: Mapping[str, Tensor]) -> bool:
@@ -141,7 +165,7 @@ def fisher_diagonal(
                 totals[name] += values
     if n == 0:
         raise ValueError("Expected at least one sample in batches, found none.")
-    return {name: total / n for name, total in totals.items()}
+    return n, totals
 
 
 def embedding_blocks(
@@ -152,6 +176,7 @@ def embedding_blocks(
     likelihood: str | Likelihood = "categorical",
     n_directions: int | None = None,
     to_logits: ToOutputs | None = None,
+    first_row: int = 0,
 ) -> Iterator[Tensor]:
     """Compute the Fisher embedding batch by batch.
 
@@ -159,6 +184,8 @@ def embedding_blocks(
     ----------
     module, batches, mask, likelihood, n_directions, to_logits
         As in :func:`skfishermask.fisher_embedding`, with `n_directions` an int or None.
+    first_row : int, default=0
+        As in :func:`diagonal_sums`.
 
     Yields
     ------
@@ -176,13 +203,14 @@ def embedding_blocks(
     model = as_likelihood(likelihood)
     reader = JacobianReader(module, mask.indices, to_logits)
 
-    def read(batch: Inputs, first_row: int) -> Tensor:
-        jacobian = reader.forward(batch, first_row)
-        rows = jacobian.multiply(_directions(model, jacobian, batch, n_directions, first_row))
-        bad = ~rows.isfinite().flatten(1).all(1)
+    def read(batch: Inputs, row: int) -> Tensor:
+        jacobian = reader.forward(batch, row)
+        rows = _directions(model, jacobian, batch, n_directions, first_row + row)
+        block = jacobian.multiply(rows)
+        bad = ~block.isfinite().flatten(1).all(1)
         if bool(bad.any()):
-            raise NonFiniteGradientError(first_row + int(bad.nonzero()[0]))
-        return rows
+            raise NonFiniteGradientError(row + int(bad.nonzero()[0]))
+        return block
 
     with reader.open():
         yield from read_all(batches, read)
@@ -280,4 +308,6 @@ def fisher_embedding(
     V = [block.to(dtype) for block in blocks]
     if not V:
         raise ValueError("Expected at least one sample in batches, found none.")
-    return torch.cat(V)
+    # Batches of shorter sequences have fewer rows.
+    r = max(block.shape[1] for block in V)
+    return torch.cat([nn.functional.pad(block, (0, 0, 0, r - block.shape[1])) for block in V])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from functools import partial
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -67,12 +68,32 @@ class OutputLikelihood(ABC):
         count nothing.
     """
 
+    # Outputs of each sample, where they have no positions.
+    _n_outputs: int | None = None
+
     def __init__(self, ignored: Ignored | None = None) -> None:
         self.ignored = ignored
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value)
+        values = {name: value for name, value in vars(self).items() if name[0] != "_" and value}
+        options = ", ".join(f"{name}={value!r}" for name, value in values.items())
         return f"{type(self).__name__}({options})"
+
+    def of_samples_like(self, outputs: Tensor) -> Self:
+        """Return the same for samples that all have as many outputs as these, (1, m)."""
+        same = copy(self)
+        same._n_outputs = outputs.shape[1] if outputs.dim() == 2 else None
+        return same
+
+    def check_samples(self, outputs: Tensor) -> None:
+        """Check outputs, and that each sample has as many of them as the first sample of all."""
+        self.check(outputs)
+        if self._n_outputs is not None and outputs.shape[1:] != (self._n_outputs,):
+            raise ValueError(
+                f"Expected {self._n_outputs} outputs a sample, as the first sample has, found "
+                f"outputs of shape {tuple(outputs.shape)}. Sequences of several lengths have their "
+                "positions along a third axis: (n, 1, positions) for one output each."
+            )
 
     @abstractmethod
     def check(self, outputs: Tensor) -> None:

@@ -79,7 +79,7 @@ def map_outputs(
 
     def read(batch: Inputs, first_row: int) -> _T:
         outputs = read_outputs(module, batch, to_logits, first_row)
-        model.check(outputs)
+        model.check_samples(outputs)
         return function(outputs, model.counted(batch, outputs))
 
     device = next(module.parameters()).device
@@ -189,6 +189,31 @@ def direction_norms(
 
     of_batches = map_outputs(norms, module, batches, likelihood=model, to_logits=to_logits)
     return torch.stack(of_batches).sum(0)
+
+
+def largest_rank(
+    module: nn.Module,
+    batches: Iterable[Inputs],
+    *,
+    likelihood: str | Likelihood = "categorical",
+    to_logits: ToOutputs | None = None,
+) -> int:
+    """Return the number of rows of the exact factor R(x), in the batch with the most.
+
+    Sequences of several lengths have several numbers of them.
+
+    Parameters
+    ----------
+    module, batches, likelihood, to_logits
+        As in :func:`skfishermask.fisher_diagonal`.
+    """
+    model = as_likelihood(likelihood)
+
+    def rank(outputs: Tensor, counted: Tensor | None) -> int:
+        return model.rank(outputs)
+
+    ranks = map_outputs(rank, module, batches, likelihood=model, to_logits=to_logits)
+    return max(ranks, default=0)
 
 
 def directions_for_share(

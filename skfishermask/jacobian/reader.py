@@ -242,7 +242,7 @@ class JacobianReader:
             gap = sums - gradient[index.to(gradient.device)]
             if bool((gap.abs() > _MAX_ROUNDINGS * eps * absolute_sums).any()):
                 wrong.add(name)
-            else:
+            elif bool(gap.isfinite().all()):
                 self._verified |= {one.use.kind for one in uses}
         return frozenset(wrong)
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# In place of a sample: the gradient is zero; it is too small to tell; several samples have it.
+# In place of a sample: the gradient is zero; it is too small to tell, or not finite; several
+# samples have it.
 _ZERO, _UNKNOWN, SHARED = -1, -2, -3
 # Powers of two that gradients of these types bear without loss.
 _RADIX_FLOAT16, _RADIX_FLOAT32, _RADIX_FLOAT64 = 8, 128, 512
@@ -139,8 +140,9 @@ def sample_of_row(passes: Sequence[Tensor], n: int, radix: int) -> Tensor:
         alone &= gap <= tolerance * (size * power).squeeze(1)
         sample += digit.squeeze(1) * radix**position
     sample = torch.where(alone & (sample < n), sample, SHARED)
-    sample = torch.where(size.squeeze(1) < least, _UNKNOWN, sample)
-    return torch.where(size.squeeze(1) == 0, _ZERO, sample)
+    size = size.squeeze(1)
+    sample = torch.where((size < least) | ~size.isfinite(), _UNKNOWN, sample)
+    return torch.where(size == 0, _ZERO, sample)
 
 
 def find_layout(

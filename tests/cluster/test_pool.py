@@ -172,6 +172,35 @@ def test_what_the_net_infers_is_read_on_the_workers(
     assert list(there.mask_.indices) == list(here.mask_.indices)
 
 
+class Tagger(nn.Module):
+    """A label for each of eight positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.output = nn.Linear(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(torch.tanh(self.hidden(x.view(-1, 8, 8)))).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"n_directions": 3, "n_mask_samples": 90, "max_candidates": 200},
+        {"n_directions": None, "batch_size": 7},
+    ],
+    ids=str,
+)
+def test_same_choice_where_positions_have_labels(
+    threads: Any, pool: np.ndarray, labeled: np.ndarray, more: dict[str, Any]
+) -> None:
+    net = DoubleNet(Tagger, criterion=nn.CrossEntropyLoss, verbose=0).initialize()
+    here, there = (sampler(mask_fraction=20, **more) for _ in range(2))
+    expected = chosen_by(here, net, pool, labeled)
+    assert_same(chosen_by(there, net, da.from_array(pool, UNEVEN), labeled), expected)
+    assert there.query_info_["n_directions"] == here.query_info_["n_directions"]
+
+
 def test_a_scheduler_that_was_asked_for_is_used(threads: Any, net: Any, pool: np.ndarray) -> None:
     found = sampler()
     with dask.config.set(scheduler="sync"):
@@ -296,6 +325,34 @@ def test_an_output_that_is_not_finite_is_named(threads: Any) -> None:
     X[123, 0] = 7
     with pytest.raises(ValueError, match="NaN or infinite for row 123 of X_pool"):
         FisherMaskSampler(mask="output_layer")(net, da.from_array(X, (50, 64)), 5)
+
+
+class Rooted(nn.Module):
+    """Finite outputs with gradients that are NaN where the first pixel is 7: a root of zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.output = nn.Linear(64, 5), nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.hidden(x) * (x[:, :1] != 7)
+        return self.output(z.square().sum(1, keepdim=True).sqrt())
+
+
+@pytest.mark.parametrize("mask", ["global", "all"])
+@pytest.mark.parametrize("max_candidates", [None, 280])
+def test_gradients_that_are_not_finite_are_named(
+    threads: Any, mask: str, max_candidates: int | None
+) -> None:
+    net = NeuralNetClassifier(Rooted, criterion=nn.CrossEntropyLoss, verbose=0).initialize()
+    X = digits()[0][:300].copy()
+    X[123, 0] = 7
+    asked = FisherMaskSampler(
+        mask=mask, max_candidates=max_candidates, coverage_share=0, random_state=0
+    )
+    with pytest.raises(ValueError, match="gradients are NaN or infinite for row 123 of X_pool"):
+        asked(net, da.from_array(X, (50, 64)), 5)
+    assert tasks(threads) == []
 
 
 def test_too_little_memory_is_found_before_the_work(net: Any, pool: np.ndarray) -> None:

@@ -51,7 +51,7 @@ def packed(readable: ReadableNet) -> bytes:
 
 @pytest.fixture
 def rows() -> worker.ChunkRows:
-    return worker.ChunkRows(ROWS, start=100, batch_size=3)
+    return worker.ChunkRows(ROWS, start=100, position=7, batch_size=3)
 
 
 def test_a_chunk_is_read_like_the_pool(
@@ -74,7 +74,7 @@ def test_the_embedding_of_a_chunk_has_a_position(
     X = torch.as_tensor(digits()[0][ROWS])
     shapes = {name: p.shape for name, p in readable.module.named_parameters()}
     mask = ParameterMask({next(iter(shapes)): torch.arange(5)}, shapes)
-    embedding = worker.embedding_of(packed, chunk, rows, 7, mask, torch.float64, 9)
+    embedding = worker.embedding_of(packed, chunk, rows, mask, torch.float64, 9)
     assert embedding.position == 7
     expected = fisher_embedding(readable.module, [X], mask, n_directions=9)
     torch.testing.assert_close(embedding.values, expected.double(), rtol=1e-5, atol=1e-6)

@@ -358,11 +358,6 @@ class Rooted(Prepared):
         return self.mlp[2](torch.relu(z) + length)
 
 
-# The rules are not seen to agree with autograd on gradients that are NaN.
-UNREADABLE = pytest.mark.filterwarnings("ignore:Reading sample by sample")
-
-
-@UNREADABLE
 @pytest.mark.parametrize("mask", ["all", "global"])
 @pytest.mark.parametrize("max_candidates", [None, 95])
 def test_gradients_that_are_not_finite_are_told_by_row(mask: str, max_candidates: Any) -> None:
@@ -373,7 +368,6 @@ def test_gradients_that_are_not_finite_are_told_by_row(mask: str, max_candidates
         picks(net_of(Rooted()), pool, mask=mask, n_mask_samples=None, max_candidates=max_candidates)
 
 
-@UNREADABLE
 def test_gradients_of_labelled_samples_that_are_not_finite() -> None:
     labeled = X[:60].copy()
     labeled[5, 0] = 7

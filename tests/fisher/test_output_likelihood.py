@@ -44,8 +44,9 @@ def test_random_combinations_are_exact_in_the_mean(name: str, kind: str) -> None
     assert error(R.mT @ R, exact) < TOLERANCE
 
 
+@pytest.mark.parametrize("n_directions", [None, 2])
 @pytest.mark.parametrize("kind", ["categorical", "bernoulli", "gaussian"])
-def test_combinations_do_not_depend_on_batches_or_padding(kind: str) -> None:
+def test_rows_do_not_depend_on_batches_or_padding(kind: str, n_directions: int | None) -> None:
     module, *_ = case("tokens")
     x = tokens(5)
     x[:, 3] = 0  # Padding, of which the last batch is free.
@@ -53,12 +54,14 @@ def test_combinations_do_not_depend_on_batches_or_padding(kind: str) -> None:
     mask = mask_of_all(module)
 
     def embed(*batches: Tensor) -> Tensor:
-        return fisher_embedding(
-            module, batches, mask, likelihood=likelihood, n_directions=2, dtype=torch.float64
-        )
+        options = {"likelihood": likelihood, "n_directions": n_directions}
+        V = fisher_embedding(module, batches, mask, dtype=torch.float64, **options)
+        return V if n_directions else V.mT @ V
 
-    torch.testing.assert_close(embed(x[:2], x[2:, :3]), embed(x))
-    assert not torch.equal(embed(x)[:2], embed(x[:2].flip(0)).flip(0))
+    for batches in ((x[:2], x[2:, :3]), (x[:2, :3], x[2:])):
+        torch.testing.assert_close(embed(*batches), embed(x))
+    if n_directions:
+        assert not torch.equal(embed(x)[:2], embed(x[:2].flip(0)).flip(0))
 
 
 @pytest.mark.parametrize("n_directions", [None, 4, 100])

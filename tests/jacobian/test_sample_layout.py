@@ -55,9 +55,11 @@ def test_sample_of_row() -> None:
     assert sample_of_row(passes, N, DIGITS).tolist() == samples
     mixed = passes_of(torch.cat([of_samples([2]), of_samples([1]) + of_samples([4])]))
     assert sample_of_row(mixed, N, DIGITS).tolist() == [2, SHARED]
-    dead, tiny = (
-        int(sample_of_row([scale * g for g in passes], N, DIGITS)[0]) for scale in (0, 1e-317)
+    dead, tiny, large, bad = (
+        int(sample_of_row([scale * g for g in passes], N, DIGITS)[0])
+        for scale in (0, 1e-317, torch.inf, torch.nan)
     )
+    assert large == bad == tiny
     assert dead < 0
     assert tiny < 0
     assert len({dead, tiny, SHARED}) == 3

@@ -182,6 +182,24 @@ def test_equal_candidates_are_taken_from_the_lowest_position(dtype: torch.dtype)
         assert position < 40 or twin in before
 
 
+@pytest.mark.parametrize("block", range(4))
+def test_few_distinct_rows_end_with_ties_to_the_first(block: int) -> None:
+    for seed in range(25 * block, 25 * (block + 1)):
+        rng = np.random.default_rng(seed)
+        n, r, k = rng.integers(1, [60, 4, 6])
+        kinds = rng.integers(-1, 2, size=(rng.integers(1, 9), r, k)) * rng.integers(2)
+        embedding = torch.as_tensor(kinds[rng.integers(len(kinds), size=n)]).double()
+        n_instances, target = int(rng.integers(1, min(n, 10) + 1)), fisher(embedding)
+        options: dict[str, Any] = {
+            "oversample": rng.choice([1.0, 1.5]),
+            "regularization": rng.choice([0.25, 1.0]),
+        } | (labeled(k) if rng.integers(2) else {})
+        expected, _ = oracles.select_batch_oracle(embedding, n_instances, target, **options)
+        for dtype in (torch.float64, torch.float32):
+            found, _ = select_batch(embedding.to(dtype), n_instances, target, **options)
+            assert found.tolist() == expected, (seed, dtype)
+
+
 def test_zero_embeddings_are_taken_in_order() -> None:
     positions, gains = select_batch(torch.zeros(9, 2, 3), 9, torch.eye(3), oversample=2.0)
     assert positions.tolist() == list(range(9))
