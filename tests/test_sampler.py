@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from modAL.models import ActiveLearner as ModALActiveLearner
-from modAL.models import DeepActiveLearner
+from modAL.models import Committee, DeepActiveLearner
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -253,3 +253,21 @@ def test_the_automatic_share_of_coverage_counts_the_samples_of_fit() -> None:
     sampler = FisherMaskSampler(random_state=0).fit(X[:600], Y[:600])
     sampler.query(X[600:800], 10)
     assert sampler.query_info_["coverage_share"] == 0
+
+
+def test_a_committee_is_refused_and_asked_through_a_member() -> None:
+    fishermask = FisherMaskSampler(**SMALL)
+    learners = [ActiveLearner(nets.logits_net(lr=lr), fishermask) for lr in (0.1, 0.3)]
+
+    def ask_first(committee: Committee, X_pool: Any, **more: Any) -> Any:
+        return fishermask(committee.learner_list[0], X_pool, **more)
+
+    committee = Committee(learners, ask_first)
+    first, X_first = committee.query(X[:200], n_instances=30)
+    assert first.tolist() == FisherMaskSampler(**SMALL).query(X[:200], 30)[0].tolist()
+    committee.teach(X_first, Y[:200][first])
+    chosen, _ = committee.query(X_POOL, n_instances=3)
+    expected, _ = learners[0].query(X_POOL, n_instances=3)
+    assert chosen.tolist() == expected.tolist()
+    with pytest.raises(TypeError, match=r"found Committee.*committee\.learner_list\[0\]"):
+        Committee(learners, fishermask).query(X_POOL, n_instances=3)

@@ -183,12 +183,20 @@ def unwrap(classifier: Estimator) -> Unwrapped:
             found = type(inner).__name__
             if inner is not classifier:
                 found = f"{found} inside {type(classifier).__name__}"
-            raise TypeError(
-                "Expected a skorch classifier, LogisticRegression or SGDClassifier(loss='log_loss')"
-                f", alone or inside a modAL learner, a Pipeline or a search object, found {found}. "
+            remedy = (
                 "Give the net itself, fitted; without a net, FisherMaskSampler() fits a small one "
                 "of its own to query with, and a classifier of any kind can be trained on the "
                 "answers."
+            )
+            if hasattr(inner, "learner_list"):
+                remedy = (
+                    "A query reads one network: give one of its members, as in query_strategy="
+                    "lambda committee, X, **more: fishermask(committee.learner_list[0], X, **more)."
+                )
+            raise TypeError(
+                "Expected a skorch classifier, LogisticRegression or SGDClassifier(loss='log_loss')"
+                f", alone or inside a modAL learner, a Pipeline or a search object, found {found}. "
+                f"{remedy}"
             )
     check_net(inner)
     return Unwrapped(inner, transformers, X_training, y_training, variance, n_before)

@@ -139,7 +139,7 @@ def test_deep_active_learner_keeps_no_data() -> None:
             learner(RandomForestClassifier(n_estimators=2)),
             "found RandomForestClassifier inside ActiveLearner",
         ),
-        (Committee([learner(nets.logits_net())], strategy), "found Committee"),
+        (Committee([learner(nets.logits_net())], strategy), "found Committee. A query .* members"),
         (
             nets.fitted(CalibratedClassifierCV(nets.logits_net(), cv=2), 100),
             "found CalibratedClassifierCV. Give the net itself",
