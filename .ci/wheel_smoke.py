@@ -1,7 +1,7 @@
 """The wheel alone: train and query with no package but those that it declares.
 
 Run as ``python -I wheel_smoke.py FOLDER``, where the wheel lies unpacked in FOLDER. The environment
-has its dependencies and more: whatever else there is cannot be imported.
+has its dependencies and more: nothing else can be imported.
 """
 
 import re

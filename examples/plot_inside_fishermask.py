@@ -244,7 +244,7 @@ M0 += (1 - scale) * fisher_matrix(V_labelled)
 
 
 def information_of(chosen):
-    """Give M: the regularized information of the labelled images and these of the pool."""
+    """Compute M: the regularized information of the labelled images and these of the pool."""
     rows = V[chosen].double().reshape(-1, len(mask))
     return M0 + scale * rows.T @ rows
 

@@ -93,7 +93,7 @@ indices, instances = sampler.query(X_left, n_instances=3, X_labeled=X_labelled)
 print(instances[["alcohol", "hue", "proline"]])
 
 # %%
-# The labelled wines are handed over as ``X_labeled``: what they already tell need not be asked
+# The labelled wines are given as ``X_labeled``: what they already tell need not be asked
 # again.
 #
 # Where the questions lead

@@ -107,7 +107,7 @@ def print_table(n_labeled, curves):
 
 
 def what_was_seen(n_labeled, curves):
-    """Say in a sentence whether FisherMask was ahead of random sampling, seed by seed."""
+    """Return a sentence: whether FisherMask was ahead of random sampling, seed by seed."""
     ahead = np.subtract(curves["FisherMask"], curves["random"])[:, 1:].mean(axis=1)
     n, mean, error = len(ahead), ahead.mean(), ahead.std(ddof=1) / np.sqrt(len(ahead))
     if abs(mean) <= 2 * error:

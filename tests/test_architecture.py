@@ -1,8 +1,9 @@
-"""Who may import whom: data flow down one list, and optional packages stay optional."""
+"""Who may import whom, where tests lie, how long files are, and which words they use."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,39 @@ def test_no_function_is_long() -> None:
                     docstring = node.body[0]
                     n_lines -= docstring.end_lineno - docstring.lineno + 1
                 assert n_lines <= 55, f"{unit_and_name(path)}: {node.name}"
+
+
+ROOT = PACKAGE.parent
+PROSE = ["skfishermask", "tests", "benchmarks", "examples", "docs"]
+BUILT = {"_build", "auto_examples", "generated", "results"}
+TEXTS = [
+    path
+    for path in [*ROOT.glob("*.md"), *(p for folder in PROSE for p in (ROOT / folder).rglob("*"))]
+    if path.suffix in (".py", ".rst", ".md") and not BUILT & {*path.relative_to(ROOT).parts}
+]
+# A number has a name, and a tensor is no person.
+NO_PROSE = re.compile(r"\b(so many|whose|whatever)\b", re.IGNORECASE)
+# A docstring says what is returned or done: Return, Compute, Check ...
+NO_VERBS = {"Give", "Say", "Tell", "Put", "Take", "Let"}
+
+
+def test_words() -> None:
+    written = {path: path.read_text("utf-8") for path in TEXTS if path != Path(__file__)}
+    assert [path.name for path, text in written.items() if NO_PROSE.search(text)] == []
+
+
+def docstrings(path: Path) -> list[str]:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [
+        node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, kinds)
+    ]
+    return [text for node in nodes if (text := ast.get_docstring(node))]
+
+
+def test_docstrings_begin_with_what_is_returned_or_done() -> None:
+    for path in TEXTS:
+        if path.suffix == ".py":
+            assert not NO_VERBS & {text.split()[0] for text in docstrings(path)}, path
 
 
 def unit_and_name(path: Path) -> str:

@@ -117,7 +117,7 @@ def without_reentry(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 class Square(torch.autograd.Function):
-    """A function of Python's whose graph shows all there is."""
+    """A function of Python's with a graph that shows all there is."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
