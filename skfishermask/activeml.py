@@ -13,12 +13,23 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
-from skorch import NeuralNetClassifier
+from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
 from skfishermask.compat import StrOptions
-from skfishermask.data import Data, Estimator, Labels, NetSamples, SampleRole, Unwrapped, unwrap
+from skfishermask.data import (
+    Data,
+    Estimator,
+    Labels,
+    NetSamples,
+    SampleRole,
+    Unwrapped,
+    likelihood_of,
+    residual_variance,
+    unwrap,
+)
 from skfishermask.first_batch import first_batch
+from skfishermask.fisher import Gaussian
 from skfishermask.jacobian import seeded
 from skfishermask.parameters import (
     MethodParameters,
@@ -31,8 +42,14 @@ from skfishermask.parameters import (
 from skfishermask.query import Query, Result
 
 try:
-    from skactiveml.base import SingleAnnotatorPoolQueryStrategy, SkactivemlClassifier
+    import skactiveml
+    from skactiveml.base import (
+        SingleAnnotatorPoolQueryStrategy,
+        SkactivemlClassifier,
+        SkactivemlRegressor,
+    )
     from skactiveml.classifier import SkorchClassifier
+    from skactiveml.regressor import SkorchRegressor
     from skactiveml.utils import (
         MISSING_LABEL,
         check_equal_missing_label,
@@ -48,8 +65,18 @@ except ImportError as error:
 
 __all__ = ["FisherMask"]
 
-# What the labels are, as scikit-activeml 1.1 names it.
-_TARGET = ("classification", "single-output", "single-annotator")
+# What the labels may be, as scikit-activeml 1.1 names it.
+_ONE, _ANNOTATION = "single-output", "single-annotator"
+_TARGETS = frozenset(
+    (task, target, _ANNOTATION)
+    for task, target in [
+        ("classification", _ONE),
+        ("classification", "multi-label"),
+        ("regression", _ONE),
+    ]
+)
+_WRAPPERS = (SkactivemlClassifier, SkactivemlRegressor)
+_REGRESSORS = (SkactivemlRegressor, NeuralNetRegressor)
 
 
 @with_method_parameters
@@ -75,7 +102,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         Samples per pass through the network; None: the net's own. It is the sampler's
         `batch_size`, which in scikit-activeml is the number of samples to query.
     target_type : {"auto", "single-output"}, default="auto"
-        What a label is: one class a sample, in both cases.
+        What a label is: one class or number a sample, or whatever `clf` takes if ``"auto"``.
 
     Attributes
     ----------
@@ -129,11 +156,11 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
     random_state: Seed = parameter(None, "random_state")
     _: KW_ONLY
     net_batch_size: int | None = parameter(None, at_least_one(), None)
-    target_type: str = parameter("auto", StrOptions({"auto", _TARGET[1]}))
+    target_type: str = parameter("auto", StrOptions({"auto", _ONE}))
 
     @property
     def _target_capabilities(self) -> frozenset[tuple[str, str, str]]:
-        return frozenset({_TARGET})
+        return _TARGETS
 
     def query(
         self,
@@ -156,12 +183,14 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         ----------
         X : array-like of shape (n_samples, ...)
             All samples, labelled and unlabelled: rows of features, images, and so on.
-        y : array-like of shape (n_samples,)
-            Their labels, `missing_label` where there is none.
-        clf : classifier
-            A ``SkorchClassifier``, or a ``SklearnClassifier`` around a skorch classifier, a
-            logistic regression of scikit-learn or a Pipeline or search object with one. A fitted
-            skorch classifier by itself will do too, unless it is to be fitted.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Their labels, `missing_label` where there is none. Of several labels a sample some may
+            be missing: it is labelled where one is known.
+        clf : classifier or regressor
+            A ``SkorchClassifier`` or ``SkorchRegressor``, or a ``SklearnClassifier`` or
+            ``SklearnRegressor`` around a skorch net, a logistic regression of scikit-learn or a
+            Pipeline or search object with one. A fitted skorch net by itself will do too, unless
+            it is to be fitted.
         fit_clf : bool, default=True
             Fit a clone of `clf` on the labelled samples first, seeded by `random_state`. False:
             `clf` is fitted.
@@ -191,17 +220,21 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         Raises
         ------
         TypeError
-            If there is no skorch classifier in `clf`, or `sample_weight` is given and its
+            If there is no skorch net in `clf`, or `sample_weight` is given and its
             ``fit`` does not take it.
         sklearn.exceptions.NotFittedError
             If there are labels and `clf` is not fitted, or its fit failed.
         ValueError
-            If some candidates are labelled, or labels are of another kind than one class a sample.
+            If some candidates are labelled, or labels are of a kind that `clf` cannot be fitted to.
         """
         with _unchanged_by_errors(self):
+            # The base class knows one label a sample.
+            several = np.asarray(y) if self.target_type == "auto" and _is_wide(y) else None
+            y = y if several is None else _first_known(several, self.missing_label)
             X, y, candidates, batch_size, return_utilities = self._validate_data(
                 X, y, candidates, batch_size, return_utilities, reset=True
             )
+            labels = y if several is None else several
             X_candidates, rows = self._transform_candidates(
                 candidates, X, y, allow_only_unlabeled=True
             )
@@ -210,20 +243,20 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             settings = Settings(self, self.net_batch_size, self.random_state_)
             if fit_clf:
                 # Others do not know what a missing label is.
-                check_type(clf, "clf", SkactivemlClassifier)
+                check_type(clf, "clf", *_WRAPPERS)
+                self._check_fit(clf, labels)
             indices: np.ndarray = np.empty(0, dtype="int64")
             of_candidates: np.ndarray | None = np.empty((0, len(X_candidates)))
             if batch_size > 0:  # else the candidates are exhausted
                 is_known = is_labeled(y, missing_label=self.missing_label_)
                 is_first = not is_known.any() and (fit_clf or _is_unfitted(clf))
                 if fit_clf and not is_first:
-                    clf = self._fit_clone(clf, X, y, sample_weight)
+                    clf = self._fit_clone(clf, X, labels, sample_weight)
                     # A net can be fitted to one class, other classifiers cannot.
                     is_first = not _could_be_fitted(clf) and len({*y[is_known].tolist()}) == 1
                 choose = self._first_batch if is_first else self._query
-                result = choose(
-                    clf, X_candidates, X[is_known], batch_size, settings, return_utilities
-                )
+                known = X[is_known], labels[is_known]
+                result = choose(clf, X_candidates, known, batch_size, settings, return_utilities)
                 self.mask_, self.fisher_diagonal_ = result.mask, result.diagonal
                 self.query_info_ = result.info
                 indices, of_candidates = result.indices, result.utilities
@@ -238,19 +271,33 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         return indices, utilities
 
     def _check_target(self, clf: Estimator) -> None:
-        """Raise ValueError if labels of `clf` are not one class a sample, or otherwise missing."""
+        """Raise ValueError if labels of `clf` are of no kind known here, or otherwise missing."""
         if hasattr(clf, "missing_label"):
             check_equal_missing_label(clf.missing_label, self.missing_label_)
+        task = "regression" if isinstance(clf, _REGRESSORS) else "classification"
         fitted = getattr(clf, "target_spec_", None)  # from scikit-activeml 1.1 on
         found = (
-            (_TARGET[0], getattr(clf, "target_type", "auto"), _TARGET[2])
+            (task, getattr(clf, "target_type", "auto"), _ANNOTATION)
             if fitted is None
             else (fitted.task, fitted.target_type, fitted.annotation_type)
         )
-        if found not in (_TARGET, (_TARGET[0], "auto", _TARGET[2])):
+        kinds = {found[1]} - {"auto"} or {_ONE}
+        if self.target_type != "auto":
+            kinds |= {self.target_type}
+        if len(kinds) > 1 or (found[0], *kinds, found[2]) not in _TARGETS:
             raise ValueError(
                 f"{type(self).__name__} does not support target capability {found}, "
-                f"which {type(clf).__name__} has: expected {_TARGET}."
+                f"which {type(clf).__name__} has: expected one of {sorted(_TARGETS)}, with "
+                f"target_type={self.target_type!r}."
+            )
+
+    def _check_fit(self, clf: Estimator, y: np.ndarray) -> None:
+        """Raise ValueError if scikit-activeml takes several labels for several annotators."""
+        if y.ndim == 2 and not hasattr(clf, "target_type"):
+            raise ValueError(
+                f"Expected one label a sample, found y of shape {y.shape}, which scikit-activeml "
+                f"{skactiveml.__version__} takes for that of several annotators. For several "
+                "labels a sample give a fitted skorch net, and fit_clf=False."
             )
 
     def _fit_clone(
@@ -273,24 +320,26 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         self,
         clf: Estimator,
         X: np.ndarray,
-        X_labeled: np.ndarray,
+        known: tuple[np.ndarray, np.ndarray],
         batch_size: int,
         settings: Settings,
         wants_utilities: bool,
     ) -> Result:
-        unwrapped = _unwrap(clf)
-        labeled = None
-        if len(X_labeled) > 0:
-            labeled = self._samples(unwrapped, X_labeled, SampleRole.LABELED)
+        unwrapped, labeled, variance = _unwrap(clf), None, None
+        if len(known[0]) > 0:
+            labeled = self._samples(unwrapped, known[0], SampleRole.LABELED)
+            if isinstance(likelihood_of(unwrapped.net, settings.likelihood), Gaussian):
+                predicted = unwrapped.net.predict(unwrapped.transform(known[0]))
+                variance = residual_variance(known[1], predicted)
         pool = self._samples(unwrapped, X, SampleRole.POOL)
-        query = Query(settings, unwrapped.net, pool, batch_size, labeled=labeled)
+        query = Query(settings, unwrapped.net, pool, batch_size, labeled=labeled, variance=variance)
         return query.run(wants_utilities=wants_utilities)
 
     def _first_batch(
         self,
         clf: Estimator,
         X: np.ndarray,
-        X_labeled: np.ndarray,
+        known: tuple[np.ndarray, np.ndarray],
         batch_size: int,
         settings: Settings,
         wants_utilities: bool,
@@ -300,7 +349,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             X,
             batch_size,
             settings.rng,
-            X_labeled=X_labeled if len(X_labeled) > 0 else None,
+            X_labeled=known[0] if len(known[0]) > 0 else None,
             max_candidates=settings.max_candidates,
             batch_size=settings.batch_size,
             verbose=settings.verbose,
@@ -310,6 +359,16 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
 
     def _samples(self, unwrapped: Unwrapped, X: np.ndarray, role: SampleRole) -> NetSamples:
         return NetSamples(unwrapped.net, unwrapped.transform(X), role, self.net_batch_size)
+
+
+def _is_wide(y: Labels) -> bool:
+    return np.ndim(y) == 2 and np.shape(y)[1] > 1
+
+
+def _first_known(y: np.ndarray, missing_label: Labels) -> np.ndarray:
+    """Return one of several labels a sample, a known one if there is one."""
+    known = is_labeled(y, missing_label=missing_label)
+    return y[np.arange(len(y)), known.argmax(axis=1)]
 
 
 @contextmanager
@@ -338,11 +397,11 @@ def _is_unfitted(clf: Estimator) -> bool:
 
 def _unwrap(clf: Estimator) -> Unwrapped:
     """Find the fitted net, in scikit-activeml's wrappers too."""
-    while isinstance(clf, SkactivemlClassifier):
-        if isinstance(clf, SkorchClassifier):
+    while isinstance(clf, _WRAPPERS):
+        if isinstance(clf, SkorchClassifier | SkorchRegressor):
             check_is_fitted(clf, "neural_net_")
             cast = partial(np.asarray, dtype=clf.sample_dtype)
-            return Unwrapped(_as_skorch_classifier(clf), [cast])
+            return Unwrapped(_as_skorch_net(clf), [cast])
         if "estimator" not in clf.get_params(deep=False):
             break
         check_is_fitted(clf)
@@ -355,20 +414,21 @@ def _unwrap(clf: Estimator) -> Unwrapped:
     return unwrap(clf)
 
 
-def _as_skorch_classifier(clf: Estimator) -> NeuralNetClassifier:
-    """Make a skorch classifier of a SkorchClassifier's net, with the very same module."""
-    net = clf.neural_net_
+def _as_skorch_net(clf: Estimator) -> NeuralNet:
+    """Make a net of skorch's own kind of a wrapper's net, with the very same module."""
+    net, is_regressor = clf.neural_net_, isinstance(clf, SkorchRegressor)
     nonlinearity: Callable[[torch.Tensor], torch.Tensor] | Literal["auto"] = "auto"
     if clf.forward_outputs is not None:
-        name, (index, nonlinearity) = next(iter(clf.forward_outputs.items()))
+        name, (index, transform) = next(iter(clf.forward_outputs.items()))
         if index != 0:
             raise ValueError(
-                "Expected the class probabilities to come from the first output of the module, "
-                f"found forward_outputs with {name!r} from output {index}."
+                "Expected the predictions to come from the first output of the module, found "
+                f"forward_outputs with {name!r} from output {index}."
             )
         cross_entropy = isinstance(net.criterion_, nn.CrossEntropyLoss)
-        if cross_entropy and isinstance(nonlinearity, nn.Softmax):
-            nonlinearity = "auto"  # which is softmax, but known to be one
+        # It is softmax where "auto" is that too, and the criterion for numbers is of the output.
+        if not (is_regressor or (cross_entropy and isinstance(transform, nn.Softmax))):
+            nonlinearity = transform
     elif isinstance(net.criterion_, nn.NLLLoss):
         nonlinearity = torch.exp  # skorch's own convention is probabilities
     reading = ("batch_size", "dataset", "device", "iterator_valid")
@@ -377,7 +437,7 @@ def _as_skorch_classifier(clf: Estimator) -> NeuralNetClassifier:
         for name, value in net.get_params(deep=False).items()
         if name.split("__")[0] in reading
     }
-    return NeuralNetClassifier(
+    return (NeuralNetRegressor if is_regressor else NeuralNetClassifier)(
         net.module_,
         criterion=net.criterion_,
         predict_nonlinearity=nonlinearity,

@@ -20,7 +20,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from sklearn.utils._param_validation import InvalidParameterError
-from skorch import NeuralNetClassifier
+from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
 from tests import nets
@@ -34,6 +34,7 @@ from skactiveml.classifier import (
     SlidingWindowClassifier,
 )
 from skactiveml.pool import UncertaintySampling
+from skactiveml.regressor import SklearnRegressor, SkorchRegressor
 
 from skfishermask import FisherMaskSampler, fisher_embedding
 from skfishermask.activeml import FisherMask
@@ -479,6 +480,102 @@ def test_without_scikit_activeml_the_import_says_what_to_do(
         importlib.import_module("skfishermask.activeml")
 
 
+NUMBERS = (X @ np.linspace(-1, 1, 64)).astype("float32")
+
+
+def numbers_net(n_outputs: int = 1, kind: Any = NeuralNetRegressor, **more: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(nets.mlp(n_outputs), **nets.options(lr=0.01, **more))
+
+
+class AsColumn(NeuralNetRegressor):
+    def fit(self, X: Any, y: Any, **fit_params: Any) -> Any:
+        return super().fit(X, np.asarray(y, "float32").reshape(-1, 1))
+
+
+def skorch_regressor(criterion: Any = nn.MSELoss, **more: Any) -> SkorchRegressor:
+    torch.manual_seed(0)
+    options = nets.options(lr=0.01)
+    return SkorchRegressor(nets.mlp(1), criterion, neural_net_param_dict=options, **more)
+
+
+REGRESSORS = {
+    "SkorchRegressor": skorch_regressor,
+    "Huber": lambda: skorch_regressor(nn.HuberLoss, forward_outputs={"y": (0, torch.ravel)}),
+    "SklearnRegressor": lambda: SklearnRegressor(numbers_net(kind=AsColumn)),
+}
+
+
+@pytest.mark.parametrize("make", REGRESSORS.values(), ids=REGRESSORS)
+def test_regressors(make: Any) -> None:
+    y = np.where(np.arange(160) < N_LABELED, NUMBERS, np.nan)
+    fitted = make().fit(X, y)
+    ours = FisherMask(**SMALL)
+    found = ours.query(X, y, make(), batch_size=4)
+    assert ours.query(X, y, fitted, fit_clf=False, batch_size=4).tolist() == found.tolist()
+    # As the sampler chooses for a learner, which has the labels and so their variance.
+    criterion = nn.HuberLoss if make is REGRESSORS["Huber"] else nn.MSELoss
+    net = numbers_net(criterion=criterion).fit(X[:N_LABELED], NUMBERS[:N_LABELED, None])
+    learner = SimpleNamespace(
+        estimator=net,
+        query_strategy=None,
+        X_training=X[:N_LABELED],
+        y_training=NUMBERS[:N_LABELED, None],
+    )
+    expected, _ = FisherMaskSampler(**SMALL)(learner, X[N_LABELED:], 4)
+    assert found.tolist() == (N_LABELED + expected).tolist()
+
+
+@pytest.mark.parametrize("kind", ["labels", "numbers"])
+def test_several_labels_a_sample_with_a_fitted_net(kind: str) -> None:
+    if kind == "labels":
+        y = (Y[:, None] == np.arange(3)).astype("float32")
+        net = numbers_net(3, NeuralNet, criterion=nn.BCEWithLogitsLoss)
+    else:
+        y, net = np.stack([NUMBERS] * 3, axis=1), numbers_net(3)
+    net.fit(X[:N_LABELED], y[:N_LABELED])
+    learner = SimpleNamespace(
+        estimator=net, query_strategy=None, X_training=X[:N_LABELED], y_training=y[:N_LABELED]
+    )
+    expected, _ = FisherMaskSampler(**SMALL)(learner, X[N_LABELED:], 4)
+    y[N_LABELED:] = np.nan
+    if kind == "labels":
+        y[0, 0] = np.nan  # labelled all the same
+    found = FisherMask(**SMALL).query(X, y, net, fit_clf=False, batch_size=4)
+    assert found.tolist() == (N_LABELED + expected).tolist()
+    with pytest.raises(ValueError, match=r"shape \(160, 3\), which scikit-activeml"):
+        FisherMask(**SMALL).query(X, y, skorch_regressor())
+    with pytest.raises(ValueError, match="1d array"):
+        FisherMask(**SMALL, target_type="single-output").query(X, y, net, fit_clf=False)
+
+
+class SeveralLabels(SkorchClassifier):
+    """Takes several labels, as that of scikit-activeml 1.1 does."""
+
+    target_type = "multi-label"
+
+    def fit(self, X: Any, y: Any, **fit_params: Any) -> Any:
+        self.initialize()
+        known = np.isfinite(y).all(axis=1)
+        self.neural_net_.fit(X[known], y[known].astype("float32"))
+        return self
+
+
+def test_several_labels_a_sample_in_the_next_version() -> None:
+    y = (Y[:, None] == np.arange(3)).astype("float32")
+    net = numbers_net(3, NeuralNet, criterion=nn.BCEWithLogitsLoss)
+    net.fit(X[:N_LABELED], y[:N_LABELED])
+    y[N_LABELED:] = np.nan
+    torch.manual_seed(0)
+    clf = SeveralLabels(
+        nets.mlp(3), nn.BCEWithLogitsLoss, neural_net_param_dict=nets.options(lr=0.01)
+    )
+    expected = FisherMask(**SMALL).query(X, y, net, fit_clf=False, batch_size=4)
+    assert FisherMask(**SMALL).query(X, y, clf, batch_size=4).tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="does not support target capability"):
+        FisherMask(**SMALL, target_type="single-output").query(X, labels(np.nan), clf)
+
+
 def test_every_way_to_ask_chooses_the_same() -> None:
     sampler = FisherMaskSampler(nets.logits_net(), **SMALL).fit(X[:N_LABELED], Y[:N_LABELED])
     net, strategy, pool = sampler.estimator_, FisherMaskSampler(**SMALL), X[N_LABELED:]
@@ -550,8 +647,11 @@ class Contract(TemplateSingleAnnotatorPoolQueryStrategy):
         np.testing.assert_array_equal(np.nanargmax(utilities, axis=1), indices)
 
     def test_target_contract(self) -> None:
-        [capability] = self.make()._target_capabilities
-        assert capability == ("classification", "single-output", "single-annotator")
+        assert {capability[:2] for capability in self.make()._target_capabilities} == {
+            ("classification", "single-output"),
+            ("classification", "multi-label"),
+            ("regression", "single-output"),
+        }
 
     def test_a_query_that_fails_leaves_the_state_of_the_one_before(self) -> None:
         strategy = self.make()
@@ -596,7 +696,7 @@ class TestRefitOfASkorchClassifier(Contract, unittest.TestCase):
 class Declared(SkorchClassifier):
     """Says what its labels are, as classifiers of scikit-activeml 1.1 do."""
 
-    target_type = "multi-label"
+    target_type = "multi-output"
 
 
 def test_labels_of_other_kinds_are_refused_before_any_state() -> None:
