@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from sklearn.datasets import (
     load_diabetes,
     load_digits,
@@ -34,6 +35,7 @@ from sklearn.datasets import (
 from skorch import NeuralNet, NeuralNetRegressor
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm.auto import tqdm
 
 from benchmarks.common.networks import MLP, ArrayBatches
@@ -49,7 +51,7 @@ POOL, TEST = 1000, 1000  # samples, at most; a third of a small table is for the
 BATCH_SIZE = 1024
 N_HIDDEN = 32
 N_STEPS = 150
-WEIGHT_DECAY = 2.0
+RATE, WEIGHT_DECAY = 0.01, 2.0
 NOISE = 0.1  # standard deviation that bmdal_reg takes for BAIT-F
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -101,24 +103,50 @@ def load(task: str) -> Arrays:
 
 
 class FullBatches:
-    """Trains a net on all samples at once, for a fixed number of steps."""
+    """Trains a network of one hidden layer on all samples at once, by AdamW written in NumPy.
+
+    PyTorch's takes ten times as long for as few samples.
+    """
 
     def fit_loop(self: Any, X: Any, y: Any = None, epochs: Any = None, **fit_params: Any) -> Any:
-        inputs, targets = torch.as_tensor(X), torch.as_tensor(y)
-        self.module_.train()
-        for _ in range(N_STEPS):
-            self.optimizer_.zero_grad()
-            self.criterion_(self.module_(inputs), targets).backward()
-            self.optimizer_.step()
+        flat = parameters_to_vector(self.module_.parameters()).numpy(force=True).copy()
+        shapes = [p.shape for p in self.module_.parameters()]
+        ends = np.cumsum([s.numel() for s in shapes])[:-1]
+        slope, first, second = (np.zeros_like(flat) for _ in range(3))
+        weights, bias, out_weights, out_bias = (
+            part.reshape(s) for part, s in zip(np.split(flat, ends), shapes, strict=True)
+        )
+        for step in range(1, N_STEPS + 1):
+            hidden = np.maximum(X @ weights.T + bias, 0)
+            error = self.slope(hidden @ out_weights.T + out_bias, y) / y.size
+            back = error @ out_weights * (hidden > 0)
+            parts = (back.T @ X, back.sum(0), error.T @ hidden, error.sum(0))
+            np.concatenate([part.ravel() for part in parts], out=slope)
+            first += 0.1 * (slope - first)
+            second += 0.001 * (slope**2 - second)
+            size = np.sqrt(second / (1 - 0.999**step)) + 1e-8
+            flat *= 1 - RATE * WEIGHT_DECAY
+            flat -= RATE / (1 - 0.9**step) * first / size
+        vector_to_parameters(torch.as_tensor(flat), self.module_.parameters())
         return self
 
 
 class FullBatchRegressor(FullBatches, NeuralNetRegressor):
     """For numbers."""
 
+    @staticmethod
+    def slope(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the gradient of the summed loss."""
+        return 2 * (outputs - y)
+
 
 class FullBatchNet(FullBatches, NeuralNet):
     """For several labels a sample."""
+
+    @staticmethod
+    def slope(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the gradient of the summed loss."""
+        return expit(outputs) - y
 
 
 def make_net(task: str, n_inputs: int, n_labels: int) -> NeuralNet:
@@ -130,10 +158,6 @@ def make_net(task: str, n_inputs: int, n_labels: int) -> NeuralNet:
         module__n_classes=n_labels,
         module__n_hidden=N_HIDDEN,
         criterion=nn.MSELoss if task in NUMBERS else nn.BCEWithLogitsLoss,
-        optimizer=torch.optim.AdamW,
-        optimizer__weight_decay=WEIGHT_DECAY,
-        optimizer__fused=True,
-        lr=0.01,
         train_split=None,
         callbacks="disable",
         batch_size=BATCH_SIZE,
