@@ -132,17 +132,8 @@ class LocalPlacement(Placement):
 def place(estimate: MemoryEstimate, where: Location) -> LocalPlacement:
     """Decide where on this machine an embedding goes.
 
-    Parameters
-    ----------
-    estimate : MemoryEstimate
-        Of the query.
-    where : Location
-        The machine's memory.
-
-    Raises
-    ------
-    MemoryError
-        If there is no room for it, or the rest of the selection is too large for the device.
+    Raises MemoryError if there is no room for it, or the rest of the selection is too large for the
+    device.
     """
     free_on_device = free_bytes(where.device)
     beside = estimate.matrices_bytes + estimate.gains_bytes

@@ -61,19 +61,7 @@ class _LogLines:
 def progress_bar(
     total: int, text: str, unit: str, *, is_shown: bool
 ) -> AbstractContextManager[Bar]:
-    """Return a bar on a terminal or in a notebook, lines in a log, or nothing.
-
-    Parameters
-    ----------
-    total : int
-        Number of items.
-    text : str
-        What is done with them.
-    unit : str
-        Name of an item.
-    is_shown : bool
-        Whether to show anything.
-    """
+    """Return a bar on a terminal or in a notebook, lines in a log, or one that shows nothing."""
     if not is_shown:
         # A disabled bar of tqdm starts its monitor thread all the same.
         return nullcontext(_NoBar())

@@ -132,16 +132,9 @@ class ClusterPool:
     def _tasks(
         self, function: Callable[..., object], rows: np.ndarray, *arguments: object
     ) -> list[DaskObject]:
-        """Return a task for each chunk that holds some of these rows of the pool.
+        """Return a task for each chunk that holds some of these rows of the pool, ascending.
 
-        Parameters
-        ----------
-        function : callable
-            Takes the network, the chunk, its rows to read, and more.
-        rows : ndarray of int
-            Ascending.
-        *arguments : object
-            What more.
+        The function takes the network, the chunk, its rows to read, and the `arguments`.
         """
         from dask.delayed import delayed
 

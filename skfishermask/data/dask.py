@@ -120,30 +120,10 @@ def chunk_batches(
     transform: Callable[[Data], Data],
     batch_size: int | None,
 ) -> NetBatches:
-    """Return the network's inputs from one computed chunk.
+    """Return the network's inputs from one computed chunk, with the pool's rows for messages.
 
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        The net.
-    chunk : ndarray
-        The chunk's samples.
-    rows : ndarray of int
-        Which to take, counted from the pool's first.
-    start : int
-        The row of the chunk's first sample in the pool.
-    transform, batch_size
-        As for `DaskSamples`.
-
-    Returns
-    -------
-    NetBatches
-        With the pool's ``rows``, for messages.
-
-    Raises
-    ------
-    ValueError
-        At NaN or infinity.
+    `rows` are counted from the pool's first, in which the chunk begins at row `start`. Raises
+    ValueError at NaN or infinity.
     """
     data = as_rows(transform(np.asarray(chunk)), "X_pool")
     check_finite(data, "X_pool", start)
@@ -155,18 +135,7 @@ def chunk_batches(
 class ChunkBatches:
     """The network's inputs from chunks that this process computes, one after the other.
 
-    As `NetBatches`, except that no batch spans two chunks.
-
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        The net.
-    samples : DaskSamples
-        The chunks.
-    rows : ndarray of int
-        Which rows, ascending.
-    batch_size : int, optional
-        None: the net's own.
+    As `NetBatches`, except that no batch spans two chunks, and the rows are ascending.
     """
 
     role = SampleRole.POOL

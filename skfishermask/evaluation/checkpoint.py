@@ -35,7 +35,7 @@ class Record(TypedDict):
 
 
 class Checkpoint:
-    """The records of one run, a file for each of its parts. Entered as a context, it is locked.
+    """The records of one run, a file for each split. Entered as a context, it is locked.
 
     Parameters
     ----------
@@ -100,14 +100,9 @@ class Checkpoint:
         return {k: v for k, v in vars(self).items() if k != "_lock"}
 
     def seed(self, seed: int, *, is_given: bool) -> int:
-        """Return the seed of the run that the folder has; else store this one.
+        """Return the seed of the folder's run; where it has none, store this one.
 
-        Parameters
-        ----------
-        seed : int
-            The seed of this call.
-        is_given : bool
-            Whether the user chose it; then the folder's must be the same.
+        One that the user chose (`is_given`) must be the folder's.
         """
         if not self._run_file.exists():
             _write(self._run_file, self._description | {"seed": seed}, None)
@@ -123,14 +118,9 @@ class Checkpoint:
         return self.folder / f"split_{number:04d}.json"
 
     def read(self, number: int, identity: dict[str, object]) -> list[Record]:
-        """Return the records of a part that there are.
+        """Return the records of a split that there are.
 
-        Parameters
-        ----------
-        number : int
-            Which part.
-        identity : dict
-            What makes the part, in values that JSON knows; a file with another one is refused.
+        A file with another `identity`, in values that JSON knows, is refused.
         """
         file = self._file(number)
         self._checksums[file] = None
@@ -148,7 +138,7 @@ class Checkpoint:
         return records
 
     def write(self, number: int, identity: dict[str, object], records: list[Record]) -> None:
-        """Store the records of a part, in place of those before."""
+        """Store the records of a split, in place of those before."""
         file = self._file(number)
         self._checksums[file] = _write(file, identity | {"steps": records}, self._checksums[file])
 

@@ -58,17 +58,9 @@ class BatchJacobian:
     hides_gradients: bool = False
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """Compute R(x) J(x) of each sample.
+        """Compute R(x) J(x) at the entries, in their order: (n, r, k), in float32 at least.
 
-        Parameters
-        ----------
-        rows : Tensor of shape (n, r, ...)
-            R(x): r rows of the shape of a sample's outputs.
-
-        Returns
-        -------
-        Tensor of shape (n, r, k)
-            R(x) J(x) at the entries, in their order; in float32 at least.
+        R(x), (n, r, ...), has r rows of the shape of a sample's outputs.
         """
         entries = self.entries
         spans = self._spans()
@@ -93,17 +85,9 @@ class BatchJacobian:
         return out
 
     def sum_of_squares(self, rows: Tensor) -> dict[str, Tensor]:
-        """Compute the squares of R(x) J(x), summed over samples and rows.
+        """Compute the squares of R(x) J(x), summed over samples and rows, of each parameter.
 
-        Parameters
-        ----------
-        rows : Tensor of shape (n, r, ...)
-            R(x): r rows of the shape of a sample's outputs.
-
-        Returns
-        -------
-        dict of str to Tensor
-            Parameter name -> tensor of the parameter's shape; in float32 at least.
+        R(x) is as for :meth:`multiply`; the sums have the parameters' shapes, in float32 at least.
         """
         entries = self.entries
         with exact_mode(entries.device), torch.no_grad():

@@ -49,18 +49,9 @@ class FeaturePairs:
 
 
 def sums_of_pairs(left: Tensor, right: Tensor, pairs: FeaturePairs) -> Tensor:
-    """Sum left[:, i] * right[:, j] over positions.
+    """Sum left[:, i] * right[:, j] over positions, for each pair: (n, pairs).
 
-    Parameters
-    ----------
-    left, right : Tensor of shape (n, features that occur, positions)
-        The factors.
-    pairs : FeaturePairs
-        The pairs to multiply.
-
-    Returns
-    -------
-    Tensor of shape (n, number of pairs)
+    Both factors are (n, features that occur, positions).
     """
     n, n_left, length = left.shape
     n_right, i, j = right.shape[1], pairs.i, pairs.j
@@ -76,18 +67,9 @@ def sums_of_pairs(left: Tensor, right: Tensor, pairs: FeaturePairs) -> Tensor:
 
 
 def squares_of_products(left: Tensor, right: Tensor) -> Tensor:
-    """Sum (left @ right)^2 over samples.
+    """Sum (left @ right)^2 over samples, (groups, a, b).
 
-    Parameters
-    ----------
-    left : Tensor of shape (n, groups, a, positions)
-        One factor.
-    right : Tensor of shape (n, groups, positions, b)
-        The other one.
-
-    Returns
-    -------
-    Tensor of shape (groups, a, b)
+    The factors are (n, groups, a, positions) and (n, groups, positions, b).
     """
     n, groups, a, length = left.shape
     b = right.shape[3]
@@ -116,21 +98,7 @@ def squares_of_products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def scatter_add_rows(n: int, index: Tensor, rows: Tensor) -> Tensor:
-    """Add rows up by index, in the same order at every call.
-
-    Parameters
-    ----------
-    n : int
-        Length of the result.
-    index : Tensor of shape (rows,)
-        The row of the result that each is added to.
-    rows : Tensor of shape (rows, ...)
-        The rows.
-
-    Returns
-    -------
-    Tensor of shape (n, ...)
-    """
+    """Add each row to the row of the result, (n, ...), at its index; in the same order always."""
     total = rows.new_zeros(n, *rows.shape[1:])
     # On a GPU index_add adds in any order.
     if rows.is_cpu:

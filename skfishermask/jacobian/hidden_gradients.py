@@ -51,14 +51,7 @@ def hides_gradients(
 ) -> bool:
     """Return whether ``.backward()`` gives parameters other gradients than the graph shows.
 
-    Parameters
-    ----------
-    graph : Graph
-        Of a batch.
-    parameters : dict of str to Tensor
-        Those that are to be read.
-    run : callable
-        Returns the outputs of the batch, with inputs that ask for gradients.
+    `run` returns the outputs of the graph's batch again, with inputs that require gradients.
     """
     calls_python = any(
         isinstance(n, torch.autograd.function.BackwardCFunction) for n in graph.nodes

@@ -133,19 +133,9 @@ class _RestoreParameter:
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that training changes, by name; where all are frozen, all.
+    """Return the parameters that training changes, by name in order; where all are frozen, all.
 
     What another isolation has changed meanwhile does not count.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The network.
-
-    Returns
-    -------
-    dict of str to Parameter
-        In the order of ``module.named_parameters()``.
     """
 
     def is_trainable(parameter: nn.Parameter) -> bool:
@@ -364,12 +354,7 @@ def exact_mode(stack: ExitStack, device: torch.device | None = None) -> None:
 
     For the computation of one batch in one thread; no generator may yield inside, because its
     consumer would be in these modes too. Autocast inside the network's own forward pass works
-    as ever.
-
-    Parameters
-    ----------
-    device : torch.device, optional
-        Where the network is, if not on the CPU: autocast is off for devices of that type too.
+    as ever. Autocast is off on the CPU and on the type of `device`, where the network is.
     """
     stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.enable_grad())
@@ -389,12 +374,9 @@ def same_grad_mode(stack: ExitStack) -> None:
 
 @reversible
 def seeded(stack: ExitStack, seed: int) -> None:
-    """Seed the global random states, for code that draws from them, and restore them.
+    """Seed the global random states, and restore them.
 
-    Parameters
-    ----------
-    seed : int
-        For PyTorch on every device, NumPy's legacy generator and Python's.
+    They are PyTorch's on every device, that of NumPy's legacy generator and Python's.
     """
     with _lock:
         _register(stack, "random", _restore_random_states(was_seeded=True))

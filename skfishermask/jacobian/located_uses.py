@@ -66,20 +66,10 @@ def probe_layouts(
     constants: Collection[int],
     parameters: Mapping[str, Tensor],
 ) -> LayoutProbe:
-    """Find which rows of each use belong to which sample.
+    """Find which rows of each use belong to which sample of the outputs (n, ...).
 
-    Parameters
-    ----------
-    outputs : Tensor of shape (n, ...)
-        Of several samples.
-    graph : Graph
-        Of the outputs.
-    uses : sequence of Use
-        In the graph.
-    constants : collection of int
-        As for `groups_that_mix`.
-    parameters : dict of str to Tensor
-        Those to return autograd's own gradients of.
+    `constants` are as for `groups_that_mix`; `parameters` those to return autograd's own gradients
+    of.
     """
     n = len(outputs)
     forms = [form_of(use) for use in uses]

@@ -22,18 +22,9 @@ Grouping = Callable[[Tensor], Tensor]
 def groups_that_mix(graph: Graph, constants: Collection[int]) -> list[tuple[Node, Grouping]] | None:
     """Find the operations that mix entries, and the groups of entries that they mix.
 
-    Parameters
-    ----------
-    graph : Graph
-        Of a batch.
-    constants : collection of int
-        Addresses of tensors that are the same in all batches: the network's parameters and buffers.
-
-    Returns
-    -------
-    list of (node, callable), or None
-        Each with its grouping. If each group belongs to one sample, shapes alone decide which rows
-        belong to which sample. None: values may decide.
+    If each group belongs to one sample, shapes alone decide which rows belong to which sample; None
+    is returned where values may. `constants` are the addresses of tensors that are the same in all
+    batches: the network's parameters and buffers.
     """
     mixing: list[tuple[Node, Grouping]] = []
     for node in graph.nodes:

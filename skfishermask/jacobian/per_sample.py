@@ -284,20 +284,9 @@ def _features(index: Tensor, form: OuterProductGrad, left: bool) -> Tensor | Non
 def squares_of_parameter(
     groups: Sequence[UseGroup], gradients: Sequence[Gradients], n: int, numel: int
 ) -> Tensor:
-    """Sum squares over samples where the gradients of several groups must be added up first.
+    """Sum squares over n samples where the gradients of several groups must be added up first.
 
-    Parameters
-    ----------
-    groups : sequence of UseGroup
-        Of all entries of the parameter.
-    gradients : sequence of Gradients
-        For each.
-    n, numel : int
-        Numbers of samples and of entries.
-
-    Returns
-    -------
-    Tensor of shape (numel,)
+    The groups are of all entries of the parameter; returns (numel,).
     """
     of_samples = [group.whole_gradients(g) for group, g in zip(groups, gradients, strict=True)]
     total: Tensor | None = None

@@ -67,19 +67,9 @@ def radix(dtypes: set[torch.dtype]) -> int:
 
 
 def coded_weights(base: Tensor, radix: int) -> list[Tensor]:
-    """Multiply each sample's weights by the power of two that is its digit, for each digit.
+    """Multiply weights (n, ...) by powers of two that code the numbers of the samples.
 
-    Parameters
-    ----------
-    base : Tensor of shape (n, ...)
-        Weights.
-    radix : int
-        The number of digits of the code.
-
-    Returns
-    -------
-    list of Tensor of shape (n, ...)
-        One for each digit of the largest number of a sample.
+    Returns weights for each digit of the largest number, written with this radix.
     """
     n, weights = len(base), []
     numbers = torch.arange(n, device=base.device)
@@ -108,10 +98,8 @@ def sample_of_row(passes: Sequence[Tensor], n: int, radix: int) -> Tensor:
     ----------
     passes : sequence of Tensor of shape (rows, features)
         Gradients with the same weights for all, then with those of `coded_weights`.
-    n : int
-        Number of samples.
-    radix : int
-        As for `coded_weights`.
+    n, radix : int
+        Number of samples, and the radix of their code.
 
     Returns
     -------
@@ -160,12 +148,8 @@ def find_layout(
         Returns a gradient at the output, along an axis, as (rows, ...).
     axes : sequence of int
         The axes that the rows may lie along.
-    passes : sequence of Tensor
-        Gradients at the output, with the same weights for all, then with those of `coded_weights`.
-    n : int
-        Number of samples.
-    radix : int
-        As for `coded_weights`.
+    passes, n, radix
+        As for `sample_of_row`; the gradients are those at the output.
 
     Returns
     -------

@@ -81,12 +81,7 @@ class EntryPositions:
         self._entries = entries.flatten()
 
     def find(self, index: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Find entries.
-
-        Parameters
-        ----------
-        index : Tensor of int64, or None
-            Flat indices of entries, increasing, on the CPU; None: all.
+        """Find the entries at flat indices, increasing, on the CPU; None: all.
 
         Returns
         -------

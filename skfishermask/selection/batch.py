@@ -313,17 +313,7 @@ def _prune(
 def gains_before_picks(
     embedding: Tensor | StoredEmbedding, positions: Sequence[int], problem: SelectionProblem
 ) -> Tensor:
-    """Compute the gains of all candidates before each of some picks, (picks, n).
-
-    Parameters
-    ----------
-    embedding : Tensor or StoredEmbedding, of shape (n, r, k)
-        Fisher embeddings.
-    positions : sequence of int
-        The picks.
-    problem : SelectionProblem
-        With symmetric float64 matrices.
-    """
+    """Compute the gains of all candidates before each of the picks at `positions`, (picks, n)."""
     embedding = stored(embedding)
     inverse, target = problem.start()
     inverse_fisher = InverseFisher(inverse, problem.fisher)

@@ -130,21 +130,10 @@ class GainState:
         target: Tensor,
         on_chunk: Callable[[int], object] = lambda count: None,
     ) -> None:
-        """Compute the first A and B.
+        """Compute the first A and B from M_0^-1 and M_0^-1 F M_0^-1, as `SelectionProblem.start`.
 
-        Parameters
-        ----------
-        inverse : Tensor of shape (k, k), float64, or float
-            M_0^-1; a float stands for that multiple of the identity.
-        target : Tensor of shape (k, k), float64
-            M_0^-1 F M_0^-1.
-        on_chunk : callable, optional
-            Called with the number of candidates in each chunk that is done.
-
-        Raises
-        ------
-        ValueError
-            If the embedding holds NaN or infinity.
+        `on_chunk` is called with the number of candidates in each chunk that is done. Raises
+        ValueError if the embedding holds NaN or infinity.
         """
         k = len(target)
         forms = QuadraticForm(inverse), QuadraticForm(target)
@@ -183,16 +172,9 @@ class GainState:
         return self.embedding.take(index).double()
 
     def subset(self, index: Tensor, n_states: int, dtype: torch.dtype | None = None) -> GainState:
-        """Return some candidates in their current state, in memory.
+        """Return the candidates at `index`, ascending, in their current state, in memory.
 
-        Parameters
-        ----------
-        index : Tensor of shape (m,), int64
-            Their indices, ascending.
-        n_states : int
-            As for the class.
-        dtype : torch.dtype, optional
-            Of their embeddings. None: `work_dtype` of the embedding.
+        Their embeddings are in `dtype`; None: in the `work_dtype` of the embedding.
         """
         rows = self.embedding.take(index).to(dtype or self.embedding.work_dtype)
         subset = self._derive([self], rows, lambda x: x.index_select(0, index), n_states)
@@ -238,19 +220,10 @@ class GainState:
             own[self.current].index_copy_(0, subset.index, other[number])
 
     def attempt(self, picks: Sequence[Pick], excluded: Tensor | None = None) -> Tensor:
-        """Compute the states after the current one, as each of some picks makes it.
+        """Compute the states after the current one, as each of some picks in order makes it.
 
-        Parameters
-        ----------
-        picks : sequence of Pick
-            In their order.
-        excluded : Tensor of shape (n,), bool, optional
-            Candidates that do not count for the result. None: the result is not needed.
-
-        Returns
-        -------
-        Tensor of shape (len(picks),), float64
-            The largest upper bound of a gain after each pick.
+        Returns the largest upper bound of a gain after each pick, (len(picks),), float64, but for
+        those `excluded`, (n,), bool. None: the result is not needed.
         """
         largest = (
             self.norms.new_empty(len(picks))

@@ -99,24 +99,9 @@ def gain_error(
     trace_a: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Bound the errors of gains.
+    """Bound the errors of gains tr((I + A)^-1 B), (...), with the inverse computed in `dtype`.
 
-    Parameters
-    ----------
-    gains : Tensor of shape (...)
-        tr((I + A)^-1 B).
-    update_error : Tensor of shape (..., 2)
-        Bounds of the errors of A and B.
-    inverse_size : Tensor of shape (...)
-        Size of (I + A)^-1.
-    trace_a : Tensor of shape (...)
-        tr A.
-    dtype : torch.dtype
-        In which the inverse is computed.
-
-    Returns
-    -------
-    Tensor of shape (...)
+    `update_error`, (..., 2), bounds the errors of A and B; `inverse_size` is that of (I + A)^-1.
     """
     once = INVERSE_ERROR_FACTOR * unit_roundoff(dtype)
     error_a = torch.add(update_error[..., 0] + once, trace_a, alpha=once)

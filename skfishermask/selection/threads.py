@@ -15,16 +15,6 @@ def in_one_thread(function: Callable[[], T]) -> T:
 
     ``torch.set_num_threads`` would count for other threads too. An interrupt that comes while the
     limit is removed, does not keep it: the removal is repeated.
-
-    Parameters
-    ----------
-    function : callable
-        Without arguments.
-
-    Returns
-    -------
-    object
-        The result of the function.
     """
     libraries = ThreadpoolController().select(user_api="openmp").lib_controllers
     before = [library.get_num_threads() for library in libraries]

@@ -77,14 +77,9 @@ class ExactGains:
 
 
 def split_picks(picks: Sequence[Pick], n_before: int) -> Iterator[tuple[int, Sequence[Pick]]]:
-    """Divide picks into runs that are applied together, each with the number of its first pick.
+    """Divide picks, of which `n_before` come before, into runs that are applied together.
 
-    Parameters
-    ----------
-    picks : sequence of Pick
-        In their order.
-    n_before : int
-        Number of picks before these.
+    Yields each run with the number of its first pick.
     """
     stop = n_before + len(picks)
     inner = (N_FLOAT64_PICKS, *range(0, stop, _PICKS_PER_UPDATE))
@@ -94,21 +89,10 @@ def split_picks(picks: Sequence[Pick], n_before: int) -> Iterator[tuple[int, Seq
 
 
 def concatenate_factors(picks: Sequence[Pick], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the factors of picks side by side, and the norms of U and T of each.
+    """Return the factors of picks side by side, and the Frobenius norms of U and T of each.
 
-    Parameters
-    ----------
-    picks : sequence of Pick
-        In their order.
-    dtype : torch.dtype
-        Of the factors returned.
-
-    Returns
-    -------
-    factors : Tensor of shape (k, picks 2 r)
-        U and T of the first pick, then those of the second, and on.
-    norms : Tensor of shape (picks, 2), float64
-        Frobenius norms of U and T.
+    The factors, (k, picks 2 r) in `dtype`, are U and T of the first pick, then those of the second,
+    and on; the norms, (picks, 2), are in float64.
     """
     factors = picks[0].factors
     k, width = factors.shape
