@@ -50,8 +50,7 @@ def make_net() -> NeuralNetClassifier:
 
 def make_strategy(name: str, seed: int):
     if name == "FisherMask":
-        # 95 % of the Fisher information's trace takes half of the directions, and half of the time.
-        return FisherMaskSampler(n_directions=0.95, batch_size=256, random_state=seed)
+        return FisherMaskSampler(batch_size=256, random_state=seed)
     if name == "entropy":
         return entropy_sampling
     rng = np.random.default_rng(seed)

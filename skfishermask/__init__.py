@@ -2,12 +2,14 @@
 
 from skfishermask.evaluation import ActiveLearningCurveDisplay, active_learning_curve
 from skfishermask.fisher import ParameterMask, fisher_diagonal, fisher_embedding
+from skfishermask.parameters import PUBLISHED
 from skfishermask.sampler import FisherMaskSampler, fisher_mask_sampling
 from skfishermask.selection import select_batch
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PUBLISHED",
     "ActiveLearningCurveDisplay",
     "FisherMaskSampler",
     "ParameterMask",

@@ -87,7 +87,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
     It picks what :class:`skfishermask.FisherMaskSampler` picks: greedily, the batch that most
     reduces :math:`\mathrm{tr}(M^{-1} F)`, where F is the mean Fisher information of all samples
     in the network's most informative parameters, and M that of the labelled samples and the
-    batch; while labels are few, after a share by coverage of the inputs (`coverage_share`).
+    batch; by default on features of the inputs in place of gradients (`coverage_share`).
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         Samples per pass through the network; None: the net's own. It is the sampler's
         `batch_size`, which in scikit-activeml is the number of samples to query.
     target_type : {"auto", "single-output"}, default="auto"
-        What a label is: one class or number a sample, or whatever `clf` takes if ``"auto"``.
+        What a label is: one class or number a sample; ``"auto"``: what `clf` takes.
 
     Attributes
     ----------
@@ -350,6 +350,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             batch_size,
             settings.rng,
             X_labeled=known[0] if len(known[0]) > 0 else None,
+            coverage_inputs=settings.coverage_inputs,
             max_candidates=settings.max_candidates,
             batch_size=settings.batch_size,
             verbose=settings.verbose,
@@ -368,7 +369,8 @@ def _is_wide(y: Labels) -> bool:
 def _first_known(y: np.ndarray, missing_label: Labels) -> np.ndarray:
     """Return one of several labels a sample, a known one if there is one."""
     known = is_labeled(y, missing_label=missing_label)
-    return y[np.arange(len(y)), known.argmax(axis=1)]
+    first: np.ndarray = y[np.arange(len(y)), known.argmax(axis=1)]
+    return first
 
 
 @contextmanager

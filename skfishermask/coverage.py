@@ -1,4 +1,4 @@
-"""Coverage of the inputs, weighted by uncertainty, and how much of a batch it takes.
+"""Coverage of the inputs, weighted by uncertainty.
 
 A Gaussian process on the inputs, with kernel k and noise s, has a posterior variance at each
 sample given the labelled ones and the batch. The batch that makes its weighted sum over the pool
@@ -14,15 +14,14 @@ where i runs over the labelled samples and the batch, and j over the pool.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from skfishermask.selection import SelectionProblem, StoredEmbedding, stored
+from skfishermask.selection import SelectionProblem, StoredEmbedding, in_one_thread, stored
 
-# With this number of labels for each class, what they do not cover matters no more.
-_ENOUGH_LABELS = 20
 # Landmarks of the kernel: 500 keep 97% of what exact features reduce, at a tenth of the cost.
 _N_LANDMARKS = 500
 # ... and at least this number for each pick, or the last picks have nothing left to explain.
@@ -37,62 +36,6 @@ _EIGENVALUE_ROUNDING = 1e-6
 _LEAST_WEIGHT = 1e-3
 # Rows of inputs that are cast to float64 in one go.
 _CHUNK_ROWS = 2048
-
-
-def predicted_balance(probabilities: Tensor) -> float:
-    """Compute how balanced the predicted classes are.
-
-    Parameters
-    ----------
-    probabilities : Tensor of shape (n, C) or (n, L, C)
-        Of the classes; of each of L labels, over which the balance is averaged.
-
-    Returns
-    -------
-    float
-        The effective number of classes, 1 / sum_c (mean p_c)^2, as a share of C: 1 where all are
-        predicted as often.
-    """
-    mean = probabilities.mean(0)
-    return float((1 / (mean.square().sum(-1) * mean.shape[-1])).mean())
-
-
-def early_share(n_labeled: int, n_classes: int) -> float:
-    """Return the share of a batch that coverage takes, at most, while there are few labels.
-
-    Parameters
-    ----------
-    n_labeled : int
-        Labelled samples so far.
-    n_classes : int
-        Number of classes; zero where labels are no classes.
-
-    Returns
-    -------
-    float
-        1 without labels, falling to 0 at 20 labels for each class; 0 without classes.
-    """
-    return max(0.0, 1 - n_labeled / (_ENOUGH_LABELS * n_classes)) if n_classes else 0.0
-
-
-def automatic_share(probabilities: Tensor, n_labeled: int) -> float:
-    """Return the share of a batch that coverage takes: much with few labels, in a balanced pool.
-
-    Parameters
-    ----------
-    probabilities : Tensor of shape (n, C) or (n, L, C)
-        Of the classes, for the pool. C is zero where labels are no classes.
-    n_labeled : int
-        Labelled samples so far.
-
-    Returns
-    -------
-    float
-        :func:`early_share`, times 2 b - 1 where that is positive, b the predicted balance; zero
-        where labels are no classes, for which no rule was measured.
-    """
-    early = early_share(n_labeled, probabilities.shape[-1])
-    return early and early * max(0.0, 2 * predicted_balance(probabilities) - 1)
 
 
 @dataclass(frozen=True)
@@ -137,6 +80,12 @@ class KernelFeatures:
         radius : float, default=1.0
             Length scale of the kernel.
         """
+        if landmarks.device.type == "cpu":
+            return in_one_thread(partial(cls._at, landmarks, labeled, noise, radius))
+        return cls._at(landmarks, labeled, noise, radius)
+
+    @classmethod
+    def _at(cls, landmarks: Tensor, labeled: Tensor, noise: float, radius: float) -> KernelFeatures:
         centers = torch.cat([landmarks, labeled]).double()
         m = len(landmarks)
         matrix = kernel(centers, centers, radius)
@@ -175,10 +124,12 @@ def coverage_problem(
     weights: Tensor,
     n_instances: int,
     rng: np.random.RandomState,
+    *,
+    target: Tensor | None = None,
 ) -> tuple[StoredEmbedding, SelectionProblem]:
-    """Return the embedding and the problem of a batch that covers the pool.
+    """Return the embedding and the problem of a batch that covers the pool, or a target.
 
-    The batch reduces the weighted posterior variance of the pool most. With the uncertainty of the
+    The batch reduces the weighted posterior variance most. With the uncertainty of the
     predictions as weights this is close to UHerding [1]_, which counts the nearest pick alone; with
     equal ones it needs no predictions.
 
@@ -186,12 +137,14 @@ def coverage_problem(
     ----------
     pool, labeled : Tensor of shape (n, d), (n_labeled, d)
         Samples of unit length.
-    weights : Tensor of shape (n,)
-        Weights u of the pool's samples, not negative. If all are zero they count as equal.
+    weights : Tensor of shape (n,), or (n_target,)
+        Weights u of the samples to cover, not negative. If all are zero they count as equal.
     n_instances : int
         Number of samples to select, at most n.
     rng : RandomState
-        Draws landmarks, in proportion to the weights, from pools of more than 500 samples.
+        Draws landmarks, in proportion to the weights, where there are more than 500 samples.
+    target : Tensor of shape (n_target, d), optional
+        Samples to cover, of unit length. None: the pool.
 
     Returns
     -------
@@ -205,18 +158,25 @@ def coverage_problem(
     .. [1] W. Bae, G. L. Oliveira, D. J. Sutherland, "Uncertainty Herding: One Active Learning
        Method for All Label Budgets", ICLR 2025, arXiv 2412.20644.
     """
-    n, n_landmarks = len(pool), max(_N_LANDMARKS, _LANDMARKS_PER_PICK * n_instances)
     if not bool(weights.any()):
         weights = torch.ones_like(weights)
-    landmarks = pool
-    if n > n_landmarks:
-        share = weights.double().cpu().numpy() + _LEAST_WEIGHT * float(weights.mean())
-        landmarks = pool[_drawn(rng, n, n_landmarks, pool.device, share / share.sum())]
+    landmarks, shares = pool, weights
+    if target is not None:
+        # Of both, or the features would tell too little of the pool's samples.
+        landmarks = torch.cat([pool, target])
+        mean = weights.mean().expand(len(pool)) * (len(target) / len(pool))
+        shares = torch.cat([mean, weights])
+    n_landmarks = max(_N_LANDMARKS, _LANDMARKS_PER_PICK * n_instances)
+    if len(landmarks) > n_landmarks:
+        share = shares.double().cpu().numpy() + _LEAST_WEIGHT * float(weights.mean())
+        drawn = _drawn(rng, len(landmarks), n_landmarks, pool.device, share / share.sum())
+        landmarks = landmarks[drawn]
     if len(labeled) > _N_CONDITIONED:
         labeled = labeled[_drawn(rng, len(labeled), _N_CONDITIONED, labeled.device)]
-    embedding = KernelFeatures.at(landmarks, labeled)(pool)
-    flat = embedding[:, 0]
-    fisher = (flat.T * weights.to(flat)) @ flat / n
+    features = KernelFeatures.at(landmarks, labeled)
+    embedding = features(pool)
+    covered = (embedding if target is None else features(target))[:, 0]
+    fisher = (covered.T * weights.to(covered)) @ covered / len(covered)
     problem = SelectionProblem(n_instances, fisher, regularization=_NOISE)
     return stored(embedding), problem
 

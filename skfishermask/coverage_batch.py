@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from skfishermask.coverage import automatic_share, coverage_problem, early_share
-from skfishermask.data import flat_inputs
+from skfishermask.coverage import coverage_problem
+from skfishermask.data import CoverageInputs, LayerValue, ReadableNet, coverage_layers
+from skfishermask.fisher import in_one_length, predict
 from skfishermask.jacobian import Inputs
 from skfishermask.parameters import Settings
 from skfishermask.pool import LocalSamples, Pool
@@ -21,9 +22,7 @@ from skfishermask.selection import (
     select,
 )
 
-# Candidates that are covered, at most; a random subset of larger pools.
-_N_CANDIDATES = 20_000
-# Numbers in the inputs of these together.
+# Numbers in the inputs of all candidates together, at most, unless all were asked for.
 _N_NUMBERS = 1 << 27
 # Numbers in the inputs of a sample up to which they are covered by default.
 _N_INPUTS = 2048
@@ -43,12 +42,15 @@ class CoveredShare:
         Of `rows`.
     problem : SelectionProblem
         What they were chosen by.
+    covered : str, default="inputs"
+        What of the samples.
     """
 
     rows: np.ndarray
     batch: Batch
     embedding: StoredEmbedding
     problem: SelectionProblem
+    covered: str = "inputs"
 
     @property
     def indices(self) -> np.ndarray:
@@ -71,50 +73,79 @@ class CoveredShare:
         return utilities
 
 
-def inputs_to_cover(
-    share: float | Literal["auto"],
-    first: Inputs,
-    *,
-    n_labeled: int,
-    n_classes: int,
-    has_target: bool,
-) -> int:
-    """Return the length of a sample if a share may go to coverage of the inputs, else 0.
+@dataclass(frozen=True)
+class Coverage:
+    """What a query covers, and how much of its batch is chosen for that.
+
+    Attributes
+    ----------
+    layer : LayerValue or None
+        Where in the network; None: its inputs.
+    n_inputs : int
+        Numbers there, for a sample.
+    share : float
+        Of the batch.
+    """
+
+    layer: LayerValue | None
+    n_inputs: int
+    share: float
+
+    @property
+    def text(self) -> str:
+        """What is covered, in words."""
+        return "inputs" if self.layer is None else str(self.layer)
+
+
+def find_coverage(
+    net: ReadableNet, first: Inputs, share: float | Literal["auto"], asked: str
+) -> Coverage | None:
+    """Return what to cover; None where the whole batch is chosen by Fisher information.
 
     Parameters
     ----------
-    share : float or "auto"
-        The parameter `coverage_share`.
+    net : ReadableNet
+        The net.
     first : tensor, list of tensors or dict of tensors
         The first sample of the pool.
-    n_labeled, n_classes : int
-        Numbers of labelled samples and of classes.
-    has_target : bool
-        Whether there are target samples.
+    share : float or "auto"
+        The parameter `coverage_share`.
+    asked : str
+        The parameter `coverage_inputs`.
 
     Raises
     ------
     ValueError
-        If a share was asked for and the inputs are not real numbers.
+        If a share was asked for and there are no real numbers to cover, or no such module.
     """
-    inputs = flat_inputs(first)
-    n_inputs = 0 if inputs is None else inputs.numel()
-    if share == "auto":
-        covers = n_inputs <= _N_INPUTS and not has_target and early_share(n_labeled, n_classes) > 0
-        return n_inputs if covers else 0
-    if share > 0 and inputs is None:
-        raise ValueError(
-            f"coverage_share={share} needs inputs that are real numbers, found others, such as "
-            "integers. Set coverage_share=0."
-        )
-    return n_inputs if share > 0 else 0
+    if share == 0 or (share == "auto" and not net.likelihood.has_uncertainty):
+        return None
+    numbers = {}
+    for layer in coverage_layers(net.module, first, asked, net.to_logits):
+        with CoverageInputs(net.module, layer) as inputs:
+            found = predict(net.module, [first], inputs=inputs, **net.read_options).inputs
+        if found is not None:
+            numbers[layer] = found.numel()
+    # The pixels of a photograph say little about what is in it.
+    fitting = [layer for layer, n in numbers.items() if n <= _N_INPUTS]
+    if fitting or (numbers and (share != "auto" or asked != "auto")):
+        layer = fitting[0] if fitting else min(numbers, key=numbers.__getitem__)
+        return Coverage(layer, numbers[layer], 1.0 if share == "auto" else share)
+    if share == "auto" and asked == "auto":
+        return None
+    what = "inputs" if asked in ("auto", "inputs") else f"a tensor from the module {asked!r}"
+    raise ValueError(
+        f"coverage_share={share} needs {what} with real numbers for each sample, found others, "
+        "such as integers. Set coverage_share=0."
+    )
 
 
 def cover_share(
+    coverage: Coverage,
     pool: Pool,
     rows: np.ndarray,
     labeled: LocalSamples | None,
-    n_inputs: int,
+    target: LocalSamples | None,
     n_instances: int,
     settings: Settings,
     progress: Progress,
@@ -123,14 +154,14 @@ def cover_share(
 
     Parameters
     ----------
+    coverage : Coverage
+        What to cover.
     pool : Pool
         What to choose from.
     rows : ndarray of int
         Candidates of the query.
-    labeled : LocalSamples or None
-        Labelled samples.
-    n_inputs : int
-        Numbers in the inputs of a sample.
+    labeled, target : LocalSamples or None
+        Labelled samples, and those to cover, if not the pool.
     n_instances : int
         Size of the whole batch.
     settings : Settings
@@ -143,31 +174,29 @@ def cover_share(
     ValueError
         If a share was asked for and inputs have several lengths.
     """
-    limit = max(n_instances, min(_N_CANDIDATES, _N_NUMBERS // n_inputs))
-    drawn = np.arange(len(rows))
-    if len(drawn) > limit:
-        drawn = np.sort(settings.rng.choice(len(rows), limit, replace=False))
-    predicted, inputs = pool.predictions_and_inputs(rows[drawn])
-    share = settings.coverage_share
-    if share == "auto":
-        share = automatic_share(
-            predicted.class_probabilities, 0 if labeled is None else len(labeled)
-        )
-    n = round(share * n_instances)
+    n = round(coverage.share * n_instances)
     if n == 0:
         return None
-    known = None if inputs is None else inputs[:0]
-    if labeled is not None:
-        _, known = labeled.predictions_and_inputs()
-    if inputs is None or known is None or inputs.shape[1] != known.shape[1]:
+    limit = max(n_instances, _N_NUMBERS // coverage.n_inputs)
+    if len(rows) > limit and settings.max_candidates == "auto":
+        rows = np.sort(settings.rng.choice(rows, limit, replace=False))
+    predicted = [pool.predictions(rows, coverage.layer)]
+    others = [samples for samples in (labeled, target) if samples is not None]
+    predicted += [samples.predictions(None, coverage.layer) for samples in others]
+    together = in_one_length([part.inputs for part in predicted])
+    if together is None:
         if settings.coverage_share == "auto":
             return None
         raise ValueError(
-            f"coverage_share={share} needs inputs of one length in X_pool and X_labeled, found "
+            f"coverage_share={coverage.share} needs inputs of one length in all samples, found "
             "several, such as sequences padded batch by batch. Set coverage_share=0."
         )
-    weights = predicted.uncertainty.to(inputs)
-    embedding, problem = coverage_problem(inputs, known, weights, n, settings.rng)
+    inputs, *of_others = together.split([len(part.uncertainty) for part in predicted])
+    known = inputs[:0] if labeled is None else of_others.pop(0)
+    weights = predicted[0 if target is None else -1].uncertainty.to(inputs)
+    embedding, problem = coverage_problem(
+        inputs, known, weights, n, settings.rng, target=of_others[0] if of_others else None
+    )
     with progress.bar(n, "Coverage", "pick") as bar:
         batch = select(embedding, problem, on_pick=bar.update)
-    return CoveredShare(rows[drawn], batch, embedding, problem)
+    return CoveredShare(rows, batch, embedding, problem, coverage.text)

@@ -22,6 +22,27 @@ Seed = int | np.random.RandomState | None
 Constraint = object
 
 
+# Parameters without a meaning where coverage alone chooses the batch.
+_OF_FISHER_INFORMATION = (
+    "mask",
+    "mask_fraction",
+    "n_mask_samples",
+    "n_directions",
+    "target",
+    "use_labeled",
+    "regularization",
+    "oversample",
+    "embedding_dtype",
+)
+# The method as its authors published it: Fisher information alone, exact, of the whole pool.
+PUBLISHED: dict[str, float | None] = {
+    "coverage_share": 0,
+    "n_directions": None,
+    "max_candidates": None,
+    "n_mask_samples": 1024,
+}
+
+
 def parameter(default: T, *constraints: Constraint) -> T:
     """Declare a parameter of a dataclass that is a scikit-learn estimator.
 
@@ -54,9 +75,9 @@ class MethodParameters:
         Size of the mask. A float in (0, 1] is the share of all trainable parameters (the authors
         use 0.002), an int is the number itself, ``"auto"`` the larger of 0.2 % of
         these and twice the output layer, at most 2,000.
-    n_mask_samples : int or None, default=1024
+    n_mask_samples : int or None, default=256
         Number of samples, drawn from the labelled ones and the pool, for the diagonal Fisher
-        information; None takes all.
+        information; None takes all. The authors use 1,024.
     likelihood : {"auto", "categorical", "bernoulli", "gaussian"} or object, default="auto"
         The distribution of a label, given the network's output. ``"auto"``: by the net's
         criterion. ``"categorical"``: classes, of a sample or of each of its positions (cross
@@ -68,7 +89,9 @@ class MethodParameters:
         Rows of V(x). None: all, exact. An int: that number of leading ones or, where no row leads
         (a label a position, numbers), of random combinations, exact in the mean. A float in
         (0, 1): as many leading ones as keep that share of the trace. The cost of everything falls
-        in proportion. ``"auto"``: all; of outputs with positions, 16 combinations.
+        in proportion. ``"auto"``: the leading ones that keep 90% of the trace, or all where no row
+        leads; in both cases at most 16. The diagonal Fisher information, which ranks parameters
+        and nothing else, then takes 3 of them.
     target : {"pool", "identity"}, default="pool"
         F in the objective: the mean Fisher information of labelled and pool samples, or the
         identity matrix. Samples that a query is given as `X_target` go before it.
@@ -80,14 +103,21 @@ class MethodParameters:
         Forward-select ``oversample * n_instances`` samples, then prune to `n_instances`.
         BAIT uses 2.
     coverage_share : float or "auto", default="auto"
-        Share of the batch, in [0, 1], that is taken first by coverage of the inputs: it reduces
-        the posterior variance of a Gaussian process on them, weighted by the margin of the
-        predictions. The rest is picked greedily given these. ``"auto"``: most of it while there
-        are few labels, falling to none at 20 for each class, and none where the predicted classes
-        are not balanced, with `X_target`, or where a sample's inputs are no
-        real numbers, of several lengths, or more than 2,048. 0: FisherMask as published.
-    max_candidates : int or None, default=None
-        Embed a random subset of the pool of at most this size. None: all of it.
+        Share of the batch, in [0, 1], that is chosen first by coverage of the inputs: it reduces
+        the posterior variance of a Gaussian process on them, weighted by the uncertainty of the
+        predictions. The rest is chosen greedily given these, by Fisher information. 1: coverage
+        alone, without gradients or a mask. 0: Fisher information alone. ``"auto"``: 1, but 0 where
+        labels are numbers, where `coverage_inputs` are no real numbers, of several lengths, or
+        more than 2,048 a sample, and where a parameter of the Fisher information is not at its
+        default: `mask`, `mask_fraction`, `n_mask_samples`, `n_directions`, `target`, `use_labeled`,
+        `regularization`, `oversample` or `embedding_dtype`.
+    coverage_inputs : str, default="auto"
+        What is covered. ``"inputs"``: what the network is given. The name of a module in it, such
+        as ``"backbone"``: the output of that. ``"auto"``: where the network begins with frozen
+        layers, what its first trained layer is given, else the inputs.
+    max_candidates : int, None or "auto", default="auto"
+        Choose from a random subset of the pool of at most this size, which also stands for the pool
+        in F. None: all of it. ``"auto"``: at most 20,000 samples, or five times the batch.
     to_logits : callable or None, default=None
         Maps what the net's ``infer`` gives to logits (n, C), such as ``lambda out: out["scores"]``.
         None: by the net's criterion and ``predict_nonlinearity``, of a tuple the first element, of
@@ -110,7 +140,7 @@ class MethodParameters:
     mask_fraction: float | int | Literal["auto"] = parameter(
         "auto", Interval(Real, 0, 1, closed="right"), at_least_one(), StrOptions({"auto"})
     )
-    n_mask_samples: int | None = parameter(1024, at_least_one(), None)
+    n_mask_samples: int | None = parameter(256, at_least_one(), None)
     likelihood: str | Likelihood = parameter(
         "auto", StrOptions({"auto", *LIKELIHOODS}), HasMethods(["check", "rank", "factor"])
     )
@@ -124,7 +154,10 @@ class MethodParameters:
     coverage_share: float | Literal["auto"] = parameter(
         "auto", Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})
     )
-    max_candidates: int | None = parameter(None, at_least_one(), None)
+    coverage_inputs: str = parameter("auto", str)
+    max_candidates: int | Literal["auto"] | None = parameter(
+        "auto", at_least_one(), None, StrOptions({"auto"})
+    )
     to_logits: ToOutputs | None = parameter(None, callable, None)
     embedding_dtype: Literal["float32", "float16", "bfloat16", "float64"] = parameter(
         "float32", StrOptions(set(EMBEDDING_DTYPES))
@@ -150,6 +183,46 @@ def check_parameters(estimator: object) -> None:
         {f.name: getattr(estimator, f.name) for f in declared},
         type(estimator).__name__,
     )
+
+
+# Candidates of a large pool, at least, and for each pick.
+_N_CANDIDATES, _CANDIDATES_PER_PICK = 20_000, 5
+
+
+def draw_candidates(
+    n_pool: int,
+    n_instances: int,
+    max_candidates: int | Literal["auto"] | None,
+    rng: np.random.RandomState,
+) -> np.ndarray:
+    """Return the rows of the pool to choose from, ascending.
+
+    Parameters
+    ----------
+    n_pool, n_instances : int
+        Samples in the pool and in the batch.
+    max_candidates : int, None or "auto"
+        See :class:`skfishermask.FisherMaskSampler`.
+    rng : RandomState
+        Draws them, where they are not all.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer candidates than `n_instances`.
+    """
+    if max_candidates == "auto":
+        limit = max(_N_CANDIDATES, _CANDIDATES_PER_PICK * n_instances)
+    else:
+        limit = n_pool if max_candidates is None else max_candidates
+    if limit < n_instances:
+        raise ValueError(
+            f"max_candidates={limit} leaves fewer candidates than n_instances={n_instances}."
+        )
+    if limit >= n_pool:
+        return np.arange(n_pool)
+    rows: np.ndarray = np.sort(rng.choice(n_pool, limit, replace=False))
+    return rows
 
 
 def check_n_instances(n_instances: object, n_pool: int) -> int:
@@ -201,6 +274,13 @@ class Settings(MethodParameters):
             raise ValueError(f"scratch_folder must be a folder to write to, got {folder!r}.")
         own = {f.name: getattr(parameters, f.name) for f in fields(MethodParameters)}
         vars(self).update(own, batch_size=batch_size, rng=check_random_state(random_state))
+
+    @property
+    def wanted_coverage(self) -> float | Literal["auto"]:
+        """The parameter `coverage_share`; 0 for "auto" where the Fisher information was set up."""
+        defaults = {f.name: f.default for f in fields(MethodParameters)}
+        is_set = any(getattr(self, name) != defaults[name] for name in _OF_FISHER_INFORMATION)
+        return 0 if self.coverage_share == "auto" and is_set else self.coverage_share
 
     def __setattr__(self, name: str, value: object) -> None:
         raise FrozenInstanceError(f"cannot assign to field {name!r}")

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import numpy as np
 from torch import Tensor
 
-from skfishermask.data import ReadableNet, Source, UnitInputs, naming_rows
+from skfishermask.data import CoverageInputs, LayerValue, ReadableNet, Source, naming_rows
 from skfishermask.fisher import (
     FisherSum,
     ParameterMask,
@@ -93,8 +93,8 @@ class Pool(Protocol):
     def largest_rank(self, rows: np.ndarray) -> int:
         """Return the number of directions of the sample among some rows that has the most."""
 
-    def predictions_and_inputs(self, rows: np.ndarray) -> tuple[Predictions, Tensor | None]:
-        """Return predictions, and inputs flat and of unit length; None: no one length."""
+    def predictions(self, rows: np.ndarray, layer: LayerValue | None) -> Predictions:
+        """Return predictions, and what coverage looks at: a layer's value or the inputs."""
 
     def embed(
         self,
@@ -170,16 +170,15 @@ class LocalSamples:
         with naming_rows(batches, self.net.to_logits):
             return largest_rank(self.net.module, shown, **self.net.read_options)
 
-    def predictions_and_inputs(
-        self, rows: np.ndarray | None = None
-    ) -> tuple[Predictions, Tensor | None]:
+    def predictions(self, rows: np.ndarray | None, layer: LayerValue | None) -> Predictions:
         """Return these of some rows, or of all; see `Pool`."""
         batches = self.source.batches(rows)
-        inputs = UnitInputs(batches)
-        shown = self.progress.each(inputs, len(batches), "Predictions")
-        with naming_rows(batches, self.net.to_logits):
-            predicted = predict(self.net.module, shown, **self.net.read_options)
-        return predicted, inputs.together()
+        shown = self.progress.each(batches, len(batches), "Predictions")
+        with (
+            naming_rows(batches, self.net.to_logits),
+            CoverageInputs(self.net.module, layer) as inputs,
+        ):
+            return predict(self.net.module, shown, inputs=inputs, **self.net.read_options)
 
     def blocks(
         self, rows: np.ndarray | None, mask: ParameterMask, n_directions: int, text: str

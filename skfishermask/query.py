@@ -12,7 +12,7 @@ import skorch
 import torch
 from torch import Tensor
 
-from skfishermask.coverage_batch import CoveredShare, cover_share, inputs_to_cover
+from skfishermask.coverage_batch import CoveredShare, cover_share, find_coverage
 from skfishermask.data import (
     DaskObject,
     DaskSamples,
@@ -24,7 +24,7 @@ from skfishermask.data import (
 )
 from skfishermask.fisher import MASK_STRATEGIES, Gaussian, ParameterMask, directions_that_keep
 from skfishermask.jacobian import output_layer, same_grad_mode, trainable_parameters
-from skfishermask.parameters import Settings, check_n_instances
+from skfishermask.parameters import Settings, check_n_instances, draw_candidates
 from skfishermask.placement import Placement
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
 from skfishermask.progress import Progress
@@ -36,8 +36,10 @@ from skfishermask.selection import (
 if TYPE_CHECKING:
     from skfishermask.cluster import Cluster
 
-# Random combinations of directions, by default, where each position has its own.
-_N_COMBINATIONS = 16
+# Rows of V(x) by default: the share of the trace that they keep, and their number at most.
+_KEPT_TRACE, _MOST_DIRECTIONS = 0.9, 16
+# Rows that rank the parameters by default: of 9, three keep 99.9% of what the batch gains.
+_RANKING_DIRECTIONS = 3
 # Rows of several sets of samples.
 Sample = list[tuple[LocalSamples | Pool, np.ndarray]]
 
@@ -110,11 +112,9 @@ class Query:
             raise ValueError("Expected X_target with at least one sample, found an empty one.")
         others = [samples for samples in (labeled, target) if samples]
         _check_samples(pool, others)
-        limit = settings.max_candidates
-        if limit is not None and limit < n_instances:
-            raise ValueError(
-                f"max_candidates={limit} leaves fewer candidates than n_instances={n_instances}."
-            )
+        self._rows = draw_candidates(
+            len(pool), self._n_instances, settings.max_candidates, settings.rng
+        )
         self._start = time.perf_counter()
         cluster = None if client is None else _cluster(client)
         self._first = first_sample(pool)
@@ -153,7 +153,7 @@ class Query:
 
     def _run(self, wants_utilities: bool) -> Result:
         pool = self._pool
-        rows = self._candidates()
+        rows = self._rows
         coverage = self._coverage(rows)
         if coverage is not None and len(coverage.indices) == self._n_instances:
             return self._covered(coverage, wants_utilities)
@@ -190,6 +190,7 @@ class Query:
             "objective": (before + outside, after + outside),
             "candidates_read": batch.n_read,
             "coverage_share": len(covered) / self._n_instances,
+            "coverage_inputs": None if coverage is None else coverage.covered,
             **pool.info(),
         }
         utilities = self._utilities(rows, batch, problem) if wants_utilities else None
@@ -203,12 +204,6 @@ class Query:
     @property
     def _aims_at_pool(self) -> bool:
         return self._target is None and self._settings.target == "pool"
-
-    def _candidates(self) -> np.ndarray:
-        limit, n = self._settings.max_candidates, len(self._pool)
-        if limit is None or limit >= n:
-            return np.arange(n)
-        return np.sort(self._settings.rng.choice(n, limit, replace=False))
 
     def _mask_sample(self) -> Sample:
         """Draw samples for the diagonal: rows of the labelled ones, and of the pool."""
@@ -225,16 +220,18 @@ class Query:
     def _n_directions(self, sample: Sample, candidates: np.ndarray) -> int:
         rank = self._net.likelihood.rank(self._outputs)
         has_positions = self._outputs.dim() > 2
-        wanted = self._settings.n_directions
+        wanted, most = self._settings.n_directions, None
         if wanted == "auto":
-            wanted = _N_COMBINATIONS if has_positions else None
+            most = _MOST_DIRECTIONS
+            wanted = _KEPT_TRACE if self._net.likelihood.is_ordered(self._outputs) else most
         if isinstance(wanted, Real) and not isinstance(wanted, Integral):
             norms = [samples.direction_norms(rows).cpu() for samples, rows in sample]
             wanted = directions_that_keep(torch.stack(norms).sum(0), float(wanted))
         if wanted is None:
             return self._largest_rank(sample, candidates) if has_positions else rank
+        wanted = int(wanted) if most is None else min(int(wanted), most)
         # The rank of the first sample's positions may be that of a short sequence.
-        return int(wanted) if has_positions else min(int(wanted), rank)
+        return wanted if has_positions else min(wanted, rank)
 
     def _largest_rank(self, sample: Sample, candidates: np.ndarray) -> int:
         """Return the number of directions of the longest sequence that is to be read."""
@@ -249,9 +246,11 @@ class Query:
         sample: Sample,
         r: int,
     ) -> tuple[ParameterMask, dict[str, Tensor] | None]:
-        settings, found = self._settings, None
+        settings, of_samples = self._settings, None
         if MASK_STRATEGIES[settings.mask].uses_diagonal:
-            diagonal = found = _mean_diagonal(
+            if settings.n_directions == "auto":
+                r = min(r, _RANKING_DIRECTIONS)
+            diagonal = of_samples = _mean_diagonal(
                 [(len(rows), samples.diagonal(rows, r)) for samples, rows in sample]
             )
         else:
@@ -264,7 +263,7 @@ class Query:
             output_layer=output,
             random_state=settings.rng,
         )
-        return mask, found
+        return mask, of_samples
 
     def _known_mask_size(self, output: list[str]) -> int | None:
         known_size = MASK_STRATEGIES[self._settings.mask].known_size
@@ -308,19 +307,13 @@ class Query:
 
     def _coverage(self, rows: np.ndarray) -> CoveredShare | None:
         settings, progress = self._settings, self._progress
-        n_inputs = inputs_to_cover(
-            settings.coverage_share,
-            self._first,
-            n_labeled=self._n_labeled,
-            n_classes=self._net.likelihood.class_probabilities(self._outputs).shape[-1],
-            has_target=self._target is not None,
-        )
-        if n_inputs == 0:
+        asked = settings.wanted_coverage, settings.coverage_inputs
+        coverage = find_coverage(self._net, self._first, *asked)
+        if coverage is None:
             return None
+        samples = self._pool, rows, self._labeled, self._target
         with progress.step("coverage"):
-            return cover_share(
-                self._pool, rows, self._labeled, n_inputs, self._n_instances, settings, progress
-            )
+            return cover_share(coverage, *samples, self._n_instances, settings, progress)
 
     def _covered(self, coverage: CoveredShare, wants_utilities: bool) -> Result:
         """Return the result of a query that is answered by coverage alone, without gradients."""
@@ -333,6 +326,7 @@ class Query:
             "objective": batch.objective,
             "candidates_read": batch.n_read,
             "coverage_share": 1.0,
+            "coverage_inputs": coverage.covered,
             **self._pool.info(),
         }
         utilities = coverage.utilities(len(self._pool)) if wants_utilities else None

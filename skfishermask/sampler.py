@@ -51,13 +51,16 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
     scikit-learn classifier or regressor around one, with a :meth:`query` method beside ``predict``:
     a regressor where `estimator` is one, or `likelihood` is ``"gaussian"``.
 
-    It ranks the network's parameters by their diagonal Fisher information, keeps a mask of
+    By default the batch covers the inputs of the network, weighted by the uncertainty of its
+    predictions (`coverage_share`): the objective below on the features of a kernel, which a
+    comparison of strategies decided. With ``**skfishermask.PUBLISHED`` it is the method as
+    published, and without such inputs a quicker form of it.
+
+    The method ranks the network's parameters by their diagonal Fisher information, keeps a mask of
     the most informative ones, describes each candidate x by the Fisher embedding V(x) of its
     masked gradients, and greedily picks the batch that most reduces
     :math:`\mathrm{tr}(M^{-1} F)`, where F is the mean Fisher information of all samples and
-    :math:`M = M_0 + \sum V(x)^\top V(x)` over the batch. While labels are few and the predicted
-    classes balanced, a share of the batch is taken by coverage of the inputs before
-    (`coverage_share`; 0 for the method as published).
+    :math:`M = M_0 + \sum V(x)^\top V(x)` over the batch.
 
     Parameters
     ----------
@@ -84,10 +87,10 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Column names, where X had them.
     mask_ : ParameterMask or None
-        The mask of the last query.
+        The mask of the last query; None where coverage alone chose the batch.
     fisher_diagonal_ : dict of str to Tensor, or None
-        Diagonal Fisher information in the last query; None for the masks ``"random"``,
-        ``"output_layer"`` and ``"all"``, which do not look at it.
+        Diagonal Fisher information in the last query; None for coverage alone, and for the masks
+        ``"random"``, ``"output_layer"`` and ``"all"``, which do not look at it.
     query_info_ : dict
         Of the last query: ``"seconds"`` (a dict by step), ``"n_candidates"`` (N),
         ``"n_labeled"``, ``"n_directions"`` (r), ``"mask_size"`` (k), ``"embedding_bytes"`` and
@@ -95,10 +98,11 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         ``"scratch file"`` or ``"cluster"``. ``"dimensions"`` are those that the choice was made in:
         k, or the number of rows where these are fewer. ``"objective"`` has tr(M^-1 F) before the
         batch and after it, ``"candidates_read"`` counts how often a candidate's embedding was
-        read, beside the start, and ``"coverage_share"`` is the share of the batch that was taken
-        by coverage. On a Dask cluster also ``"n_workers"``, ``"n_chunks"``,
-        ``"round_trips"`` of the selection, and ``"bytes_moved"`` between this process and the
-        workers (a dict by phase).
+        read, beside the start, ``"coverage_share"`` is the share of the batch that was chosen
+        by coverage, and ``"coverage_inputs"`` what was covered. Where that is all of the batch,
+        entries about the mask and the embedding are missing. On a Dask cluster also
+        ``"n_workers"``, ``"n_chunks"``, ``"round_trips"`` of the selection, and ``"bytes_moved"``
+        between this process and the workers (a dict by phase).
 
     See Also
     --------
@@ -223,6 +227,7 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
             n_instances,
             check_random_state(self.random_state),
             X_labeled=X_labeled,
+            coverage_inputs=self.coverage_inputs,
             max_candidates=self.max_candidates,
             batch_size=self.batch_size,
             verbose=self.verbose,

@@ -107,25 +107,35 @@ def left_uncovered(
 
 
 def select_by_coverage(
-    pool: Tensor, labeled: Tensor, weights: Tensor, n_instances: int, noise: float = 0.02
+    pool: Tensor,
+    labeled: Tensor,
+    weights: Tensor,
+    n_instances: int,
+    noise: float = 0.02,
+    target: Tensor | None = None,
 ) -> list[int]:
     """Greedy posterior variance: each pick is the first of the candidates that leave least.
 
     A sample i takes c(j, i)^2 / (c(i, i) + noise) from the variance of j, with c the covariance
     given the samples before it.
     """
-    every = torch.cat([labeled, pool]).double()
+    others = pool[:0] if target is None else target
+    every = torch.cat([others, labeled, pool]).double()
     covariance = torch.exp(-(every[:, None] - every).square().sum(2))
-    weights = torch.cat([torch.zeros(len(labeled)), weights.cpu()]).double()
-    picks = [*range(len(labeled))]
+    weights = weights.cpu().double()
+    zeros = torch.zeros(len(every) - len(weights), dtype=torch.float64)
+    weights = torch.cat([zeros, weights] if target is None else [weights, zeros])
+    known = range(len(others), len(others) + len(labeled))
+    picks = [*known]
+    excluded = [*range(len(others)), *known]
     for step in range(len(labeled) + n_instances):
         if step >= len(labeled):
             gain = covariance.square() @ weights / (covariance.diagonal() + noise)
-            gain[picks] = -math.inf
+            gain[excluded + picks] = -math.inf
             picks.append(first_near(gain, gain.max(), scale=float(weights.sum())))
         row = covariance[picks[step]]
         covariance = covariance - torch.outer(row, row) / (row[picks[step]] + noise)
-    return [pick - len(labeled) for pick in picks[len(labeled) :]]
+    return [pick - len(others) - len(labeled) for pick in picks[len(labeled) :]]
 
 
 def herd(

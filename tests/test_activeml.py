@@ -36,7 +36,7 @@ from skactiveml.classifier import (
 from skactiveml.pool import UncertaintySampling
 from skactiveml.regressor import SklearnRegressor, SkorchRegressor
 
-from skfishermask import FisherMaskSampler, fisher_embedding
+from skfishermask import PUBLISHED, FisherMaskSampler, fisher_embedding
 from skfishermask.activeml import FisherMask
 from skfishermask.modal import ActiveLearner
 from tests.activeml_contract import (
@@ -50,12 +50,7 @@ X, Y = (data[:160] for data in nets.digits())
 N_LABELED = 60
 UNLABELED = np.arange(N_LABELED, 160)
 # Small masks and all samples for the diagonal: quick, and no draw matters.
-SMALL: dict[str, Any] = {
-    "mask_fraction": 160,
-    "n_mask_samples": None,
-    "random_state": 0,
-    "coverage_share": 0,
-}
+SMALL = nets.SMALL
 CLASSES = list(range(10))
 
 
@@ -611,6 +606,7 @@ WRONG: dict[str, Any] = {
     "regularization": 0.0,
     "oversample": 0.5,
     "coverage_share": 1.5,
+    "coverage_inputs": 3,
     "max_candidates": 0,
     "to_logits": 3,
     "embedding_dtype": "int8",
@@ -641,7 +637,7 @@ class Contract(TemplateSingleAnnotatorPoolQueryStrategy):
 
     def test_query(self) -> None:
         """The gains, by hand: see `utilities_oracle`; the first has the largest."""
-        indices, utilities = self.make(coverage_share=0).query(
+        indices, utilities = self.make(**PUBLISHED).query(
             **self.asked(batch_size=3, return_utilities=True)
         )
         np.testing.assert_array_equal(np.nanargmax(utilities, axis=1), indices)

@@ -54,7 +54,7 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
         {"data", "jacobian", "progress", "first_batch"},
         {"torch", "numpy", "sklearn", "joblib", "matplotlib", "modAL"},
     ),
-    ({"__init__"}, {"fisher", "selection", "sampler", "evaluation"}, set()),
+    ({"__init__"}, {"fisher", "selection", "sampler", "evaluation", "parameters"}, set()),
 ]
 OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "distributed", "skactiveml"]
 # These two are used by one file each.

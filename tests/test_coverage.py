@@ -11,10 +11,7 @@ from torch.nn.functional import normalize
 from skfishermask import select_batch
 from skfishermask.coverage import (
     KernelFeatures,
-    automatic_share,
     coverage_problem,
-    early_share,
-    predicted_balance,
 )
 from skfishermask.fisher import margin_uncertainty
 from skfishermask.selection import select
@@ -123,16 +120,18 @@ def test_on_a_device(any_device: str) -> None:
     assert selected(*there, 8) == selected(pool, labeled, w, 8)
 
 
-def test_margin_and_balance_by_hand() -> None:
+def test_the_margin_by_hand() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
     assert margin_uncertainty(p).tolist() == pytest.approx([0.8, 0.3])
-    assert predicted_balance(torch.eye(4)) == pytest.approx(1)
-    assert predicted_balance(torch.eye(4)[[0, 0, 1, 1]]) == pytest.approx(0.5)
-    assert predicted_balance(torch.eye(4)[[2]]) == pytest.approx(0.25)
 
 
-def test_shares_by_hand() -> None:
-    assert [early_share(n, 10) for n in (0, 50, 200, 300)] == [1, 0.75, 0, 0]
-    assert automatic_share(torch.eye(10), 50) == pytest.approx(0.75)
-    assert automatic_share(torch.eye(10)[:8], 50) == pytest.approx(0.75 * 0.6)
-    assert automatic_share(torch.eye(10)[:4], 0) == 0
+@pytest.mark.parametrize("n_target", [40, 700])
+def test_a_target_is_covered_in_place_of_the_pool(n_target: int) -> None:
+    pool, labeled, target = units(50, 0), units(3, 1), units(n_target, 4)
+    w = weights(n_target, 2)
+    embedding, problem = coverage_problem(
+        pool, labeled, w, 6, np.random.RandomState(0), target=target
+    )
+    found = select(embedding, problem).positions.tolist()
+    assert found == oracles.select_by_coverage(pool, labeled, w, 6, target=target)
+    assert found != oracles.select_by_coverage(pool, labeled, weights(50, 2), 6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from skfishermask import FisherMaskSampler
-from skfishermask.coverage import automatic_share
 from skfishermask.fisher import margin_uncertainty
 from tests import nets, oracles
 
@@ -39,7 +37,8 @@ def test_a_share_is_taken_by_coverage(net: Any) -> None:
     assert found[:4].tolist() == indices[:4].tolist()
     assert (of_half > 0).all()
     assert half.query_info_["coverage_share"] == 0.5
-    assert FisherMaskSampler(**SMALL)(net, X_POOL, 8)[0].tolist() != found.tolist()
+    none = FisherMaskSampler(coverage_share=0, **SMALL)
+    assert none(net, X_POOL, 8, X_labeled=X_LABELED)[0].tolist() != found.tolist()
 
 
 def test_a_pool_of_few_distinct_rows_has_a_batch() -> None:
@@ -63,27 +62,52 @@ def test_a_pool_of_few_distinct_rows_has_a_batch() -> None:
 
 
 def share_of(net: Any, pool: np.ndarray, X_labeled: Any, **asked: Any) -> float:
-    sampler = FisherMaskSampler(coverage_share="auto", random_state=0)
+    sampler = FisherMaskSampler(random_state=0)
     sampler(net, pool, 10, X_labeled=X_labeled, **asked)
     return sampler.query_info_["coverage_share"]
 
 
-def test_the_automatic_share(net: Any) -> None:
-    expected = automatic_share(torch.as_tensor(net.predict_proba(X_POOL)), 60)
-    assert share_of(net, X_POOL, X_LABELED) == round(10 * expected) / 10 > 0.3
-    assert share_of(net, X_POOL, None) > share_of(net, X_POOL, X_LABELED)
-    # None where there are labels enough, where the predictions are not balanced, and where the
-    # pool is not what counts.
-    assert share_of(net, X_POOL, X[200:400]) == 0
-    sure = copy.deepcopy(net)
-    sure.module_[-1].weight.data *= 9
-    assert share_of(sure, X[60:400][net.predict(X[60:400]) == 3], X_LABELED) == 0
-    assert share_of(net, X_POOL, X_LABELED, X_target=X[200:260]) == 0
+def test_by_default_all_of_the_batch_covers(net: Any) -> None:
+    sampler = FisherMaskSampler(random_state=0)
+    assert sampler(net, X_POOL, 8, X_labeled=X_LABELED)[0].tolist() == by_coverage(net, 8)
+    assert share_of(net, X_POOL, X[200:400]) == 1
+    binary = nets.binary_net().fit(X[:60], (Y[:60] > 4).astype("float32"))
+    assert share_of(binary, X_POOL, X[:10]) == 1
 
 
-def test_binary_nets_have_a_share() -> None:
-    net = nets.binary_net().fit(X[:60], (Y[:60] > 4).astype("float32"))
-    assert share_of(net, X_POOL, X[:10]) > 0
+def test_target_samples_are_covered(net: Any) -> None:
+    target = X[200:260]
+    sampler = FisherMaskSampler(random_state=0)
+    found, _ = sampler(net, X_POOL, 8, X_labeled=X_LABELED, X_target=target)
+    sets = [normalize(torch.as_tensor(part).double()) for part in (X_POOL, X_LABELED, target)]
+    w = margin_uncertainty(torch.as_tensor(net.predict_proba(target)).double())
+    assert found.tolist() == oracles.select_by_coverage(*sets[:2], w, 8, target=sets[2])
+    assert found.tolist() != by_coverage(net, 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask": "output_layer"},
+        {"mask_fraction": 200},
+        {"n_mask_samples": None},
+        {"n_directions": 2},
+        {"target": "identity"},
+        {"use_labeled": False},
+        {"regularization": 0.1},
+        {"oversample": 2.0},
+        {"embedding_dtype": "float64"},
+    ],
+    ids=str,
+)
+def test_a_parameter_of_the_fisher_information_is_not_ignored(
+    net: Any, options: dict[str, Any]
+) -> None:
+    sampler = FisherMaskSampler(random_state=0, **options)
+    sampler(net, X_POOL, 3, X_labeled=X_LABELED)
+    assert sampler.query_info_["coverage_share"] == 0
+    sampler.set_params(coverage_share=1)(net, X_POOL, 3, X_labeled=X_LABELED)
+    assert sampler.mask_ is None
 
 
 class NoGradient(torch.autograd.Function):
@@ -138,14 +162,14 @@ def net_of(X: np.ndarray) -> Any:
 def test_token_ids_are_not_covered() -> None:
     ids = np.random.default_rng(0).integers(20, size=(40, 5))
     assert share_of(net_of(ids), ids, ids[:4]) == 0
-    with pytest.raises(ValueError, match=r"coverage_share=0\.5 needs inputs that are real numbers"):
+    with pytest.raises(ValueError, match=r"coverage_share=0\.5 needs inputs with real numbers"):
         FisherMaskSampler(coverage_share=0.5)(net_of(ids), ids, 3)
 
 
 @pytest.mark.parametrize(("n_inputs", "covers"), [(2048, True), (2052, False)])
 def test_large_images_are_not_covered_of_themselves(n_inputs: int, covers: bool) -> None:
     images = np.random.default_rng(0).normal(size=(40, 4, n_inputs // 4)).astype("float32")
-    assert (share_of(net_of(images), images, images[:1]) > 0) == covers
+    assert share_of(net_of(images), images, images[:1]) == covers
     sampler = FisherMaskSampler(coverage_share=0.5, random_state=0)
     sampler(net_of(images), images, 4)
     assert sampler.query_info_["coverage_share"] == 0.5
@@ -216,6 +240,7 @@ def test_a_large_pool_is_covered_by_some() -> None:
     indices, _ = sampler(net, large, 30)
     assert len(set(indices.tolist())) == 30
     assert indices.max() > 10_000
+    assert sampler.query_info_["n_candidates"] == 20_000
     other = sampler.set_params(random_state=1)(net, large, 30)[0]
     assert other.tolist() != indices.tolist()
 

@@ -95,8 +95,8 @@ def test_scratch_file_gives_the_same_batch(
     net: Any, max_candidates: int | None, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"max_candidates": max_candidates, "oversample": 1.5}
-    expected = FisherMaskSampler(**SMALL, **options)
-    scratch = FisherMaskSampler(**SCRATCH, **options, scratch_folder=tmp_path)
+    expected = FisherMaskSampler(**SMALL | options)
+    scratch = FisherMaskSampler(**SCRATCH | options, scratch_folder=tmp_path)
     one, other = (s(net, X_POOL, 20, X_labeled=X_LABELED) for s in (expected, scratch))
     assert scratch.query_info_["embedding_storage"] == "scratch file"
     np.testing.assert_array_equal(one[0], other[0])

@@ -104,7 +104,7 @@ def test_a_pipeline_transforms_pool_and_training_data() -> None:
 @pytest.mark.parametrize("make", [nets.probabilities_net, nets.binary_net])
 def test_other_output_conventions(make: Any) -> None:
     net = nets.fitted(make())
-    sampler = FisherMaskSampler(mask_fraction=80, random_state=0)
+    sampler = FisherMaskSampler(mask_fraction=80, n_directions=None, random_state=0)
     indices, gains = sampler(net, X_POOL, 8, X_labeled=X_LABELED)
     assert len(set(indices.tolist())) == 8
     assert (gains > 0).all()
@@ -247,12 +247,6 @@ def test_empty_labelled_samples_are_none(empty: Any) -> None:
     assert labels_are_known(sampler) == 0
     expected, _ = FisherMaskSampler(**SMALL)(sampler.estimator_, X_POOL, 8)
     assert indices.tolist() == expected.tolist()
-
-
-def test_the_automatic_share_of_coverage_counts_the_samples_of_fit() -> None:
-    sampler = FisherMaskSampler(random_state=0).fit(X[:600], Y[:600])
-    sampler.query(X[600:800], 10)
-    assert sampler.query_info_["coverage_share"] == 0
 
 
 def test_a_committee_is_refused_and_asked_through_a_member() -> None:

@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
 from torch import Tensor, nn
 
-from skfishermask import FisherMaskSampler, active_learning_curve, fisher_embedding
+from skfishermask import PUBLISHED, FisherMaskSampler, active_learning_curve, fisher_embedding
 from skfishermask.fisher import Categorical, Gaussian, fisher_matrix
 from skfishermask.modal import ActiveLearner
 from tests import oracles
@@ -123,7 +123,7 @@ def test_several_labels_a_sample(kind: str) -> None:
     np.testing.assert_array_equal(predicted, p > 0.5)
     assert sampler.score(X, LABELS) == np.mean((predicted == LABELS).all(1)) > 0.6
     assert sampler.classes_.tolist() == [0, 1, 2]
-    sampler.set_params(coverage_share=0)
+    sampler.set_params(**PUBLISHED)
     assert sampler.query(X, 3)[1].shape == (3, 4)
     assert sampler.query_info_["n_directions"] == 3
 
@@ -163,9 +163,8 @@ def test_sequences_of_several_lengths(n_directions: int | None, batch_size: int)
     sampler = FisherMaskSampler(
         mask="all",
         likelihood=Categorical(ignored=lambda batch: batch == 0),
-        n_directions=n_directions,
-        coverage_share=0,
         batch_size=batch_size,
+        **PUBLISHED | {"n_directions": n_directions},
     )
     expected, gains = sampler(tagger().initialize(), tokens[:90], 8, X_labeled=tokens[90:])
     net = tagger(iterator_valid__collate_fn=trimmed).initialize()
@@ -239,9 +238,7 @@ def test_a_criterion_of_another_kind() -> None:
 def test_a_query_chooses_what_the_dense_oracle_chooses() -> None:
     net = regressor().fit(X[:30], NUMBERS[:30])
     pool, labeled = torch.as_tensor(X[30:]), torch.as_tensor(X[:30])
-    sampler = FisherMaskSampler(
-        mask="all", coverage_share=0, likelihood=Gaussian(0.5), random_state=0
-    )
+    sampler = FisherMaskSampler(mask="all", **PUBLISHED, likelihood=Gaussian(0.5), random_state=0)
     indices, gains = sampler(net, X[30:], 6, X_labeled=X[:30])
     options = {"likelihood": Gaussian(0.5), "dtype": torch.float64}
     V = fisher_embedding(net.module_, [pool], sampler.mask_, **options)
@@ -257,22 +254,22 @@ def test_the_variance_is_that_of_the_residuals() -> None:
     y = NUMBERS + RNG.normal(size=NUMBERS.shape).astype("float32")
     net = regressor().fit(X[:30], y[:30])
     learner = ActiveLearner(regressor(), X_training=X[:30], y_training=y[:30])
-    fitted = FisherMaskSampler(regressor(), mask="all", coverage_share=0, random_state=0)
+    fitted = FisherMaskSampler(regressor(), mask="all", **PUBLISHED, random_state=0)
     fitted.fit(X[:30], y[:30])
     for classifier in (learner, fitted):
         inner = fitted.estimator_ if classifier is fitted else learner.estimator
         variance = float(np.mean((inner.predict(X[:30]) - y[:30]) ** 2))
-        sampler = FisherMaskSampler(mask="all", coverage_share=0, random_state=0)
+        sampler = FisherMaskSampler(mask="all", **PUBLISHED, random_state=0)
         explicit = FisherMaskSampler(
-            mask="all", coverage_share=0, random_state=0, likelihood=Gaussian(variance)
+            mask="all", **PUBLISHED, random_state=0, likelihood=Gaussian(variance)
         )
         _, gains = explicit(inner, X[30:], 3, X_labeled=X[:30])
         _, found = sampler(classifier, X[30:], 3, X_labeled=X[:30])
         np.testing.assert_allclose(found, gains, rtol=1e-6)
     # Without labels it is one.
-    one = FisherMaskSampler(mask="all", coverage_share=0, likelihood=Gaussian(1.0))
+    one = FisherMaskSampler(mask="all", **PUBLISHED, likelihood=Gaussian(1.0))
     _, gains = one(net, X[30:], 3)
-    _, found = FisherMaskSampler(mask="all", coverage_share=0)(net, X[30:], 3)
+    _, found = FisherMaskSampler(mask="all", **PUBLISHED)(net, X[30:], 3)
     np.testing.assert_allclose(found, gains, rtol=1e-6)
 
 

@@ -39,7 +39,7 @@ def query(given: argparse.Namespace, sizes: dict[str, int], pool: Any) -> dict[s
     import numpy as np
 
     from benchmarks.common import harness
-    from skfishermask import FisherMaskSampler
+    from skfishermask import PUBLISHED, FisherMaskSampler
 
     with np.load(given.folder / "training.npz") as training:
         net = harness.trained_net("cnn", training["X"], training["y"], 5, "cpu")
@@ -47,7 +47,7 @@ def query(given: argparse.Namespace, sizes: dict[str, int], pool: Any) -> dict[s
         mask_fraction=sizes["k"],
         batch_size=256,
         memory_share=MEMORY_SHARE,
-        coverage_share=0,
+        **PUBLISHED,
         random_state=0,
         verbose=1,
     )

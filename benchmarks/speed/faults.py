@@ -31,7 +31,7 @@ def query(n_picks: int, kill_after: float | None) -> tuple[Any, Any, dict[str, A
     from distributed import Client, LocalCluster
 
     from benchmarks.common import harness
-    from skfishermask import FisherMaskSampler
+    from skfishermask import PUBLISHED, FisherMaskSampler
 
     X, y = harness.noisy_images(N, 5, 8, channels=1)
     training, labels = X[:N_LABELED], y[:N_LABELED]
@@ -39,7 +39,7 @@ def query(n_picks: int, kill_after: float | None) -> tuple[Any, Any, dict[str, A
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(**options) as machines, Client(machines) as client:
         pool = da.from_array(X[N_LABELED:], (CHUNK, 1, 8, 8)).map_blocks(slow, dtype=X.dtype)
-        sampler = FisherMaskSampler(random_state=0, mask_fraction=300, coverage_share=0)
+        sampler = FisherMaskSampler(random_state=0, mask_fraction=300, **PUBLISHED)
         # The first query on a cluster imports everything there.
         sampler(net, pool, n_picks, X_labeled=training)
         pids = client.run(os.getpid).values()

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from benchmarks.common import harness
 from benchmarks.common.dense import batch_information, objective, select_batch_oracle
 from benchmarks.common.harness import BATCH_SIZE
-from skfishermask import FisherMaskSampler, fisher_embedding
+from skfishermask import PUBLISHED, FisherMaskSampler, fisher_embedding
 from skfishermask.fisher import fisher_matrix
 
 
@@ -53,11 +53,9 @@ class KnobCase:
     def sampler(self, **knobs: Any) -> FisherMaskSampler:
         # The mask from all samples, so that it does not depend on what else is drawn.
         return FisherMaskSampler(
-            n_mask_samples=None,
-            coverage_share=0,
-            batch_size=BATCH_SIZE,
-            random_state=self.seed,
-            **knobs,
+            **PUBLISHED
+            | {"n_mask_samples": None, "batch_size": BATCH_SIZE, "random_state": self.seed}
+            | knobs,
         )
 
     def gain(self, positions: Sequence[int]) -> float:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.common import harness
 from benchmarks.common.memory import peak_resident, private, resident, watching_memory
-from skfishermask import FisherMaskSampler
+from skfishermask import PUBLISHED, FisherMaskSampler
 
 _MILLION = {"n_directions": 1, "embedding_dtype": "bfloat16"}
 # A small `memory_share` sends V to the scratch file.
@@ -84,11 +84,7 @@ def measure_case(given: argparse.Namespace) -> dict[str, Any]:
         net = harness.trained_net("cnn", training["X"], training["y"], 5, given.device)
     sampler = FisherMaskSampler(
         mask_fraction=setting["k"],
-        coverage_share=0,
-        batch_size=256,
-        random_state=0,
-        verbose=1,
-        **parameters,
+        **PUBLISHED | {"batch_size": 256, "random_state": 0, "verbose": 1} | parameters,
     )
     n_instances = 10 if given.quick else 1000
     before = {

@@ -26,7 +26,7 @@ from benchmarks.common.networks import make_net
 from benchmarks.study.run import load as load_data
 from benchmarks.study.run import make_split
 from benchmarks.study.strategies import fisher
-from skfishermask import FisherMaskSampler, active_learning_curve, fisher_embedding
+from skfishermask import PUBLISHED, FisherMaskSampler, active_learning_curve, fisher_embedding
 
 SIZES = [1000, 2000, 4000, 6000, 10_000]
 N_POOL, N_LABELED, K = 1200, 100, 50
@@ -116,8 +116,7 @@ def one_network(
     for size in tqdm(sizes, desc=name):
         sampler = FisherMaskSampler(
             mask_fraction=size,
-            coverage_share=0,
-            n_mask_samples=8 if given.quick else 256,
+            **PUBLISHED | {"n_mask_samples": 8 if given.quick else 256},
             batch_size=harness.BATCH_SIZE,
             random_state=0,
         )

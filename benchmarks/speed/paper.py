@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import harness
-from skfishermask import FisherMaskSampler
+from skfishermask import PUBLISHED, FisherMaskSampler
 
 MASK_FRACTION = 0.002
 CASES: dict[int, dict[str, Any]] = {10: {}, 100: {"n_directions": 3}}
@@ -29,10 +29,7 @@ def measure_case(
     case = harness.ImageCase.make(given, n, n_classes)
     sampler = FisherMaskSampler(
         mask_fraction=MASK_FRACTION,
-        coverage_share=0,
-        batch_size=256,
-        random_state=0,
-        **parameters,
+        **PUBLISHED | {"batch_size": 256, "random_state": 0} | parameters,
     )
     infos: list[dict[str, Any]] = []
     source = torch.ones(n_copied, device=given.device)

@@ -31,13 +31,8 @@ from benchmarks.speed.embedding import (
 from benchmarks.speed.knobs import knobs
 from benchmarks.speed.selection import authors_rows, gains_with_two_products, select_naively
 from benchmarks.study.strategies import badge, k_center
-from skfishermask import FisherMaskSampler, fisher_embedding
+from skfishermask import PUBLISHED, FisherMaskSampler, fisher_embedding
 from skfishermask.fisher import fisher_matrix
-
-# The authors' number of samples for the diagonal, which is the default, too.
-DIAGONAL = {"n_mask_samples": 1024}
-# The method alone: coverage of the inputs is another one.
-OURS = DIAGONAL | {"coverage_share": 0}
 
 
 class Headline:
@@ -51,7 +46,7 @@ class Headline:
         self.pool = self.case.pool[: self.n]
         self.module = self.case.net.module_
         self.images = torch.as_tensor(self.pool, device=given.device)
-        self.sampler = FisherMaskSampler(**OURS, batch_size=BATCH_SIZE, random_state=0)
+        self.sampler = FisherMaskSampler(**PUBLISHED, batch_size=BATCH_SIZE, random_state=0)
         self.ours: list[dict[str, float]] = []
         self.indices = np.empty(0, dtype=int)
         # The first query does not count, and makes the mask that everything else takes.
@@ -68,7 +63,7 @@ class Headline:
 
     def works(self) -> dict[str, tuple[float, harness.Work]]:
         """Return what is timed, each with the factor that scales it to a whole query."""
-        few, n_mask = 2, min(self.n, DIAGONAL["n_mask_samples"])
+        few, n_mask = 2, min(self.n, PUBLISHED["n_mask_samples"])
         module, batch = self.module, self.images[:AUTHORS_BATCH]
         single, float32 = self.images[:few], self.rows.float()
         n_naive = min(self.n, 400)
@@ -160,7 +155,11 @@ class Headline:
         return {
             "sizes": self.case.sizes
             | {key: v for key, v in self.sampler.query_info_.items() if key != "seconds"}
-            | {"K": self.n_instances, "batch": BATCH_SIZE, **DIAGONAL},
+            | {
+                "K": self.n_instances,
+                "batch": BATCH_SIZE,
+                "n_mask_samples": PUBLISHED["n_mask_samples"],
+            },
             "ours": {name: harness.spread(values) for name, values in ours.items()},
             "theirs": {
                 side: {step: harness.spread(values) for step, values in theirs.items()}
@@ -197,7 +196,7 @@ def over_samples(given: argparse.Namespace, case: harness.ImageCase) -> dict[str
     sizes = (16, 32) if given.quick else (500, 1000, 2000, 4000)
     n_instances = 2 if given.quick else 50
     few = {"n_mask_samples": 16}
-    sampler = FisherMaskSampler(**OURS | few, batch_size=BATCH_SIZE, random_state=0)
+    sampler = FisherMaskSampler(**PUBLISHED | few, batch_size=BATCH_SIZE, random_state=0)
     works = {f"N = {n}": (lambda n=n: sampler(case.net, case.pool[:n], n_instances)) for n in sizes}
     # At most two rounds, because these are long.
     rounds = min(2, given.repeats)
@@ -226,7 +225,7 @@ def few_images(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
         device=given.device,
         verbose=0,
     ).fit(X[n_pool:], y[n_pool:])
-    sampler = FisherMaskSampler(coverage_share=0, random_state=0)
+    sampler = FisherMaskSampler(**PUBLISHED, random_state=0)
     with watching_memory() as seen:
         sampler(net, X[:n_pool], n_instances, X_labeled=X[n_pool:])
     info = sampler.query_info_

@@ -1,4 +1,4 @@
-"""Does coverage of pixels help? What decides how large inputs ``coverage_share="auto"`` covers.
+"""Does coverage of pixels help? What decided how large inputs ``coverage_share="auto"`` covers.
 
 Run from the root of the repository, with the files of ``benchmarks.study.data``::
 
@@ -15,31 +15,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from benchmarks.common.networks import NETWORKS, Linear, SmallMLP
 from benchmarks.study.data import N_TEST, N_TRAIN, some_of_each
 from benchmarks.study.results import OF_PIXELS, PUBLISHED
 from benchmarks.study.run import run
-from benchmarks.study.strategies import STRATEGIES, drawn_seed, fisher
-from skfishermask.coverage import automatic_share
+from benchmarks.study.strategies import STRATEGIES, coverage_at_first
 
 RESULTS = Path("benchmarks/results/label_efficiency_pixels")
 COMPARED = ["random", "UHerding, radius 1", PUBLISHED, OF_PIXELS]
 N_PIXELS = 3 * 32 * 32
 # Features are this much smaller than they were, so that coverage sees the pixels alone.
 SHRUNK = 1e-4
-
-
-def share_of_pixels(learner: Any, X_pool: Any, n_instances: int = 1) -> tuple[Any, Any]:
-    """Choose as ``coverage_share="auto"`` does with smaller inputs."""
-    share = automatic_share(torch.as_tensor(learner.predict_proba(X_pool)), len(learner.X_training))
-    sampler = fisher(coverage_share=share, random_state=drawn_seed())
-    return sampler(learner, X_pool, n_instances)
 
 
 class BehindPixels(nn.Module):
@@ -98,7 +88,7 @@ def main() -> None:
     add("--seeds", type=int, default=12)
     add("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    STRATEGIES[OF_PIXELS] = share_of_pixels
+    STRATEGIES[OF_PIXELS] = coverage_at_first
     NETWORKS.update(zip(HEADS.values(), (MLPBehindPixels, LinearBehindPixels), strict=True))
     cases = [(options.images, "cnn")]
     for name, network in HEADS.items():

@@ -40,7 +40,7 @@ from benchmarks.study.results import (
 # What a user sets to get a strategy of the study, but for herding, which coverage was then.
 PARAMETERS = {
     DEFAULT: "",
-    PUBLISHED: "coverage_share=0",
+    PUBLISHED: "**PUBLISHED",
     "UHerding, radius 1": "coverage_share=1",
     "BAIT": 'coverage_share=0, mask="output_layer", oversample=2.0',
 }

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.study.herding import herd
-from skfishermask import FisherMaskSampler, select_batch
-from skfishermask.coverage import predicted_balance
+from skfishermask import PUBLISHED, FisherMaskSampler, select_batch
 from skfishermask.data.batches import NetBatches
 from skfishermask.data.logits import to_logits_of
 from skfishermask.data.unwrap import unwrap
@@ -242,6 +241,25 @@ def bait_binary(learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
     return positions.numpy(force=True)
 
 
+def predicted_balance(probabilities: np.ndarray) -> float:
+    """Return the effective number of predicted classes, 1 / sum_c (mean p_c)^2, as a share."""
+    mean = probabilities.mean(axis=0)
+    return float(1 / ((mean**2).sum() * len(mean)))
+
+
+def early_share(learner: Any, X_pool: Any) -> float:
+    """Return a share of coverage that falls to 0 at 20 labels a class or for unbalanced classes."""
+    probabilities = learner.predict_proba(X_pool)
+    early = 1 - len(learner.X_training) / (20 * probabilities.shape[1])
+    return max(0.0, early) * max(0.0, 2 * predicted_balance(probabilities) - 1)
+
+
+def coverage_at_first(learner: Any, X_pool: Any, n_instances: int = 1) -> Any:
+    """FisherMask with the default share of coverage of the second round."""
+    sampler = fisher(coverage_share=early_share(learner, X_pool), random_state=drawn_seed())
+    return sampler(learner, X_pool, n_instances)
+
+
 class WithCoverage(BaseEstimator):
     """A share of the batch by UHerding (radius 1), the rest by FisherMask given these.
 
@@ -261,8 +279,7 @@ class WithCoverage(BaseEstimator):
     def __call__(self, learner: Any, X_pool: Any, n_instances: int = 1) -> np.ndarray:
         share = self.share
         if share is None:
-            balance = predicted_balance(torch.as_tensor(learner.predict_proba(X_pool)))
-            share = max(0.0, 2 * balance - 1)
+            share = max(0.0, 2 * predicted_balance(learner.predict_proba(X_pool)) - 1)
         n_covering = round(share * n_instances)
         if n_covering == 0:
             return self._fishermask(learner, X_pool, n_instances, learner.X_training)
@@ -334,7 +351,7 @@ class CoverageWeighted(BaseEstimator):
 
 
 def fisher(**parameters: Any) -> FisherMaskSampler:
-    return FisherMaskSampler(**{"batch_size": BATCH_SIZE, "coverage_share": 0} | parameters)
+    return FisherMaskSampler(**PUBLISHED | {"batch_size": BATCH_SIZE} | parameters)
 
 
 PEERS: dict[str, Callable[..., Any] | str] = {
@@ -366,6 +383,6 @@ FISHERMASK: dict[str, Callable[..., Any] | str] = {
     "FisherMask, half coverage": WithCoverage(0.5),
     "FisherMask, coverage where balanced": WithCoverage(),
     "FisherMask, coverage-weighted": CoverageWeighted(),
-    "FisherMask, coverage at first": fisher(coverage_share="auto"),
+    "FisherMask, coverage at first": coverage_at_first,
 }
 STRATEGIES = PEERS | FISHERMASK

@@ -22,7 +22,7 @@ from skfishermask.cluster import worker
 from skfishermask.cluster.client import Cluster, Future
 from skfishermask.cluster.remote import RemoteCandidatePool
 from skfishermask.cluster.shards import Shards
-from skfishermask.data import DaskObject, DaskSamples, ReadableNet, in_one_length
+from skfishermask.data import DaskObject, DaskSamples, LayerValue, ReadableNet
 from skfishermask.fisher import ParameterMask, Predictions
 from skfishermask.parameters import Settings
 from skfishermask.placement import MemoryEstimate, Placement
@@ -167,20 +167,20 @@ class ClusterPool:
     def largest_rank(self, rows: np.ndarray) -> int:  # noqa: D102, see Pool
         return max(self._predicted(worker.largest_rank_of, rows))
 
-    def _predicted(self, function: Callable[..., T], rows: np.ndarray) -> list[T]:
-        tasks = self._cluster.compute(self._tasks(function, rows))
+    def _predicted(
+        self, function: Callable[..., T], rows: np.ndarray, *arguments: object
+    ) -> list[T]:
+        tasks = self._cluster.compute(self._tasks(function, rows, *arguments))
         with self._progress.bar(len(tasks), "Predictions", "chunk") as bar:
             return self._cluster.results(tasks, bar.update)
 
-    def predictions_and_inputs(  # noqa: D102, see Pool
-        self, rows: np.ndarray
-    ) -> tuple[Predictions, Tensor | None]:
-        of_chunks = self._predicted(worker.predictions_and_inputs_of, rows)
-        predicted = Predictions.concatenate([predictions for predictions, _ in of_chunks])
-        inputs = in_one_length([inputs for _, inputs in of_chunks])
+    def predictions(  # noqa: D102, see Pool
+        self, rows: np.ndarray, layer: LayerValue | None
+    ) -> Predictions:
+        parts = self._predicted(worker.predictions_of, rows, layer)
+        predicted = Predictions.concatenate(parts)
         self._cluster.count("predictions", predicted.n_bytes)
-        self._cluster.count("inputs", 0 if inputs is None else inputs.nbytes)
-        return predicted, None if inputs is None else inputs.to(self._net.device)
+        return predicted.to(self._net.device)
 
     def embed(  # noqa: D102, see Pool
         self,

@@ -17,11 +17,12 @@ from skfishermask.cluster.remote import Block, Reply, Request, merge_replies
 from skfishermask.compat import memory_limit_of
 from skfishermask.data import (
     Batches,
+    CoverageInputs,
     DaskObject,
     Data,
+    LayerValue,
     NetModule,
     ReadableNet,
-    UnitInputs,
     chunk_batches,
     naming_rows,
     net_from_state,
@@ -117,15 +118,15 @@ def largest_rank_of(packed: bytes, chunk: Data, samples: ChunkRows) -> int:
         return largest_rank(net.module, batches, **net.read_options)
 
 
-def predictions_and_inputs_of(
-    packed: bytes, chunk: Data, samples: ChunkRows
-) -> tuple[Predictions, Tensor | None]:
-    """Return predictions, and inputs flat and of unit length; None: no one length."""
-    with samples.read(packed, chunk) as (net, batches):
-        inputs = UnitInputs(batches)
-        predicted = predict(net.module, inputs, **net.read_options).to("cpu")
-        together = inputs.together()
-        return predicted, None if together is None else together.cpu()
+def predictions_of(
+    packed: bytes, chunk: Data, samples: ChunkRows, layer: LayerValue | None
+) -> Predictions:
+    """Return predictions, and what coverage looks at: a layer's value or the inputs."""
+    with (
+        samples.read(packed, chunk) as (net, batches),
+        CoverageInputs(net.module, layer) as inputs,
+    ):
+        return predict(net.module, batches, inputs=inputs, **net.read_options).to("cpu")
 
 
 class ChunkEmbedding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -11,13 +11,11 @@ import numpy as np
 import skorch
 import torch
 from skorch.utils import to_tensor
-from torch import Tensor
-from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
 
 from skfishermask.data.diagnostics import odd_sample
 from skfishermask.data.logits import not_finite
-from skfishermask.data.rows import as_rows, check_finite, inputs_of, is_mapping, take_rows
+from skfishermask.data.rows import as_rows, check_finite, inputs_of, take_rows
 from skfishermask.data.types import Data, SampleRole, UserValue
 from skfishermask.jacobian import (
     Inputs,
@@ -247,53 +245,6 @@ class NetSamples:
     def batches(self, rows: np.ndarray | None = None) -> NetBatches:
         """Return some rows, ascending, or all."""
         return NetBatches(self._net, self._X, rows, self._batch_size, self.role)
-
-
-def flat_inputs(batch: Inputs) -> Tensor | None:
-    """Return the inputs of each sample in one row, (n, d); None where some are no real numbers."""
-    if isinstance(batch, Tensor):
-        return batch.reshape(len(batch), -1).float() if batch.is_floating_point() else None
-    if not isinstance(batch, Mapping | list | tuple):
-        return None
-    # Inputs by name come in another order in another set.
-    several = [batch[key] for key in sorted(batch, key=str)] if is_mapping(batch) else batch
-    parts = [flat_inputs(part) for part in several]
-    flat = [part for part in parts if part is not None]
-    return torch.cat(flat, 1) if flat and len(flat) == len(parts) else None
-
-
-class UnitInputs:
-    """Inputs of a net, each sample flat and of unit length, kept while its batches are read.
-
-    Parameters
-    ----------
-    batches : iterable of Tensor, or of what else the net takes
-        Given again by iterating.
-    """
-
-    def __init__(self, batches: Iterable[Inputs]) -> None:
-        self._batches = batches
-        self._parts: list[Tensor | None] = []
-
-    def __iter__(self) -> Iterator[Inputs]:
-        """Yield the batches, and keep their inputs."""
-        self._parts = []
-        for batch in self._batches:
-            flat = flat_inputs(batch)
-            # A copy, before a network may change its inputs in place.
-            self._parts.append(None if flat is None else normalize(flat))
-            yield batch
-
-    def together(self) -> Tensor | None:
-        """Return what was read, (n, d) in float32; see :func:`in_one_length`."""
-        return in_one_length(self._parts)
-
-
-def in_one_length(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Concatenate parts (n, d); None where some are missing, or where they differ in d."""
-    there = [part for part in parts if part is not None]
-    is_one_length = len({part.shape[1] for part in there}) == 1
-    return torch.cat(there) if is_one_length and len(there) == len(parts) else None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import skorch
 import torch
 from scipy.sparse import issparse
@@ -78,7 +79,9 @@ def linear_net(estimator: Estimator) -> skorch.NeuralNet:
 
 
 def _checked(estimator: Estimator, X: Data) -> Data:
-    checks = {"accept_sparse": "csr", "dtype": None, "ensure_all_finite": False}
+    # As float, also where they are integers: these are quantities.
+    floats = [np.float64, np.float32]
+    checks = {"accept_sparse": "csr", "dtype": floats, "ensure_all_finite": False}
     return validate_data(estimator, X, reset=False, **checks)
 
 

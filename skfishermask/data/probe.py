@@ -142,7 +142,7 @@ def read_net(
     return replace(plain, module=net_module(net, first, plain.to_logits)), outputs
 
 
-def _outputs_alone(outputs: Tensor, counted: Tensor | None) -> Tensor:
+def _outputs_alone(outputs: Tensor, counted: Tensor | None, batch: Inputs) -> Tensor:
     return outputs.detach()
 
 

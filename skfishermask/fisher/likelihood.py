@@ -37,6 +37,8 @@ class Categorical(OutputLikelihood):
         such as padding.
     """
 
+    has_uncertainty = True
+
     def check(self, outputs: Tensor) -> None:
         """Raise ValueError unless the outputs are (n, C, ...), with two classes at least."""
         if outputs.dim() < 2 or outputs.shape[1] < 2:
@@ -86,11 +88,6 @@ class Categorical(OutputLikelihood):
         """Return one minus the margin of the probabilities, in the mean over positions."""
         return weighted_mean(margin_uncertainty(self.mean(outputs)), counted, 1)
 
-    def class_probabilities(self, outputs: Tensor, counted: Tensor | None = None) -> Tensor:
-        """Return the class probabilities (n, C), in the mean over positions."""
-        counted = None if counted is None else counted[:, None].expand(outputs.shape)
-        return weighted_mean(self.mean(outputs), counted, 2)
-
 
 class UnweightedCategorical(Categorical):
     """Scores without the probabilities that make them Fisher information, as in the authors' code.
@@ -125,6 +122,8 @@ class Bernoulli(DiagonalLikelihood):
         As for :class:`Categorical`.
     """
 
+    has_uncertainty = True
+
     def is_ordered(self, outputs: Tensor) -> bool:
         """Return whether there are no positions: the rows of the least certain labels lead."""
         return outputs.dim() <= 2
@@ -151,13 +150,6 @@ class Bernoulli(DiagonalLikelihood):
         each = 1 - (2 * self.mean(outputs) - 1).abs()
         counted = None if counted is None else counted[:, None].expand(each.shape)
         return weighted_mean(each, counted, 1)
-
-    def class_probabilities(self, outputs: Tensor, counted: Tensor | None = None) -> Tensor:
-        """Return the probabilities that each label is absent and present, (n, L, 2)."""
-        p = self.mean(outputs)
-        counted = None if counted is None else counted[:, None].expand(p.shape)
-        present = weighted_mean(p, counted, 2) if p.dim() > 1 else p[:, None]
-        return torch.stack([1 - present, present], 2)
 
 
 class Gaussian(DiagonalLikelihood):

@@ -70,6 +70,8 @@ class OutputLikelihood(ABC):
 
     # Outputs of each sample, where they have no positions.
     _n_outputs: int | None = None
+    # Whether predictions of some samples are less certain than of others.
+    has_uncertainty = False
 
     def __init__(self, ignored: Ignored | None = None) -> None:
         self.ignored = ignored
@@ -131,10 +133,6 @@ class OutputLikelihood(ABC):
     def uncertainty(self, outputs: Tensor, counted: Tensor | None = None) -> Tensor:
         """Return how uncertain the label of each sample is, (n,); of counted positions."""
         return torch.ones(len(outputs), dtype=torch.float64, device=outputs.device)
-
-    def class_probabilities(self, outputs: Tensor, counted: Tensor | None = None) -> Tensor:
-        """Return probabilities of classes, (n, C), or (n, L, 2) for L labels; none: (n, 0)."""
-        return torch.ones(len(outputs), 0, dtype=torch.float64, device=outputs.device)
 
     def counted(self, batch: Inputs, outputs: Tensor) -> Tensor | None:
         """Return one (n, ...) where a position counts and zero where not; None: all count."""

@@ -54,7 +54,7 @@ def read_all(batches: Iterable[Inputs], read: Callable[[Inputs, int], _T]) -> It
 
 
 def map_outputs(
-    function: Callable[[Tensor, Tensor | None], _T],
+    function: Callable[[Tensor, Tensor | None, Inputs], _T],
     module: nn.Module,
     batches: Iterable[Inputs],
     *,
@@ -66,7 +66,8 @@ def map_outputs(
     Parameters
     ----------
     function : callable
-        Of outputs (n, ...) that the likelihood has checked, and of the positions that count.
+        Of outputs (n, ...) that the likelihood has checked, of the positions that count, and of the
+        batch.
     module, batches, likelihood, to_logits
         As in :func:`skfishermask.fisher_diagonal`.
 
@@ -80,7 +81,7 @@ def map_outputs(
     def read(batch: Inputs, first_row: int) -> _T:
         outputs = read_outputs(module, batch, to_logits, first_row)
         model.check_samples(outputs)
-        return function(outputs, model.counted(batch, outputs))
+        return function(outputs, model.counted(batch, outputs), batch)
 
     device = next(module.parameters()).device
     with isolated(module), exact_mode(device), torch.no_grad():
@@ -109,7 +110,7 @@ def predicted_means(
     """
     model = as_likelihood(likelihood)
 
-    def mean(outputs: Tensor, counted: Tensor | None) -> Tensor:
+    def mean(outputs: Tensor, counted: Tensor | None, batch: Inputs) -> Tensor:
         return model.mean(outputs)
 
     return torch.cat(map_outputs(mean, module, batches, likelihood=model, to_logits=to_logits))
@@ -123,45 +124,56 @@ class Predictions:
     ----------
     uncertainty : Tensor of shape (n,)
         See `OutputLikelihood.uncertainty`.
-    class_probabilities : Tensor of shape (n, C) or (n, L, 2)
-        See `OutputLikelihood.class_probabilities`.
+    inputs : Tensor of shape (n, d), or None
+        What coverage looks at; None where it is not wanted, or not of one length.
     """
 
     uncertainty: Tensor
-    class_probabilities: Tensor
+    inputs: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Predictions:
         """Return the same on another device."""
-        return Predictions(self.uncertainty.to(device), self.class_probabilities.to(device))
+        inputs = None if self.inputs is None else self.inputs.to(device)
+        return Predictions(self.uncertainty.to(device), inputs)
 
     @property
     def n_bytes(self) -> int:
         """Size of both tensors."""
-        return self.uncertainty.nbytes + self.class_probabilities.nbytes
+        return self.uncertainty.nbytes + (0 if self.inputs is None else self.inputs.nbytes)
 
     @staticmethod
     def concatenate(sets: Sequence[Predictions]) -> Predictions:
         """Return the predictions for all samples of several sets."""
         return Predictions(
             torch.cat([one.uncertainty for one in sets]),
-            torch.cat([one.class_probabilities for one in sets]),
+            in_one_length([one.inputs for one in sets]),
         )
+
+
+def in_one_length(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Concatenate parts (n, d); None where some are missing, or where they differ in d."""
+    there = [part for part in parts if part is not None]
+    is_one_length = len({part.shape[1] for part in there}) == 1
+    return torch.cat(there) if is_one_length and len(there) == len(parts) else None
 
 
 def predict(
     module: nn.Module,
     batches: Iterable[Inputs],
     *,
+    inputs: Callable[[Inputs], Tensor | None] | None = None,
     likelihood: str | Likelihood = "categorical",
     to_logits: ToOutputs | None = None,
 ) -> Predictions:
-    """Predict the label of each sample, in float64, on the module's device."""
+    """Predict the label of each sample, in float64, on the module's device.
+
+    `inputs` is given each batch after the network has read it, and returns what coverage looks at,
+    (n, d).
+    """
     model = as_likelihood(likelihood)
 
-    def of_batch(outputs: Tensor, counted: Tensor | None) -> Predictions:
-        return Predictions(
-            model.uncertainty(outputs, counted), model.class_probabilities(outputs, counted)
-        )
+    def of_batch(outputs: Tensor, counted: Tensor | None, batch: Inputs) -> Predictions:
+        return Predictions(model.uncertainty(outputs, counted), inputs and inputs(batch))
 
     return Predictions.concatenate(
         map_outputs(of_batch, module, batches, likelihood=model, to_logits=to_logits)
@@ -178,7 +190,7 @@ def direction_norms(
     """Sum the squared norms of each row of R(x) over samples: (rank,), in float64."""
     model = as_likelihood(likelihood)
 
-    def norms(outputs: Tensor, counted: Tensor | None) -> Tensor:
+    def norms(outputs: Tensor, counted: Tensor | None, batch: Inputs) -> Tensor:
         if not model.is_ordered(outputs):
             raise ValueError(
                 "n_directions as a share of the trace needs directions in order of it, which "
@@ -209,7 +221,7 @@ def largest_rank(
     """
     model = as_likelihood(likelihood)
 
-    def rank(outputs: Tensor, counted: Tensor | None) -> int:
+    def rank(outputs: Tensor, counted: Tensor | None, batch: Inputs) -> int:
         return model.rank(outputs)
 
     ranks = map_outputs(rank, module, batches, likelihood=model, to_logits=to_logits)

@@ -22,6 +22,7 @@ from skfishermask.selection.storage import (
     state_bytes,
     stored,
 )
+from skfishermask.selection.threads import in_one_thread
 from skfishermask.selection.updates import N_FLOAT64_PICKS, Pick
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "free_bytes",
     "gains_before_picks",
     "gigabytes",
+    "in_one_thread",
     "row_coordinates",
     "select",
     "select_and_prune",

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 pytest.importorskip("skactiveml")
 
 from benchmarks.common.networks import make_net
-from benchmarks.study import pixels
 from benchmarks.study.run import STUDIED
 from benchmarks.study.strategies import (
     STRATEGIES,
@@ -22,10 +21,12 @@ from benchmarks.study.strategies import (
     WithCoverage,
     calibration_error,
     drawn_seed,
+    early_share,
     features_and_logits,
+    predicted_balance,
     temperature,
 )
-from skfishermask import FisherMaskSampler, fisher_embedding
+from skfishermask import PUBLISHED, FisherMaskSampler, fisher_embedding
 from tests import oracles
 from tests.nets import digits
 
@@ -165,7 +166,7 @@ def test_a_share_is_chosen_by_coverage(learner: Any) -> None:
     alone = choose(WithCoverage(0.0))
     np.random.seed(0)  # noqa: NPY002
     sampler = FisherMaskSampler(
-        regularization=0.01, batch_size=256, coverage_share=0, random_state=drawn_seed()
+        regularization=0.01, batch_size=256, **PUBLISHED, random_state=drawn_seed()
     )
     assert alone == choose(sampler)
     covering = choose(STRATEGIES["UHerding, radius 1"])
@@ -205,7 +206,9 @@ def test_embeddings_are_weighted_by_what_is_not_covered(learner: Any, radius: fl
     np.random.seed(0)  # noqa: NPY002
     chosen, gains = strategy(learner, pool, n)
     np.random.seed(0)  # noqa: NPY002
-    sampler = FisherMaskSampler(max_candidates=1, batch_size=256, random_state=drawn_seed())
+    sampler = FisherMaskSampler(
+        **PUBLISHED | {"max_candidates": 1}, batch_size=256, random_state=drawn_seed()
+    )
     sampler(learner, pool, 1)
     module = copy.deepcopy(learner.estimator.module_).double()
     V, L = (
@@ -249,11 +252,26 @@ def test_bait_binary_is_its_formula(learner: Any) -> None:
     assert sorted(chosen.tolist()) == sorted(expected)
 
 
-def test_the_share_of_pixels_is_the_default_one(learner: Any) -> None:
+@pytest.mark.parametrize(("n_labeled", "share"), [(60, 0.7), (200, 0.0)])
+def test_the_share_of_the_second_round(learner: Any, n_labeled: int, share: float) -> None:
+    """All of it without labels, falling to none at 20 for each of ten classes."""
+
+    class Few:
+        X_training = range(n_labeled)
+
+        def predict_proba(self, X: Any) -> np.ndarray:
+            return np.full((len(X), 10), 0.1)
+
+    assert early_share(Few(), IMAGES[:5]) == pytest.approx(share)
+    assert predicted_balance(np.eye(4)[[0, 0, 1, 1]]) == pytest.approx(0.5)
     np.random.seed(0)  # noqa: NPY002
-    found, _ = pixels.share_of_pixels(learner, IMAGES[60:160], 10)
+    found, _ = STRATEGIES["FisherMask, coverage at first"](learner, IMAGES[60:160], 10)
     np.random.seed(0)  # noqa: NPY002
-    sampler = FisherMaskSampler(batch_size=256, random_state=drawn_seed())
+    sampler = FisherMaskSampler(
+        batch_size=256,
+        coverage_share=early_share(learner, IMAGES[60:160]),
+        random_state=drawn_seed(),
+    )
     expected, _ = sampler(learner, IMAGES[60:160], 10)
-    assert sampler.query_info_["coverage_share"] > 0
+    assert 0 < sampler.query_info_["coverage_share"] < 1
     assert found.tolist() == expected.tolist()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from skorch import NeuralNetClassifier
 
-from skfishermask import FisherMaskSampler
+from skfishermask import PUBLISHED, FisherMaskSampler
 from tests import forked
 
 dask = pytest.importorskip("dask", reason="needs Dask, which is an extra")
@@ -79,7 +79,7 @@ def at_start(function: str, act: Callable[[], object]) -> Callable[[str], None]:
 
 
 def sampler(**more: Any) -> FisherMaskSampler:
-    given = {"random_state": 0, "embedding_dtype": "float64", "coverage_share": 0} | more
+    given = PUBLISHED | {"random_state": 0, "embedding_dtype": "float64"} | more
     return FisherMaskSampler(**given)
 
 

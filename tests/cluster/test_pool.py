@@ -16,7 +16,7 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from skfishermask import FisherMaskSampler, fisher_mask_sampling
+from skfishermask import PUBLISHED, FisherMaskSampler, fisher_mask_sampling
 from tests.cluster.local import (
     UNEVEN,
     DoubleNet,
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.xdist_group("processes")
         {},
         {"oversample": 1.5, "n_mask_samples": 100},
         {"n_directions": 0.9},
-        {"coverage_share": "auto"},
+        {"coverage_share": 0.5},
         {"max_candidates": 200, "target": "identity", "use_labeled": False},
         {"mask": "output_layer", "batch_size": 7},
         {"mask": "relative"},
@@ -60,6 +60,18 @@ def test_same_choice(
     for name in ("n_candidates", "n_labeled", "n_directions", "mask_size", "embedding_bytes"):
         assert there.query_info_[name] == here.query_info_[name]
     assert tasks(processes) == []
+
+
+@pytest.mark.parametrize("inputs", ["inputs", "0"])
+def test_same_coverage(
+    threads: Any, net: Any, pool: np.ndarray, labeled: np.ndarray, inputs: str
+) -> None:
+    options = {"coverage_share": 1, "coverage_inputs": inputs}
+    here, there = sampler(**options), sampler(**options)
+    expected = chosen_by(here, net, pool, labeled)
+    assert_same(chosen_by(there, net, da.from_array(pool, UNEVEN), labeled), expected, rtol=1e-5)
+    assert there.query_info_["coverage_inputs"] == here.query_info_["coverage_inputs"]
+    assert there.query_info_["bytes_moved"]["predictions"] > 0
 
 
 def test_same_choice_with_target_samples(
@@ -348,7 +360,7 @@ def test_gradients_that_are_not_finite_are_named(
     X = digits()[0][:300].copy()
     X[123, 0] = 7
     asked = FisherMaskSampler(
-        mask=mask, max_candidates=max_candidates, coverage_share=0, random_state=0
+        **PUBLISHED | {"mask": mask, "max_candidates": max_candidates, "random_state": 0}
     )
     with pytest.raises(ValueError, match="gradients are NaN or infinite for row 123 of X_pool"):
         asked(net, da.from_array(X, (50, 64)), 5)

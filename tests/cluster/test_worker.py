@@ -14,11 +14,11 @@ import torch
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
-from skfishermask import FisherMaskSampler, fisher_diagonal, fisher_embedding
+from skfishermask import PUBLISHED, FisherMaskSampler, fisher_diagonal, fisher_embedding
 from skfishermask.cluster import worker
 from skfishermask.cluster.remote import Request
 from skfishermask.data import ReadableNet, read_net
-from skfishermask.fisher import ParameterMask
+from skfishermask.fisher import ParameterMask, margin_uncertainty
 from skfishermask.placement import MemoryEstimate
 from tests.cluster.local import UNEVEN, assert_same, cluster, da, distributed, sampler
 from tests.nets import digits, fitted, logits_net, mlp
@@ -62,10 +62,10 @@ def test_a_chunk_is_read_like_the_pool(
     assert n == 4
     for name, mean in fisher_diagonal(readable.module, [X], n_directions=9).items():
         torch.testing.assert_close(sums[name], 4 * mean, rtol=1e-5, atol=1e-6)
-    predicted, inputs = worker.predictions_and_inputs_of(packed, chunk, rows)
-    probabilities = net.predict_proba(X.numpy())
-    np.testing.assert_allclose(predicted.class_probabilities, probabilities, rtol=1e-5)
-    torch.testing.assert_close(inputs, X / X.norm(dim=1, keepdim=True))
+    predicted = worker.predictions_of(packed, chunk, rows, None)
+    margins = margin_uncertainty(torch.as_tensor(net.predict_proba(X.numpy())).double())
+    torch.testing.assert_close(predicted.uncertainty, margins, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(predicted.inputs, X / X.norm(dim=1, keepdim=True))
 
 
 def test_the_embedding_of_a_chunk_has_a_position(
@@ -124,7 +124,9 @@ def test_workers_take_no_more_than_was_estimated() -> None:
         X = np.random.default_rng(0).normal(size=(520, k // 10)).astype("float32")
         module = nn.Linear(k // 10, 10, bias=False)
         net = NeuralNetClassifier(module, criterion=nn.CrossEntropyLoss).initialize()
-        asked = FisherMaskSampler(mask="all", n_directions=2, coverage_share=0, random_state=0)
+        asked = FisherMaskSampler(
+            **PUBLISHED | {"mask": "all", "n_directions": 2, "random_state": 0}
+        )
         asked(net, da.from_array(X[:500], (50, k // 10)), 5, X_labeled=X[500:])
         return asked.query_info_
 

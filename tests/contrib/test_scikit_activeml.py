@@ -20,7 +20,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_array
 
-from skfishermask import FisherMaskSampler, select_batch
+from skfishermask import PUBLISHED, FisherMaskSampler, select_batch
 from tests import nets
 
 pytest.importorskip("skactiveml", reason="scikit-activeml is not installed")
@@ -133,7 +133,7 @@ def test_picks_are_those_of_select_batch(oversample: float, regularization: floa
 
 def test_picks_are_those_of_the_sampler_around_the_same_classifier() -> None:
     model = LogisticRegression(fit_intercept=False).fit(X[:N_LABELED], Y[:N_LABELED])
-    bait = FisherMaskSampler(mask="output_layer", oversample=2.0, coverage_share=0)
+    bait = FisherMaskSampler(mask="output_layer", oversample=2.0, **PUBLISHED)
     expected, _ = bait(model, X[N_LABELED:], 5, X_labeled=X[:N_LABELED])
     y = np.where(np.arange(len(X)) < N_LABELED, Y, -1)
     clf = SklearnClassifier(model, classes=[0, 1, 2], missing_label=-1).fit(X, y)

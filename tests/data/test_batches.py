@@ -11,7 +11,7 @@ from skorch import NeuralNetClassifier
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from skfishermask import FisherMaskSampler
+from skfishermask import PUBLISHED, FisherMaskSampler
 from skfishermask.data import NetSamples, SampleRole
 from tests import nets
 
@@ -153,7 +153,7 @@ def test_as_many_rows_come_as_were_asked_for(fault: str, rows: Any) -> None:
 def test_no_batch_is_made_of_other_samples_in_a_query() -> None:
     """The next sample is taken for the one that was left out, and the last for no sample at all."""
     net = nets.fitted(nets.logits_net(iterator_valid__collate_fn=readable_only))
-    sampler = FisherMaskSampler(mask="output_layer", coverage_share=0, random_state=0)
+    sampler = FisherMaskSampler(mask="output_layer", **PUBLISHED, random_state=0)
     with pytest.raises(ValueError, match=r"32 samples in batch 0 of X_pool .* found 31"):
         sampler(net, Faulty(unreadable), 5)
     with pytest.raises(ValueError, match=r"32 samples in batch 0 of X_labeled .* found no batch"):

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch.utils.data import default_collate
 
-from skfishermask import FisherMaskSampler
+from skfishermask import PUBLISHED, FisherMaskSampler
 from skfishermask.compat import client_that_computes
 from skfishermask.data import DaskSamples, NetSamples, SampleRole, is_dask
 from tests.nets import digits, fitted, logits_net
@@ -41,7 +41,6 @@ def same(X: Any) -> Any:
         {},
         {"max_candidates": 150, "oversample": 1.5},
         {"n_directions": 0.9},
-        {"coverage_share": "auto"},
         {"mask": "output_layer", "target": "identity"},
     ],
     ids=str,
@@ -54,7 +53,7 @@ def test_same_as_the_array(net: Any, pool: np.ndarray, options: dict[str, Any]) 
         chosen = sampler(net, da.from_array(pool, CHUNKS), 12, X_labeled=labeled)
         assert chosen[0].tolist() == indices.tolist()
         np.testing.assert_allclose(chosen[1], gains, rtol=1e-5)
-    assert found.query_info_["embedding_storage"] == "memory"
+    assert found.query_info_["coverage_share"] == (not options)
 
 
 def test_chunks_are_transformed_one_by_one(pool: np.ndarray) -> None:
@@ -112,7 +111,7 @@ def test_one_chunk_at_a_time(net: Any, pool: np.ndarray) -> None:
         return chunk
 
     chunked = da.from_array(pool, CHUNKS).map_blocks(note, dtype=pool.dtype, meta=pool[:0])
-    FisherMaskSampler(mask="output_layer", coverage_share=0, random_state=0)(net, chunked, 5)
+    FisherMaskSampler(mask="output_layer", **PUBLISHED, random_state=0)(net, chunked, 5)
     # Some rows to try the network, then each chunk once.
     assert computed[1:] == list(CHUNKS[0])
 

@@ -7,7 +7,7 @@ from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from skfishermask import FisherMaskSampler
+from skfishermask import PUBLISHED, FisherMaskSampler
 from skfishermask.data.default_net import default_net
 from tests import nets
 
@@ -38,7 +38,7 @@ def test_default_nets_query_datasets_of_any_dtype(
     A = 9 * np.random.default_rng(0).random((40, *shape))
     fitted = FisherMaskSampler(random_state=0).fit(A[:20], np.arange(20) % 3)
     pool = TensorDataset(torch.as_tensor(A[20:]).to(dtype), torch.zeros(20))
-    assert len(fitted.set_params(coverage_share=0).query(pool, 3)[0]) == 3
+    assert len(fitted.set_params(**PUBLISHED).query(pool, 3)[0]) == 3
 
 
 def test_default_net_for_other_shapes() -> None:

@@ -13,7 +13,7 @@ from skorch import (
 )
 from torch import nn
 
-from skfishermask import FisherMaskSampler
+from skfishermask import PUBLISHED, FisherMaskSampler
 from skfishermask.data.likelihoods import check_labels_fit, likelihood_name, likelihood_of
 from skfishermask.data.logits import to_logits_of
 from skfishermask.fisher import Bernoulli, Gaussian
@@ -85,7 +85,7 @@ def test_probabilities_and_logits_choose_alike() -> None:
     logits = NeuralNet(module, criterion=nn.BCEWithLogitsLoss, **options).initialize()
     both = nn.Sequential(module, nn.Sigmoid())
     probabilities = NeuralNet(both, criterion=nn.BCELoss, **options).initialize()
-    sampler = FisherMaskSampler(mask="all", coverage_share=0, random_state=0)
+    sampler = FisherMaskSampler(mask="all", **PUBLISHED, random_state=0)
     picks, gains = sampler(logits, X, 5)
     other, other_gains = sampler(probabilities, X, 5)
     assert picks.tolist() == other.tolist()

@@ -23,7 +23,7 @@ from sklearn.svm import LinearSVC
 from skorch import NeuralNet, NeuralNetBinaryClassifier, NeuralNetClassifier
 from torch import nn
 
-from skfishermask import FisherMaskSampler
+from skfishermask import PUBLISHED, FisherMaskSampler
 from skfishermask.data import innermost, unwrap
 from skfishermask.data.linear import linear_net
 from skfishermask.modal import ActiveLearner
@@ -34,7 +34,7 @@ X, Y = nets.digits()
 # Float64, as scikit-learn has it; five features without constant ones.
 X, POOL = (part[:, [10, 20, 28, 36, 43]].astype("float64") for part in (X[:80], X[80:200]))
 Y = Y[:80]
-PLAIN: dict[str, Any] = {"mask": "all", "coverage_share": 0, "n_mask_samples": None}
+PLAIN: dict[str, Any] = PUBLISHED | {"mask": "all", "n_mask_samples": None}
 
 
 def logistic(**more: Any) -> LogisticRegression:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from skfishermask import FisherMaskSampler, fisher_mask_sampling
 from skfishermask.data.net import NetModule
 from tests import nets
+from tests.nets import SMALL
 
 X, Y = nets.digits()
 X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:200]
-SMALL: dict[str, Any] = {"mask_fraction": 160, "n_mask_samples": None, "random_state": 0}
 # Layers of this module are those of `nets.mlp`, in two parts.
 WEIGHTS = nets.fitted(nets.logits_net()).module_.state_dict()
 

@@ -14,11 +14,11 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from skfishermask import FisherMaskSampler, fisher_diagonal
+from skfishermask import PUBLISHED, FisherMaskSampler, fisher_diagonal
 from tests import nets, oracles
 
 X, Y = nets.digits()
-ALL: dict[str, Any] = {"mask": "all", "coverage_share": 0, "random_state": 0}
+ALL: dict[str, Any] = PUBLISHED | {"mask": "all", "random_state": 0}
 # Layers of this module are those of `nets.mlp`.
 WEIGHTS = nets.fitted(nets.logits_net()).module_.state_dict()
 

@@ -13,7 +13,13 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from skfishermask import FisherMaskSampler, ParameterMask, fisher_diagonal, fisher_embedding
+from skfishermask import (
+    PUBLISHED,
+    FisherMaskSampler,
+    ParameterMask,
+    fisher_diagonal,
+    fisher_embedding,
+)
 from tests import nets
 
 X = torch.randn(7, 6, generator=torch.Generator().manual_seed(0))
@@ -171,7 +177,7 @@ def test_through_the_sampler() -> None:
             warnings.simplefilter("ignore", UserWarning)
             made.fit(images[:60], labels[:60])
             made.module_.reenters = reenters
-            sampler = FisherMaskSampler(mask="all", coverage_share=0, random_state=0)
+            sampler = FisherMaskSampler(mask="all", **PUBLISHED, random_state=0)
             picks.append(sampler(made, images[60:90], 5, X_labeled=images[:20])[0])
     np.testing.assert_array_equal(*picks)
 

@@ -94,13 +94,13 @@ QUERY = f"""
 import json, resource, numpy as np, torch
 from torch import nn
 from skorch import NeuralNetClassifier
-from skfishermask import FisherMaskSampler
+from skfishermask import PUBLISHED, FisherMaskSampler
 from skfishermask.query import Query
 torch.set_num_threads(1)
 X = np.random.default_rng(0).normal(size=(300, {N_COLUMNS // 10})).astype("float32")
 net = NeuralNetClassifier(nn.Linear, module__in_features={N_COLUMNS // 10},
     module__out_features=10, module__bias=False, criterion=nn.CrossEntropyLoss).initialize()
-options = dict(mask="all", coverage_share=0, batch_size=10, random_state=0)
+options = dict(mask="all", **PUBLISHED, batch_size=10, random_state=0)
 def query(n, n_labeled, **more):
     sampler = FisherMaskSampler(**options, **more)
     sampler(net, X[:n], 5, X_labeled=X[n:n + n_labeled])
