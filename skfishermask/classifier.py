@@ -431,7 +431,9 @@ class NetEstimator(BaseEstimator):
             tags.target_tags.multi_output = True
         else:
             tags.estimator_type, tags.classifier_tags = "classifier", ClassifierTags()
-            tags.classifier_tags.multi_label = name == "bernoulli"
+            if name == "bernoulli":
+                tags.classifier_tags = ClassifierTags(multi_class=False, multi_label=True)
+                tags.target_tags.single_output, tags.target_tags.multi_output = False, True
         if self.estimator is not None:
             inner, net = get_tags(self.estimator), innermost(self.estimator)
             is_pipeline = isinstance(self.estimator, Pipeline)

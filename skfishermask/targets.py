@@ -151,12 +151,18 @@ class Indicators:
         known: np.ndarray = check_array(
             y, ensure_2d=False, dtype="float32", ensure_all_finite="allow-nan", input_name="y"
         )
-        if known.ndim != 2 or not np.isin(known[~np.isnan(known)], (0, 1)).all():
+        is_missing = np.isnan(known)
+        others = known[~is_missing & ~np.isin(known, (0, 1))]
+        if known.ndim != 2 or len(others) > 0:
+            kind = "continuous values" if (others % 1 != 0).any() else "values"
+            values = f" and {kind} such as {others[0]:.6g}" if len(others) > 0 else ""
             raise ValueError(
                 "Expected several labels a sample, y of shape (n, n_labels) with 0 and 1, found "
-                f"shape {known.shape} and values such as {known.ravel()[:1].tolist()}. For one "
-                "class a sample: a NeuralNetClassifier with CrossEntropyLoss."
+                f"shape {known.shape}{values}. For one class a sample: a NeuralNetClassifier "
+                "with CrossEntropyLoss."
             )
+        if is_missing.all():
+            raise ValueError("Expected a known label in y, found NaN alone.")
         check_consistent_length(*input_arrays(X), known)
         self.n_outputs = known.shape[1]
         self.classes = np.arange(self.n_outputs)

@@ -73,6 +73,29 @@ def test_check_estimator_as_a_regressor() -> None:
     assert sum(r["status"] == "passed" for r in results) > 40
 
 
+# Checks that bring their own labels, whatever the tags say.
+ONE_LABEL = "its labels are one column without a second axis"
+OTHER_VALUES = "its labels are 1 and 2, or strings"
+NOT_OF_LABELS = {
+    "check_classifiers_one_label_sample_weights": ONE_LABEL,
+    "check_classifiers_train": ONE_LABEL,
+    "check_classifier_not_supporting_multiclass": ONE_LABEL,
+    "check_estimators_dtypes": OTHER_VALUES,
+    "check_classifier_data_not_an_array": OTHER_VALUES,
+    "check_classifiers_classes": OTHER_VALUES,
+    "check_fit2d_1feature": OTHER_VALUES,
+}
+
+
+def test_check_estimator_with_several_labels() -> None:
+    sampler = FisherMaskSampler(likelihood="bernoulli", random_state=0)
+    results = check_estimator(sampler, expected_failed_checks=NOT_OF_LABELS, on_fail=None)
+    bad = [r for r in results if r["status"] == "failed"]
+    assert not bad, [(r["check_name"], r["exception"]) for r in bad]
+    assert {r["check_name"] for r in results if r["status"] == "xfail"} == {*NOT_OF_LABELS}
+    assert sum(r["status"] == "passed" for r in results) > 40
+
+
 @pytest.mark.parametrize("n_targets", [0, 1, 2])
 def test_a_regressor_predicts_in_the_shape_of_its_labels(n_targets: int) -> None:
     y = NUMBERS[:, :n_targets] if n_targets else NUMBERS[:, 0]

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from skfishermask import fisher_diagonal, fisher_embedding
-from skfishermask.fisher import Bernoulli, Categorical, Gaussian, as_likelihood
+from skfishermask import fisher_diagonal, fisher_embedding, select_batch
+from skfishermask.fisher import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    as_likelihood,
+    fisher_matrix,
+)
 from skfishermask.fisher.likelihood import (
     UnweightedCategorical,
     categorical_factor,
@@ -125,6 +131,35 @@ def test_diagonal_and_embedding_against_the_oracle(name: str, kind: str) -> None
     )
     assert V.shape[1] == as_likelihood(likelihood).rank(outputs)
     assert error(V.mT @ V, information) < TOLERANCE
+
+
+# Layers, convolutions, attention, ragged sequences, experts; a label for each token or pixel.
+PICKED = ["mlp", "conv_norm", "attention", "gru_packed", "routed_tokens", *POSITIONS]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "bernoulli", "gaussian"])
+@pytest.mark.parametrize("name", PICKED)
+@pytest.mark.filterwarnings("ignore:Reading")
+def test_picks_against_the_oracle(name: str, kind: str) -> None:
+    make, sample = {**networks.NETWORKS, **POSITIONS}[name]
+    torch.manual_seed(1)
+    module, x = make().double(), oracles.cast(sample(16))
+    likelihood, loss = LIKELIHOODS[kind]
+    J, outputs = oracles.jacobian(module, x)
+    J = J[:, :, oracles.columns(module, oracles.trainable(module))]
+    information = oracles.information_of_loss(J, outputs, loss)
+    values, vectors = torch.linalg.eigh(information)
+    rank = as_likelihood(likelihood).rank(outputs)
+    rows = (vectors * values.clamp(min=0).sqrt()[:, None])[:, :, -rank:].mT
+    labeled = {"n_labeled": 4, "fisher_labeled": information[:4].mean(0)}
+    expected, gains = oracles.select_batch_oracle(rows[4:], 5, information.mean(0), **labeled)
+
+    mask = mask_of_all(module)
+    V = fisher_embedding(module, [x], mask, likelihood=likelihood, dtype=torch.float64)
+    labeled |= {"fisher_labeled": fisher_matrix(V[:4])}
+    found, found_gains = select_batch(V[4:], 5, fisher_matrix(V), **labeled)
+    assert found.tolist() == expected
+    assert found_gains.tolist() == pytest.approx(gains, rel=1e-8)
 
 
 def test_leading_labels_carry_the_most_trace() -> None:
