@@ -73,7 +73,7 @@ def test_check_estimator_as_a_regressor() -> None:
     assert sum(r["status"] == "passed" for r in results) > 40
 
 
-# Checks that bring their own labels, whatever the tags say.
+# Checks that bring their own labels, regardless of the tags.
 ONE_LABEL = "its labels are one column without a second axis"
 OTHER_VALUES = "its labels are 1 and 2, or strings"
 NOT_OF_LABELS = {

@@ -49,6 +49,9 @@ NETWORKS_ON_PIXELS = {
     "mlp16 behind pixels": "MLP head on features",
     "linear behind pixels": "Linear head on features",
 }
+# Strategies for numbers and several labels a sample, and one of each that the other has not.
+ON_FISHER, ON_COVERAGE = "FisherMask", "coverage alone"
+K_CENTER, MEAN_ENTROPY = "k-center", "mean entropy"
 STOPPING = "stopping.csv"
 N_BATCHES_AHEAD = 5
 # A gain in accuracy below which one would rather stop.
@@ -205,6 +208,12 @@ def standard_errors(settings: Sequence[Setting], peers: Sequence[str]) -> dict[s
     return {"median": float(np.median(errors)), "largest": max(errors)}
 
 
+def is_below_zero(differences: np.ndarray, n_tests: int) -> bool:
+    """Return whether the mean is below 0, by Student's t at 5% divided by the number of tests."""
+    quantile = stats.t.ppf(1 - 0.05 / n_tests / 2, max(1, len(differences) - 1))
+    return bool(differences.mean() + quantile * standard_error(differences) < 0)
+
+
 def judge(scores: dict[str, pd.DataFrame], name: str) -> dict[str, Any]:
     """Apply the protocol's test to a candidate for the default.
 
@@ -217,9 +226,7 @@ def judge(scores: dict[str, pd.DataFrame], name: str) -> dict[str, Any]:
     regret = pd.DataFrame({s: x.mean().max() - x.mean() for s, x in scores.items()})
     lost = []
     for setting, values in differences.items():
-        tail = 0.05 / len(scores) / 2
-        half = standard_error(values) * stats.t.ppf(1 - tail, max(1, len(values) - 1))
-        if values.mean() + half < 0:
+        if is_below_zero(values, len(scores)):
             lost.append(setting)
     mean, low, high = bootstrap([*differences.values()])
     before, after = (regret.loc[n] for n in (PUBLISHED, name))
@@ -308,6 +315,48 @@ def when_to_stop(file: Path) -> dict[str, Any] | None:
     }
 
 
+def minus(scores: Sequence[pd.DataFrame], name: str, other: str) -> Comparison:
+    """Compare two strategies over tasks, each a table of scores by seed and strategy."""
+    parts = [(s[name] - s[other]).dropna().to_numpy() for s in scores]
+    errors = np.array([standard_error(part) for part in parts])
+    error = float(np.sqrt((errors**2).sum()) / len(parts))
+    return Comparison(*bootstrap(parts), error, min(len(part) for part in parts))
+
+
+def by_likelihood(file: Path) -> dict[str, Any] | None:
+    """Compare strategies where labels are numbers, and where they are several a sample."""
+    if not file.exists():
+        return None
+    table = pd.read_csv(file).set_index(["task", "seed", "strategy"])
+    after_first = table.iloc[:, 1:].mean(axis=1).unstack()
+    scores = {
+        str(task): part.droplevel("task").dropna(axis=1, how="all")
+        for task, part in after_first.groupby("task", sort=False)
+    }
+    kinds = {"numbers": K_CENTER, "labels": MEAN_ENTROPY}
+    found: dict[str, Any] = {"n_seeds": min(len(part) for part in scores.values())}
+    lost = [
+        f"{task} ({name})"
+        for task, part in scores.items()
+        for name in (ON_FISHER, ON_COVERAGE)
+        if is_below_zero((part[name] - part[RANDOM]).dropna().to_numpy(), 2 * len(scores))
+    ]
+    for kind, peer in kinds.items():
+        some = {task: part for task, part in scores.items() if peer in part}
+        names = [n for n in next(iter(some.values())) if n != RANDOM]
+        rows = {
+            name: [minus([part], name, RANDOM) for part in some.values()]
+            + [minus([*some.values()], name, RANDOM)]
+            for name in names
+        }
+        found[kind] = {
+            "tasks": [*some],
+            "rows": dict(sorted(rows.items(), key=lambda row: -row[1][-1].mean)),
+            "coverage": minus([*some.values()], ON_COVERAGE, ON_FISHER),
+        }
+    return found | {"lost": lost}
+
+
 def values(folder: Path) -> dict[str, Any]:
     """Compute what the page shows.
 
@@ -339,5 +388,6 @@ def values(folder: Path) -> dict[str, Any]:
         "paper": in_each_setting([s for s in everything if s.info["dataset"] in PAPER]),
         "rounds": rounds(everything),
         "pixels": on_pixels(load(folder / "label_efficiency_pixels")),
+        "likelihoods": by_likelihood(folder / "label_efficiency_likelihoods/results.csv"),
         "stopping": when_to_stop(folder / "label_efficiency" / STOPPING),
     }

@@ -55,7 +55,7 @@ def study() -> dict[str, Any]:
 def study_files() -> list[Path]:
     return [
         path
-        for folder in ("label_efficiency", "label_efficiency_pixels")
+        for folder in (f"label_efficiency{part}" for part in ("", "_pixels", "_likelihoods"))
         for path in sorted((RESULTS / folder).rglob("*.*"))
     ]
 
