@@ -10,7 +10,7 @@ OLDEST := .venv-oldest
 PIP := -m pip install --disable-pip-version-check
 PIP_INSTALL := $(PIP) --quiet
 # What users find in the reference.
-USERS_READ := sampler.py classifier.py activeml.py modal.py fisher/information.py fisher/mask.py \
+USERS_READ := sampler.py classifier.py activeml.py modal.py query_table.py fisher/information.py fisher/mask.py \
 	evaluation/curve.py evaluation/display.py
 # modAL-python pins skorch==0.9.0, hence without its dependencies; the test extra brings pandas.
 MODAL := --no-deps modAL-python==0.4.2.1

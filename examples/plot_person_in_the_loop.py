@@ -33,7 +33,7 @@ from sklearn.datasets import load_digits
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from skfishermask import FisherMaskSampler
+from skfishermask import FisherMaskSampler, label_studio_tasks, query_table
 
 X, y_true = load_digits(return_X_y=True)
 X = (X / 16).astype("float32")
@@ -235,44 +235,37 @@ print(f"{len(rows)} labels, accuracy {one.score(X_test, y_test):.3f}")
 # Handing a batch to a labelling tool
 # -----------------------------------
 #
-# Where several people label, they use a tool, and a batch travels as a file. Here are ten images as
-# tasks for `Label Studio <https://labelstud.io>`_, with their rank, so that the most useful ones
-# come first, their gain, and what the network takes them for. A file in a bucket would be named by
-# its address; these small images travel within the tasks. The column ``row`` is what brings an
-# answer back to its image. Where images are files, take the file name in its place, because rows
-# shift when a file is added: :doc:`/auto_examples/plot_images_on_disk`.
+# Where several people label, they use a tool, and a batch travels as a file.
+# :func:`~skfishermask.query_table` lists the images of a batch, the first choice first, with their
+# gain, what the network takes them for, and how unsure it is. The column ``row`` is what brings an
+# answer back to its image. Where images are files, their names take its place, because rows shift
+# when a file is added: :doc:`/auto_examples/plot_images_on_disk`.
 
 rows_labelled = [int(row) for row in with_breaks.labels]
 left = np.setdiff1d(np.arange(len(X_pool)), rows_labelled)
 chosen, _, gains = one.query(
     X_pool[left], n_instances=10, X_labeled=X_pool[rows_labelled], return_metrics=True
 )
-batch_rows = left[chosen]
+table = query_table(one, X_pool[left], chosen, gains)
+table["row"] = batch_rows = left[chosen]
+for column, values in table.items():
+    print(f"{column:<12}", *(f"{value:6.3g}" for value in values))
+
+# %%
+# Here are these images as tasks for `Label Studio <https://labelstud.io>`_. It shows them in the
+# order of the file, sorts them by rank, gain or uncertainty if asked to, and knows the predictions
+# and their probability as its score. A file in a bucket would be named by its address; these small
+# images travel within the tasks.
 
 
-def as_address(image):
-    file = io.BytesIO()
-    plt.imsave(file, np.kron(image.reshape(8, 8), np.ones((16, 16))), cmap="gray_r", format="png")
+def as_address(row):
+    image, file = X_pool[row].reshape(8, 8), io.BytesIO()
+    plt.imsave(file, np.kron(image, np.ones((16, 16))), cmap="gray_r", format="png")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def guess(row):
-    value = {"choices": [str(one.predict(X_pool[[row]])[0])]}
-    return {"from_name": "digit", "to_name": "image", "type": "choices", "value": value}
-
-
-tasks = [
-    {
-        "data": {
-            "image": as_address(X_pool[row]),
-            "row": int(row),
-            "rank": rank,
-            "gain": float(gain),
-        },
-        "predictions": [{"model_version": "sixty labels", "result": [guess(row)]}],
-    }
-    for rank, (row, gain) in enumerate(zip(batch_rows, gains, strict=True), start=1)
-]
+addresses = [as_address(row) for row in batch_rows]
+tasks = label_studio_tasks(table, addresses, from_name="digit", model_version="sixty labels")
 tasks_file = Path(folder.name) / "tasks.json"
 tasks_file.write_text(json.dumps(tasks, indent=1), encoding="utf-8")
 print({key: str(value)[:40] for key, value in tasks[0]["data"].items()})
@@ -329,9 +322,14 @@ from_tool = read_label_studio(export_file)
 print(f"{len(from_tool)} answers to {len(tasks)} tasks")
 
 # %%
-# Other tools, and spreadsheets, take a table: a line for each image, and an empty column for
-# labels. Lines without a label are left out when it is read back. The column has the name of the
-# choices above, so that ``read_table`` also reads what Label Studio exports as CSV.
+# Other tools take the table as it is. CVAT knows no score of an image: give it the files in the
+# order of the table, and "predefined" as its sorting method. FiftyOne keeps the columns as fields
+# of a sample, the prediction as a ``Classification`` with one minus the uncertainty as its
+# confidence, and ``sort_by("rank")`` shows them in order.
+#
+# A spreadsheet has a line for each image, and an empty column for labels. Lines without a label are
+# left out when it is read back. The column has the name of the choices above, so that
+# ``read_table`` also reads what Label Studio exports as CSV.
 
 
 def write_table(path, labels):

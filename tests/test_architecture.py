@@ -45,7 +45,7 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
         {"torch", "numpy", "sklearn", "skorch", "tqdm", "dask"},
     ),
     (
-        {"sampler", "classifier", "targets", "activeml"},
+        {"sampler", "classifier", "targets", "activeml", "query_table"},
         ALL | {"classifier", "sampler", "targets"},
         {"torch", "numpy", "sklearn", "skorch", "skactiveml"},
     ),
@@ -54,7 +54,11 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
         {"data", "jacobian", "progress", "first_batch"},
         {"torch", "numpy", "sklearn", "joblib", "matplotlib", "modAL"},
     ),
-    ({"__init__"}, {"fisher", "selection", "sampler", "evaluation", "parameters"}, set()),
+    (
+        {"__init__"},
+        {"fisher", "selection", "sampler", "evaluation", "parameters", "query_table"},
+        set(),
+    ),
 ]
 OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "distributed", "skactiveml"]
 # These two are used by one file each.

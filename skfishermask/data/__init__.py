@@ -20,6 +20,7 @@ from skfishermask.data.diagnostics import (
     check_no_missing_labels,
     counted,
     explained,
+    file_of,
     image_hint,
     odd_sample,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "default_net",
     "explained",
     "explaining_labels",
+    "file_of",
     "first_sample",
     "has_frozen_parameters",
     "has_no_labels",

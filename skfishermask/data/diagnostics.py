@@ -67,7 +67,9 @@ def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
     """
     first: Data = None
     for row in rows.tolist():
-        sample = f"Row {row} of {name}{_file_of(dataset, row)}"
+        path = file_of(dataset, row)
+        file = "" if path is None else f" ({path})"
+        sample = f"Row {row} of {name}{file}"
         try:
             sample_inputs = inputs_of(dataset[row])
         except Exception as error:  # a user's dataset can raise anything
@@ -88,13 +90,13 @@ def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
     return f"A sample of {name} has shape {shape}. {image_hint(first)}".strip() if shape else ""
 
 
-def _file_of(dataset: Data, row: int) -> str:
-    """Name the file of a sample, where the dataset is one of torchvision's folders."""
+def file_of(dataset: Data, row: int) -> str | None:
+    """Return the file of a sample, where the dataset is one of torchvision's folders."""
     while isinstance(dataset, Subset | Relabeled):
         row = dataset.indices[row] if isinstance(dataset, Subset) else row
         dataset = dataset.dataset
     files = getattr(dataset, "samples", None)
-    return f" ({files[row][0]})" if isinstance(files, list) else ""
+    return str(files[row][0]) if isinstance(files, list) else None
 
 
 def image_hint(data: Data) -> str:
