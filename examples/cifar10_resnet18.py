@@ -35,7 +35,12 @@ from skorch.callbacks import LRScheduler
 from torch import nn
 from torchvision.datasets import CIFAR10
 
-from skfishermask import ActiveLearningCurveDisplay, FisherMaskSampler, active_learning_curve
+from skfishermask import (
+    PUBLISHED,
+    ActiveLearningCurveDisplay,
+    FisherMaskSampler,
+    active_learning_curve,
+)
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -125,7 +130,9 @@ def make_strategies(options: argparse.Namespace):
     strategies = {
         "random": "random",
         "entropy": entropy_sampling,
-        "BAIT": FisherMaskSampler(mask="output_layer", oversample=2.0, coverage_share=0, **common),
+        "BAIT": FisherMaskSampler(
+            **PUBLISHED | {"mask": "output_layer", "oversample": 2.0} | common
+        ),
         "FisherMask": FisherMaskSampler(mask_fraction=options.mask_size or "auto", **common),
     }
     return {name: strategies[name] for name in options.strategies}

@@ -37,7 +37,12 @@ from skorch import NeuralNetClassifier
 from torch import nn
 from torchvision.datasets import FashionMNIST
 
-from skfishermask import ActiveLearningCurveDisplay, FisherMaskSampler, active_learning_curve
+from skfishermask import (
+    PUBLISHED,
+    ActiveLearningCurveDisplay,
+    FisherMaskSampler,
+    active_learning_curve,
+)
 
 
 class SmallConvNet(nn.Module):
@@ -87,7 +92,9 @@ def make_strategies(options: argparse.Namespace):
     strategies = {
         "random": "random",
         "entropy": entropy_sampling,
-        "BAIT": FisherMaskSampler(mask="output_layer", oversample=2.0, coverage_share=0, **common),
+        "BAIT": FisherMaskSampler(
+            **PUBLISHED | {"mask": "output_layer", "oversample": 2.0} | common
+        ),
         "FisherMask": FisherMaskSampler(**common),
     }
     return {name: strategies[name] for name in options.strategies}

@@ -34,6 +34,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from skfishermask import (
+    PUBLISHED,
     ActiveLearningCurveDisplay,
     FisherMaskSampler,
     active_learning_curve,
@@ -89,7 +90,7 @@ strategies = {
     "random": "random",
     "entropy": entropy_sampling,
     "BAIT": FisherMaskSampler(
-        mask="output_layer", oversample=2.0, coverage_share=0, batch_size=256
+        **PUBLISHED | {"mask": "output_layer", "oversample": 2.0}, batch_size=256
     ),
     "FisherMask": FisherMaskSampler(batch_size=256),
 }

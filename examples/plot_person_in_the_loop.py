@@ -134,7 +134,7 @@ net = NeuralNetClassifier(
 
 def fit(record):
     rows = [int(row) for row in record.labels]
-    sampler = FisherMaskSampler(net, n_directions=0.95, batch_size=256, random_state=0)
+    sampler = FisherMaskSampler(net, batch_size=256, random_state=0)
     return sampler.fit(X_pool[rows], list(record.labels.values())), rows
 
 

@@ -179,7 +179,6 @@ class LogitsNet(NeuralNetClassifier):
 
 by_tokens = FisherMaskSampler(
     make_pipeline(Tokenizer(), LogitsNet(SmallTransformer, max_epochs=30, **training)),
-    n_directions=0.95,
     batch_size=200,
     random_state=0,
 )
@@ -237,7 +236,7 @@ adapted_net.fit(tokenizer.transform(X_first + chosen), codes)
 # A query reads the trained net. Frozen weights are left out of its mask. The size of the mask is
 # given, because ``"auto"`` goes by the output layer, which is spread over three tensors here.
 
-fishermask = FisherMaskSampler(mask_fraction=100, n_directions=0.95, batch_size=200, random_state=0)
+fishermask = FisherMaskSampler(mask_fraction=100, batch_size=200, random_state=0)
 rows, _ = fishermask(adapted_net, tokenizer.transform(X_pool), n_instances=10)
 in_mask = {name: len(entries) for name, entries in fishermask.mask_.indices.items()}
 print("entries in the mask:", in_mask)

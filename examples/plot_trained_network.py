@@ -113,7 +113,7 @@ print(len(pool), "samples in", len(pool.files), "files")
 #
 # The strategy takes the net as it is. The weights are afterwards what they were.
 
-fishermask = FisherMaskSampler(n_directions=0.95, batch_size=256, random_state=0)
+fishermask = FisherMaskSampler(batch_size=256, random_state=0)
 weights = {name: value.clone() for name, value in net.module_.state_dict().items()}
 indices, gains = fishermask(net, pool, n_instances=30, X_labeled=X[first])
 unchanged = all(torch.equal(weights[name], v) for name, v in net.module_.state_dict().items())
