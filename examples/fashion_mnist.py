@@ -88,13 +88,12 @@ def make_splits(n_train: int, n: int, options: argparse.Namespace):
 
 
 def make_strategies(options: argparse.Namespace):
+    bait = {"mask": "output_layer", "oversample": 2.0}
     common = {"batch_size": options.batch_size, "max_candidates": options.max_candidates}
     strategies = {
         "random": "random",
         "entropy": entropy_sampling,
-        "BAIT": FisherMaskSampler(
-            **PUBLISHED | {"mask": "output_layer", "oversample": 2.0} | common
-        ),
+        "BAIT": FisherMaskSampler(**PUBLISHED | bait | common),
         "FisherMask": FisherMaskSampler(**common),
     }
     return {name: strategies[name] for name in options.strategies}
