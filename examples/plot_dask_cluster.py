@@ -67,7 +67,8 @@ net = NeuralNetClassifier(
 #
 # The strategy is called as ever. The active client decides where it runs.
 
-fishermask = FisherMaskSampler(random_state=0)
+# By Fisher information alone, whose embeddings stay where the chunks are.
+fishermask = FisherMaskSampler(coverage_share=0, random_state=0)
 indices, gains = fishermask(net, X_pool, n_instances=80, X_labeled=X_labelled)
 print(indices[:10])
 
@@ -84,7 +85,7 @@ print(chosen.shape)
 # An array in memory never goes to a cluster. The picks are the same; in float32 the gains agree to
 # rounding, since batches of samples end where chunks do.
 
-here = FisherMaskSampler(random_state=0)
+here = FisherMaskSampler(coverage_share=0, random_state=0)
 local_indices, local_gains = here(net, digits[97:], n_instances=80, X_labeled=X_labelled)
 print("the same picks:", np.array_equal(indices, local_indices))
 print(f"gains differ by at most {np.abs(gains / local_gains - 1).max():.0e}, relatively")

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.study import third_round
 from benchmarks.study.results import (
     CANDIDATES,
     DEFAULT,
@@ -37,13 +38,6 @@ from benchmarks.study.results import (
     standard_error,
 )
 
-# What a user sets to get a strategy of the study, but for herding, which coverage was then.
-PARAMETERS = {
-    DEFAULT: "",
-    PUBLISHED: "**PUBLISHED",
-    "UHerding, radius 1": "coverage_share=1",
-    "BAIT": 'coverage_share=0, mask="output_layer", oversample=2.0',
-}
 NETWORKS_ON_PIXELS = {
     "cnn": "Small network from scratch",
     "mlp16 behind pixels": "MLP head on features",
@@ -89,60 +83,12 @@ ROUNDS = [
 ]
 
 
-def headline(settings: Sequence[Setting]) -> dict[str, Any]:
-    """Compute the share of the labels of random sampling that the default needed."""
-    needed = pd.Series({s.name: s.labels_needed(DEFAULT) for s in settings})
-    return {
-        "median": needed.median(),
-        "least": needed.min(),
-        "none_saved": [*needed.index[needed >= 1]],
-    }
-
-
 def outcomes(settings: Sequence[Setting], peers: Sequence[str]) -> dict[str, list[str]]:
     """Sort peers by the verdict on the default: better, worse or open."""
     found: dict[str, list[str]] = {"better": [], "open": [], "worse": []}
     for name in peers:
         found[compare(settings, DEFAULT, name).verdict].append(name)
     return found
-
-
-def situations(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
-    """Return settings by kind of pool and batch size, named by their numbers of labels."""
-    found = {}
-    for kind, some in by_kind(settings).items():
-        for batch in sorted({s.info["n_instances"] for s in some}):
-            part = [s for s in some if s.info["n_instances"] == batch]
-            counts = [n for s in part for n in s.curves[RANDOM].columns]
-            found[f"{kind}, {min(counts)} to {max(counts)} labels"] = part
-    return found
-
-
-def choices(settings: Sequence[Setting]) -> dict[str, Any]:
-    """Compare the library's parameters: gain over random sampling, by situation."""
-    parts = situations(settings)
-    rows = {
-        name: [
-            (compare(part, name, RANDOM), compare(part, name, DEFAULT).verdict)
-            for part in parts.values()
-        ]
-        for name in PARAMETERS
-    }
-    means = pd.DataFrame(
-        {name: [cell.mean for cell, _ in row] for name, row in rows.items()}, index=[*parts]
-    )
-    best = means.idxmax(axis=1)
-    short = means.max(axis=1) - means[DEFAULT]
-    columns = [
-        {
-            "name": situation,
-            "best": best[situation],
-            "short_of_best": short[situation],
-            "verdict": rows[best[situation]][i][1],
-        }
-        for i, situation in enumerate(parts)
-    ]
-    return {"columns": columns, "parameters": PARAMETERS, "rows": rows}
 
 
 def regret_rows(settings: Sequence[Setting], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -371,15 +317,14 @@ def values(folder: Path) -> dict[str, Any]:
     peers = [name for name in names if not is_ours(name)]
     kinds = by_kind(study)
     return {
+        "third": third_round.values(folder / "label_efficiency_heads"),
         "default": DEFAULT,
         "published": PUBLISHED,
         "peers": peers,
         "min_seeds": MIN_SEEDS,
         "settings": study,
         "kinds": {kind: len(some) for kind, some in kinds.items()},
-        "headline": headline(study),
         "outcomes": {kind: outcomes(some, peers) for kind, some in kinds.items()},
-        "choices": choices(study),
         "regret": regret_rows(study, names),
         "beside_peers": beside_peers(study, peers),
         "errors": standard_errors(study, peers),

@@ -55,8 +55,8 @@ def study() -> dict[str, Any]:
 def study_files() -> list[Path]:
     return [
         path
-        for folder in (f"label_efficiency{part}" for part in ("", "_pixels", "_likelihoods"))
-        for path in sorted((RESULTS / folder).rglob("*.*"))
+        for part in ("", "_heads", "_pixels", "_likelihoods")
+        for path in sorted((RESULTS / f"label_efficiency{part}").rglob("*.*"))
     ]
 
 

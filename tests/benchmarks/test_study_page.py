@@ -181,14 +181,9 @@ def test_page_is_rendered_from_the_results(tmp_path: Path) -> None:
         "Letters, balanced, 20 a batch",
         "Letters, 100:1, 20 a batch",
     ]
-    assert values["headline"]["none_saved"] == []
-    assert f"about **{round(100 * values['headline']['median'])}** labels" in text
-    assert "On balanced pools the default beats 12 of 13 other strategies, loses to BADGE" in text
-    assert "On long-tailed pools the default beats 12 of 13 other strategies, loses to marg" in text
-    assert "balanced, 20 to 60 labels - long-tailed, 20 to 60 labels" in text
-    default, *_, bait = (row for row in text.split("* - ``FisherMaskSampler(")[1:])
-    assert default.startswith(")`` - **+2.5** - **+2.5**")
-    assert bait.startswith('coverage_share=0, mask="output_layer", oversample=2.0)`` - ▼ +0.')
+    beats = "beats 12 of 13 other strategies, loses to"
+    assert f"On balanced pools *{DEFAULT}* {beats} BADGE" in text
+    assert f"On long-tailed pools *{DEFAULT}* {beats} margin" in text
     assert "Digits" in text
     assert "(one seed)" not in text
     assert "* - BADGE - +2.0 (" in text  # of three seeds: no mark

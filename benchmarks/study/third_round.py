@@ -1,0 +1,162 @@
+"""The values of the page on label efficiency from the third round, which ``heads.py`` runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from benchmarks.study.results import (
+    DATASETS,
+    KINDS,
+    RANDOM,
+    Comparison,
+    Setting,
+    bootstrap,
+    standard_error,
+)
+
+ALONE = "FisherMask, coverage alone"
+UHERDING = "UHerding, radius 1"
+# Of the protocol: what a first batch should gain, and the level of a loss.
+WANTED_GAIN, LEVEL = 0.05, 0.05
+NAMES = DATASETS | {
+    "cifar10-features": "CIFAR-10 features",
+    "wordnet-verbs": "definitions of verbs",
+    "wordnet": "definitions of nouns",
+    "letter": "letters",
+    "satimage": "satellite images",
+    "texture": "textures",
+}
+HEADS = {"ridge": "linear head", "mlp16 full batch": "MLP head"}
+
+
+class Curve(Setting):
+    """A setting of the third round; its score leaves out the first labels, which all share."""
+
+    @property
+    def name(self) -> str:
+        info = self.info
+        ratio = "balanced" if info["imbalance"] == 1 else f"{info['imbalance']}:1"
+        sizes = f"{info['n_initial']} + {info['n_queries']} x {info['n_instances']}"
+        return (
+            f"{NAMES[info['dataset']]}, {HEADS[info['network']]}, {ratio}, {sizes} labels, "
+            f"{info['initial']} first"
+        )
+
+    def scores(self, names: Sequence[str]) -> pd.DataFrame:  # type: ignore[override]
+        """Return scores by seed and strategy, for the seeds that all of these have."""
+        each = {name: self.curves[name].iloc[:, 1:].mean(axis=1) for name in names}
+        return pd.DataFrame(each).dropna()
+
+    def first_accuracy(self) -> pd.Series:
+        """Return the accuracy with the first labels, by seed."""
+        return self.curves[RANDOM].iloc[:, 0]
+
+
+def load(folder: Path) -> dict[str, Curve]:
+    return {
+        file.parent.name: Curve(
+            json.loads(file.read_text()), pd.read_csv(file.with_name("results.csv"))
+        )
+        for file in sorted(folder.glob("*/setting.json"))
+        if file.with_name("results.csv").exists()
+    }
+
+
+def minus(tables: Sequence[pd.DataFrame], name: str, other: str) -> Comparison:
+    """Compare two strategies over settings, each a table of scores by seed and strategy."""
+    parts = [(table[name] - table[other]).to_numpy() for table in tables]
+    errors = np.array([standard_error(part) for part in parts])
+    error = float(np.sqrt((errors**2).sum()) / len(parts))
+    return Comparison(*bootstrap(parts), error, min(map(len, parts)))
+
+
+def curves(settings: Sequence[Curve]) -> dict[str, Any] | None:
+    """Compare coverage alone with what ran in all curves."""
+    settings = [s for s in settings if {RANDOM, ALONE} <= set(s.curves)]
+    if not settings:
+        return None
+    names = [n for n in settings[0].curves if all(n in s.curves for s in settings)]
+    tables = {s.name: s.scores(names) for s in settings}
+    means = pd.DataFrame({setting: table.mean() for setting, table in tables.items()})
+    regret = means.max() - means
+    ahead = {name: (t[ALONE] - t[RANDOM]).to_numpy() for name, t in tables.items()}
+    quantile = 1 - LEVEL / len(ahead) / 2
+    below = [
+        name
+        for name, d in ahead.items()
+        if len(d) > 1 and d.mean() + stats.t.ppf(quantile, len(d) - 1) * standard_error(d) < 0
+    ]
+    parts = {kind: [tables[s.name] for s in settings if s.kind == kind] for kind in KINDS} | {
+        "all": [*tables.values()]
+    }
+    least = min(ahead, key=lambda name: ahead[name].mean())
+    return {
+        "n_settings": len(settings),
+        "n_seeds": (min(map(len, tables.values())), max(map(len, tables.values()))),
+        "names": names,
+        "minus": {
+            kind: {other: minus(some, ALONE, other) for other in names if other != ALONE}
+            for kind, some in parts.items()
+        },
+        "over_random": {
+            kind: {name: minus(some, name, RANDOM) for name in names if name != RANDOM}
+            for kind, some in parts.items()
+        },
+        "regret": {
+            name: (row.mean(), row.max(), str(row.idxmax())) for name, row in regret.iterrows()
+        },
+        "below": below,
+        "least": (least, float(ahead[least].mean())),
+        "needed": float(np.median([s.labels_needed(ALONE) for s in settings])),
+        "seconds": float(
+            np.median([s.query_seconds(ALONE) / s.query_seconds(UHERDING) for s in settings])
+        ),
+    }
+
+
+def first_batches(settings: Sequence[Curve]) -> dict[int, dict[str, Any]]:
+    """Compare first batches that cover with random ones, by their number of labels."""
+    found = {}
+    for n in sorted({s.info["n_initial"] for s in settings}):
+        gains = {}
+        for one in settings:
+            if (one.info["n_initial"], one.info["initial"]) != (n, "coverage"):
+                continue
+            same = ("dataset", "network", "imbalance", "n_initial")
+            [other] = [
+                s
+                for s in settings
+                if s is not one and all(s.info[key] == one.info[key] for key in same)
+            ]
+            gain = (one.first_accuracy() - other.first_accuracy()).dropna().to_numpy()
+            if len(gain):
+                gains[one.name.partition(f", {n} +")[0]] = gain
+        if gains:
+            parts = [*gains.values()]
+            lost = [name for name, gain in gains.items() if gain.mean() < -standard_error(gain)]
+            comparison = Comparison(*bootstrap(parts), np.nan, min(map(len, parts)))
+            found[n] = {"gain": comparison, "n_settings": len(gains), "lost": lost}
+    return found
+
+
+def values(folder: Path) -> dict[str, Any] | None:
+    """Compute what the page shows of the third round; None where nothing ran.
+
+    Parameters
+    ----------
+    folder : Path
+        Of its results, ``benchmarks/results/label_efficiency_heads``.
+    """
+    settings = load(folder)
+    first = {name: s for name, s in settings.items() if name.startswith("first")}
+    compared = curves([s for name, s in settings.items() if name not in first])
+    if compared is None:
+        return None
+    return compared | {"first": first_batches([*first.values()]), "alone": ALONE}
