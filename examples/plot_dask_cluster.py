@@ -67,7 +67,7 @@ net = NeuralNetClassifier(
 #
 # The strategy is called as ever. The active client decides where it runs.
 
-# By Fisher information alone, whose embeddings stay where the chunks are.
+# Fisher information alone: its embeddings stay where the chunks are.
 fishermask = FisherMaskSampler(coverage_share=0, random_state=0)
 indices, gains = fishermask(net, X_pool, n_instances=80, X_labeled=X_labelled)
 print(indices[:10])
