@@ -126,6 +126,13 @@ def diagonal_sums(
         As in :func:`skfishermask.fisher_diagonal`.
     first_row : int, default=0
         The number of the first sample, on which random combinations depend.
+
+    Returns
+    -------
+    n : int
+        Number of samples.
+    totals : dict of str to Tensor
+        Sums, as :func:`skfishermask.fisher_diagonal` returns means.
     """
     check_n_directions(n_directions, shares=False)
     model = as_likelihood(likelihood)
