@@ -69,6 +69,7 @@ def lazy_net() -> NeuralNetClassifier:
         LazyMLP,
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.Adam,
+        callbacks="disable",
         **nets.options(lr=0.03, max_epochs=15, batch_size=64),
     )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
-import subprocess
-import sys
+import threading
 
 import pytest
+import torch
 
-from skfishermask.progress import progress_bar
+from skfishermask.progress import Progress, progress_bar
+from tests import forked
 
 
 class Terminal(io.StringIO):
@@ -43,13 +45,16 @@ def test_a_log_of_a_long_step_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatc
     assert [line.split(",")[0] for line in lines] == [f"Selection: {n}/9" for n in (3, 6, 9)]
 
 
+def unasked() -> tuple[int, str]:
+    """Return the number of threads, and what was written."""
+    progress, written = Progress(False, torch.device("cpu")), io.StringIO()
+    with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
+        with progress.bar(3, "Selection", "pick") as bar:
+            bar.update(3)
+        assert list(progress.each([1, 2], 2, "Embedding")) == [1, 2]
+    return threading.active_count(), written.getvalue()
+
+
+@pytest.mark.xdist_group("processes")
 def test_nothing_is_shown_and_no_thread_started_unasked() -> None:
-    code = (
-        "import threading, torch; from skfishermask.progress import Progress\n"
-        "progress = Progress(False, torch.device('cpu'))\n"
-        "with progress.bar(3, 'Selection', 'pick') as bar: bar.update(3)\n"
-        "assert list(progress.each([1, 2], 2, 'Embedding')) == [1, 2]\n"
-        "print(threading.active_count())"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (found.stdout.strip(), found.stderr) == ("1", "")
+    assert forked.run(unasked) == (0, (1, ""))

@@ -16,8 +16,18 @@ X, Y = nets.digits()
 HALVES = np.where(Y > 4, "high", "low")
 
 
-@pytest.mark.parametrize("shape", [(64,), (8, 8), (1, 8, 8), (4, 4, 4)], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((64,), "float32"),
+        ((64,), "float64"),
+        ((64,), "int64"),
+        ((8, 8), "float32"),
+        ((1, 8, 8), "float64"),
+        ((4, 4, 4), "int64"),
+    ],
+    ids=str,
+)
 def test_default_net_for_tables_and_images(shape: tuple[int, ...], dtype: str) -> None:
     images = (16 * X[:180]).reshape(180, *shape).astype(dtype)
     fitted = FisherMaskSampler(mask_fraction=140, n_mask_samples=32, random_state=0).fit(

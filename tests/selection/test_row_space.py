@@ -109,7 +109,7 @@ def peak():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 query(8, 4, memory_share=1e-9)
 before = peak()
-info = query(220, 60, memory_share=1e-9)
+info = query(110, 30, memory_share=1e-9)
 print(json.dumps([peak() - before, info["dimensions"], info["embedding_storage"]]))
 """
 
@@ -120,7 +120,7 @@ def test_few_rows_on_disk_take_no_more_than_was_estimated() -> None:
         [sys.executable, "-c", QUERY], capture_output=True, text=True, check=True
     )
     taken, dimensions, storage = json.loads(found.stdout)
-    estimate = MemoryEstimate(220, 9, N_COLUMNS, torch.float32, n_others=60)
-    assert (dimensions, storage) == (estimate.dimensions, "scratch file") == (2520, "scratch file")
-    # All of it in float64, with a decomposition, would take 1.5 GB.
+    estimate = MemoryEstimate(110, 9, N_COLUMNS, torch.float32, n_others=30)
+    assert (dimensions, storage) == (estimate.dimensions, "scratch file") == (1260, "scratch file")
+    # All of it in float64, with a decomposition, would take several times that.
     assert taken <= estimate.matrices_bytes + estimate.gains_bytes
