@@ -50,7 +50,7 @@ LIKELIHOODS = {
     "categorical": ("categorical", cross_entropy),
     "bernoulli": ("bernoulli", binary_cross_entropy),
     "gaussian": (Gaussian(0.3), half_squares),
-    "poisson": (Poisson(), expected_poisson),
+    "own": (Poisson(), expected_poisson),
 }
 
 

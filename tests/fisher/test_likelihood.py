@@ -116,7 +116,7 @@ SMALL = [name for name, (make, _) in networks.NETWORKS.items() if is_small(make)
 def test_diagonal_and_embedding_against_the_oracle(name: str, kind: str) -> None:
     module, x, J, outputs = case(name)
     likelihood, loss = LIKELIHOODS[kind]
-    if name in POSITIONS and kind == "poisson":
+    if name in POSITIONS and kind == "own":
         with pytest.raises(ValueError, match="two axes"):
             fisher_diagonal(module, [x], likelihood=likelihood)
         return
@@ -194,7 +194,7 @@ def test_one_logit_is_two_classes() -> None:
         torch.testing.assert_close(squeezed[name], classes[name])
 
 
-@pytest.mark.parametrize("wrong", ["poisson", Categorical, 3, None])
+@pytest.mark.parametrize("wrong", ["of none", Categorical, 3, None])
 def test_no_likelihood(wrong: object) -> None:
     with pytest.raises(TypeError, match=r"must be one of .*check, rank and factor"):
         fisher_diagonal(nn.Linear(4, 3), [torch.randn(2, 4)], likelihood=wrong)
