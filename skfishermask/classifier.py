@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils import ClassifierTags, RegressorTags, Tags, check_random_state, get_tags
@@ -40,7 +40,6 @@ from skfishermask.data import (
     is_multi_input,
     is_net,
     is_text,
-    likelihood_name,
     likelihood_of,
     map_inputs,
     n_rows,
@@ -48,10 +47,10 @@ from skfishermask.data import (
     to_logits_of,
     unwrap,
 )
-from skfishermask.fisher import LIKELIHOODS, Likelihood
+from skfishermask.fisher import Likelihood
 from skfishermask.jacobian import ToOutputs, seeded
 from skfishermask.parameters import Seed, check_parameters
-from skfishermask.targets import Classes, refusing_other_shapes, target_of
+from skfishermask.targets import Classes, kind_of_labels, refusing_other_shapes, target_of
 
 
 def _numpy_name(dtype: torch.dtype) -> str:
@@ -190,16 +189,7 @@ class NetEstimator(BaseEstimator):
         return f", with an output for each of {n_classes} classes{counted(self.classes_, y)}"
 
     def _likelihood_name(self) -> str:
-        """Return the name of the likelihood of the labels; of a user's own, the nearest kind."""
-        if isinstance(self.likelihood, str) and self.likelihood != "auto":
-            return self.likelihood
-        for name, kind in LIKELIHOODS.items():
-            if isinstance(self.likelihood, kind):
-                return name
-        net = innermost(self.estimator)
-        if self.likelihood != "auto":
-            return "categorical" if is_classifier(net) else "gaussian"
-        return likelihood_name(net) if is_net(net) else "categorical"
+        return kind_of_labels(self.likelihood, innermost(self.estimator))
 
     def _encode_labels(self, X: Data, y: Labels) -> np.ndarray | None:
         net, name = innermost(self.estimator), self._likelihood_name()

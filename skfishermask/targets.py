@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from sklearn.base import is_classifier
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import check_array
@@ -17,12 +18,16 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from skfishermask.data import (
     Data,
+    Estimator,
     Labels,
     check_classes,
     check_finite,
     check_no_missing_labels,
     input_arrays,
+    is_net,
+    likelihood_name,
 )
+from skfishermask.fisher import LIKELIHOODS, Likelihood
 
 
 class Target(Protocol):
@@ -205,6 +210,38 @@ class Numbers:
     def score(self, y: Labels, predicted: np.ndarray, sample_weight: Labels = None) -> float:
         """Return the coefficient of determination, R^2."""
         return float(r2_score(y, predicted, sample_weight=sample_weight))
+
+
+# The likelihoods that have a kind of labels of their own.
+_KINDS = ("categorical", "bernoulli", "gaussian")
+
+
+def kind_of_labels(likelihood: str | Likelihood, net: Estimator) -> str:
+    """Return the likelihood that has labels of this kind; of others by the kind of net.
+
+    Parameters
+    ----------
+    likelihood : "auto", another name or Likelihood
+        The user's parameter.
+    net : estimator or None
+        The net that is trained on the labels, if one was given.
+
+    Raises
+    ------
+    ValueError
+        If neither tells.
+    """
+    if isinstance(likelihood, str) and likelihood == "auto":
+        likelihood = likelihood_name(net) if is_net(net) else "categorical"
+    kind = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else type(likelihood)
+    for name in _KINDS:
+        if issubclass(kind, LIKELIHOODS[name]):
+            return name
+    if net is None:
+        raise ValueError(
+            f"Without a net as estimator, likelihood is one of {_KINDS}, found {likelihood!r}."
+        )
+    return "categorical" if is_classifier(net) else "gaussian"
 
 
 def target_of(name: str, y: Labels, ignore_index: int | None = None) -> Target:

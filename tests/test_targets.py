@@ -20,6 +20,7 @@ from skfishermask import PUBLISHED, FisherMaskSampler, active_learning_curve, fi
 from skfishermask.fisher import Categorical, Gaussian, fisher_matrix
 from skfishermask.modal import ActiveLearner
 from tests import oracles
+from tests.fisher.common import Poisson
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 4)).astype("float32")
@@ -94,6 +95,16 @@ def test_check_estimator_with_several_labels() -> None:
     assert not bad, [(r["check_name"], r["exception"]) for r in bad]
     assert {r["check_name"] for r in results if r["status"] == "xfail"} == {*NOT_OF_LABELS}
     assert sum(r["status"] == "passed" for r in results) > 40
+
+
+def test_a_likelihood_of_ones_own_takes_the_labels_of_the_net() -> None:
+    sampler = FisherMaskSampler(likelihood=Poisson(), random_state=0)
+    with pytest.raises(ValueError, match=r"Without a net as estimator, likelihood is one of \("):
+        sampler.fit(X, NUMBERS[:, :1])
+    fitted = sampler.set_params(estimator=regressor(1)).fit(X, NUMBERS[:, :1])
+    assert is_regressor(fitted)
+    assert fitted.predict(X).shape == (120, 1)
+    assert len(fitted.query(X, 3)[0]) == 3
 
 
 @pytest.mark.parametrize("n_targets", [0, 1, 2])

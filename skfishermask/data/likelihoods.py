@@ -57,12 +57,12 @@ def likelihood_name(net: skorch.NeuralNet) -> str:
             f"classes derived from them, {listed}. For others, likelihood is one of these names, "
             "or an object with the methods check, rank and factor."
         )
-    if is_classifier(net) and name == "gaussian":
+    if is_classifier(net) and name not in _OF_CLASSES:
         raise TypeError(
             f"{kind} is a classifier, but its criterion {loss} is for numbers: expected "
             "CrossEntropyLoss for classes, or a NeuralNetRegressor."
         )
-    if is_regressor(net) and name != "gaussian":
+    if is_regressor(net) and name in _OF_CLASSES:
         raise TypeError(
             f"{kind} is a regressor, but its criterion {loss} is for classes: expected MSELoss, or "
             "a NeuralNetClassifier."
@@ -70,6 +70,8 @@ def likelihood_name(net: skorch.NeuralNet) -> str:
     return name
 
 
+# Likelihoods of classes; others are of numbers.
+_OF_CLASSES = ("categorical", "bernoulli")
 # Least mean squared residual, as a share of the labels' variance.
 _SMALLEST_SHARE = 1e-4
 # Criteria of several labels a sample with no likelihood.
