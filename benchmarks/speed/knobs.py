@@ -1,4 +1,9 @@
-"""What each knob of a query costs in agreement with the exact choice, and saves in seconds."""
+"""What each knob of a query costs in agreement with the exact choice, and saves in seconds.
+
+Run from the root of the repository::
+
+    python -m benchmarks.speed.knobs
+"""
 
 from __future__ import annotations
 
@@ -16,19 +21,23 @@ from tqdm.auto import tqdm
 from benchmarks.common import harness
 from benchmarks.common.dense import batch_information, objective, select_batch_oracle
 from benchmarks.common.harness import BATCH_SIZE
+from benchmarks.study.run import make_split
 from skfishermask import PUBLISHED, FisherMaskSampler, fisher_embedding
 from skfishermask.fisher import fisher_matrix
+
+AUTO = {"n_directions": "auto"}
 
 
 class KnobCase:
     """A small network in the middle of active learning, and the exact answer for its query."""
 
-    def __init__(self, given: argparse.Namespace, seed: int) -> None:
+    def __init__(self, given: argparse.Namespace, seed: int, imbalance: float = 1) -> None:
         X, y = load_digits(return_X_y=True)
         X = (X / 16).astype("float32").reshape(-1, 1, 8, 8)
         self.n_labeled = 100
-        n_pool, self.n_instances = (60, 5) if given.quick else (len(X) - 100, 50)
-        order = np.random.default_rng(seed).permutation(len(X))
+        rows, _ = make_split(y, len(y), seed, len(y), 0, imbalance)
+        n_pool, self.n_instances = (60, 3) if given.quick else (len(rows) - 100, 50)
+        order = np.random.default_rng(seed).permutation(rows)
         labeled, pool = order[:100], order[100 : 100 + n_pool]
         self.seed, self.labeled, self.pool = seed, X[labeled], X[pool]
         self.net = harness.trained_net("cnn", self.labeled, y[labeled], 12, given.device, seed)
@@ -76,18 +85,23 @@ def knob_settings(n_pool: int) -> dict[str, dict[str, Any]]:
     return {
         "as it is": {},
         **{f"n_directions={value}": {"n_directions": value} for value in (1, 3, 0.9, 0.96)},
+        'n_directions="auto"': AUTO,
+        "n_mask_samples=256": {"n_mask_samples": 256},
         **{f'embedding_dtype="{d}"': {"embedding_dtype": d} for d in ("float16", "bfloat16")},
         **{
             f"max_candidates={share:.0%} of the pool": {"max_candidates": round(share * n_pool)}
-            for share in (0.5, 0.25)
+            for share in (0.5, 0.25, 0.1, 0.05)
         },
+        "the defaults, and 25% of the pool": AUTO
+        | {"n_mask_samples": 256, "max_candidates": round(0.25 * n_pool)},
     }
 
 
-def knobs(given: argparse.Namespace) -> dict[str, Any]:
+def knobs(given: argparse.Namespace, imbalance: float) -> dict[str, Any]:
     """Measure agreement with the exact choice and seconds, for each knob and network."""
     n_networks = 1 if given.quick else 5
-    cases = [KnobCase(given, seed) for seed in tqdm(range(n_networks), desc="exact choices")]
+    seeds = tqdm(range(n_networks), desc="exact choices")
+    cases = [KnobCase(given, seed, imbalance) for seed in seeds]
     settings = knob_settings(len(cases[0].pool))
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in settings}
     times: dict[str, list[float]] = {name: [] for name in settings}
@@ -137,3 +151,13 @@ def knobs(given: argparse.Namespace) -> dict[str, Any]:
 def agreement(found: Sequence[tuple[float, float]]) -> dict[str, harness.Spread]:
     common, gain = zip(*found, strict=True)
     return {"common": harness.spread(common), "gain": harness.spread(gain)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = harness.options(__doc__ or "", "knobs", 1).parse_args(arguments)
+    pools = {name: knobs(given, ratio) for name, ratio in (("balanced", 1), ("50:1", 50))}
+    harness.write(given.out, "knobs", harness.surroundings(given) | {"pools": pools})
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,6 @@ from benchmarks.speed.embedding import (
     looped_embedding,
     one_by_one,
 )
-from benchmarks.speed.knobs import knobs
 from benchmarks.speed.selection import authors_rows, gains_with_two_products, select_naively
 from benchmarks.study.strategies import badge, k_center
 from skfishermask import PUBLISHED, FisherMaskSampler, fisher_embedding
@@ -248,8 +247,6 @@ def few_images(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     # Before anything else has taken memory, because its peak is told.
     few, few_targets = few_images(given)
-    # The knobs first: the images of the query need more memory.
-    by_knob = knobs(given)
     headline = Headline(given)
     query, targets = headline.measure()
     growth = over_samples(given, headline.case)
@@ -258,7 +255,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "query": query,
         "few images": few,
         "sweeps": [growth],
-        "knobs": by_knob,
         "targets": [
             *targets,
             *few_targets,

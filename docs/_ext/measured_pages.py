@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 # Of the benchmarks; those after the third may be missing, because they are measured apart.
 BENCHMARKS = (
     *("embedding", "selection", "query", "large", "cluster", "faults", "paper", "waits"),
-    *("mask_size", "networks", "defaults"),
+    *("mask_size", "networks", "defaults", "knobs"),
 )
 PACKAGES = [
     *("numpy", "scipy", "scikit-learn", "torch", "skorch", "modAL-python", "scikit-activeml"),

@@ -17,8 +17,10 @@ pytest.importorskip("skactiveml")
 
 from benchmarks.speed import (
     cluster,
+    defaults,
     embedding,
     faults,
+    knobs,
     large,
     mask_size,
     paper,
@@ -43,6 +45,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     networks = ["--networks", "--quick", "--repeats", "2", "--out", str(folder / "networks.json")]
     embedding.main(networks)
     mask_size.main(["--quick", "--out", str(folder / "mask_size.json")])
+    knobs.main(["--quick", "--out", str(folder / "knobs.json")])
     return folder
 
 
@@ -102,11 +105,21 @@ def test_the_query_is_the_authors_query(results: Path) -> None:
 
 
 def test_every_knob_is_judged(results: Path) -> None:
-    settings = load(results, "query")["knobs"]["settings"]
-    assert settings["as it is"]["common"]["median"] == 1
-    assert settings["n_directions=1"]["n_directions"] == 1
-    assert 1 <= settings["n_directions=0.9"]["n_directions"] <= 9
-    assert all(0 < knob["gain"]["max"] < 1.0001 for knob in settings.values())
+    for pool in load(results, "knobs")["pools"].values():
+        settings = pool["settings"]
+        assert settings["as it is"]["common"]["median"] == 1
+        assert settings["n_directions=1"]["n_directions"] == 1
+        assert 1 <= settings["n_directions=0.9"]["n_directions"] <= 9
+        assert all(0 < knob["gain"]["max"] < 1.0001 for knob in settings.values())
+
+
+def test_defaults(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "CASES", dict([*defaults.CASES.items()][2:4]))
+    defaults.main(["--quick", "--out", str(results / "defaults.json")])
+    for found in load(results, "defaults")["cases"].values():
+        assert found["coverage_share"] == 1
+        assert found["n_candidates"] == 300
+        assert found["seconds"] > 0
 
 
 def test_large_pools(results: Path) -> None:
@@ -178,7 +191,7 @@ def test_page_is_written_from_the_results(results: Path) -> None:
         f"took {result['n_common']} of our {result['sizes']['K']} images, in the same order."
         in page
     )
-    assert page.count("* - ``n_directions=") == 4
+    assert page.count("* - ``n_directions=") == 5
     assert page.count("* - a random batch") == 3
     for name in load(results, "networks")["networks"]:
         assert f"* - {name}\n" in page
