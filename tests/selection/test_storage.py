@@ -13,6 +13,8 @@ from torch import Tensor
 
 from skfishermask.selection import select_batch
 from skfishermask.selection.storage import (
+    STORAGES,
+    HostEmbedding,
     ScratchEmbedding,
     StoredEmbedding,
     TensorEmbedding,
@@ -22,16 +24,17 @@ from skfishermask.selection.storage import (
 SHAPE = (23, 3, 5)
 
 
-def filled(kind: str, dtype: torch.dtype, device: str, folder: Path) -> StoredEmbedding:
-    storage: StoredEmbedding
-    if kind == "scratch file":
-        storage = ScratchEmbedding(SHAPE, dtype, device, folder)
-    else:
-        pinned = kind == "host memory" and device == "cuda"
-        where = "cpu" if kind == "host memory" else device
+def filled(
+    kind: type[StoredEmbedding], dtype: torch.dtype, device: str, folder: Path
+) -> StoredEmbedding:
+    if issubclass(kind, TensorEmbedding):
+        where = device if kind is TensorEmbedding else "cpu"
+        pinned = where == "cpu" and device == "cuda"
         room = torch.empty(SHAPE, dtype=dtype, device=where, pin_memory=pinned)
         # With its index, as the device of a net's parameters has it.
-        storage = TensorEmbedding(room, torch.empty(0, device=device).device)
+        storage: StoredEmbedding = kind(room, torch.empty(0, device=device).device)
+    else:
+        storage = kind(SHAPE, dtype, device, folder)
     values = embedding(dtype).to(device)
     # Not in order, and of another dtype than the storage.
     storage.write(9, values[9:].double())
@@ -43,7 +46,7 @@ def embedding(dtype: torch.dtype) -> Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-KINDS = pytest.mark.parametrize("kind", ["memory", "host memory", "scratch file"])
+KINDS = pytest.mark.parametrize("kind", STORAGES, ids=lambda kind: kind.storage_name)
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("rows", [1, 7, 23, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_chunks_give_what_was_written(
-    kind: str,
+    kind: type[StoredEmbedding],
     rows: int,
     dtype: torch.dtype,
     any_device: str,
@@ -76,7 +79,7 @@ def test_chunks_give_what_was_written(
     assert {v.device.type for v in values} == {any_device}
     assert torch.equal(torch.cat(values).cpu().to(dtype), embedding(dtype))
     assert storage.is_fetched == (
-        kind == "scratch file" or (kind == "host memory" and any_device != "cpu")
+        kind is ScratchEmbedding or (kind is HostEmbedding and any_device != "cpu")
     )
     assert storage.n_bytes == 23 * 15 * dtype.itemsize
 
@@ -95,7 +98,7 @@ def test_chunks_of_one_size_large_enough_to_multiply(
 
 
 @KINDS
-def test_take(kind: str, any_device: str, tmp_path: Path) -> None:
+def test_take(kind: type[StoredEmbedding], any_device: str, tmp_path: Path) -> None:
     storage = filled(kind, torch.float32, any_device, tmp_path)
     found = storage.take([22, 0, 7])
     assert found.device.type == any_device
@@ -104,7 +107,7 @@ def test_take(kind: str, any_device: str, tmp_path: Path) -> None:
 
 
 @KINDS
-def test_columns(kind: str, any_device: str, tmp_path: Path) -> None:
+def test_columns(kind: type[StoredEmbedding], any_device: str, tmp_path: Path) -> None:
     storage = filled(kind, torch.bfloat16, any_device, tmp_path)
     for start, stop in ((0, 5), (2, 4), (4, 5)):
         found = storage.columns(start, stop)
