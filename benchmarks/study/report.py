@@ -22,7 +22,6 @@ from benchmarks.study.results import (
     FIRST,
     MIN_SEEDS,
     OF_PIXELS,
-    PAPER,
     PUBLISHED,
     RANDOM,
     Comparison,
@@ -112,18 +111,6 @@ def regret_rows(settings: Sequence[Setting], names: Sequence[str]) -> list[dict[
         }
         for name in names
     ]
-
-
-def beside_peers(settings: Sequence[Setting], peers: Sequence[str]) -> dict[str, Any]:
-    """Compare the default and the published method with each peer, by kind of pool."""
-    kinds = by_kind(settings)
-    return {
-        peer: {
-            name: [compare(some, name, peer) for some in kinds.values()]
-            for name in (DEFAULT, PUBLISHED)
-        }
-        for peer in peers
-    }
 
 
 def in_each_setting(settings: Sequence[Setting]) -> list[dict[str, Any]]:
@@ -321,16 +308,12 @@ def values(folder: Path) -> dict[str, Any]:
         "default": DEFAULT,
         "published": PUBLISHED,
         "peers": peers,
-        "min_seeds": MIN_SEEDS,
         "settings": study,
-        "kinds": {kind: len(some) for kind, some in kinds.items()},
         "outcomes": {kind: outcomes(some, peers) for kind, some in kinds.items()},
         "regret": regret_rows(study, names),
-        "beside_peers": beside_peers(study, peers),
         "errors": standard_errors(study, peers),
         "each_setting": in_each_setting(study),
         "first_study": in_each_setting([s for s in everything if s.info["dataset"] in FIRST]),
-        "paper": in_each_setting([s for s in everything if s.info["dataset"] in PAPER]),
         "rounds": rounds(everything),
         "pixels": on_pixels(load(folder / "label_efficiency_pixels")),
         "likelihoods": by_likelihood(folder / "label_efficiency_likelihoods/results.csv"),

@@ -25,4 +25,3 @@ for ax, kind in zip(axes, kinds, strict=True):
     ax.grid(axis="x", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
 figure.supxlabel("points of accuracy over random sampling, and 95% interval", fontsize=10)
-figure.tight_layout()

@@ -186,7 +186,6 @@ def test_page_is_rendered_from_the_results(tmp_path: Path) -> None:
     assert f"On long-tailed pools *{DEFAULT}* {beats} margin" in text
     assert "Digits" in text
     assert "(one seed)" not in text
-    assert "* - BADGE - +2.0 (" in text  # of three seeds: no mark
     share = compare(results.load(tmp_path / "label_efficiency_pixels"), OF_PIXELS, PUBLISHED)
     assert f"minus none: {measured_pages().with_interval(share)} points" in text
     assert "That lies above 0" in text
@@ -204,7 +203,7 @@ def test_page_without_the_optional_results(tmp_path: Path) -> None:
     assert "nan" not in page
 
 
-@pytest.mark.parametrize("name", ["", "_wins", "_curves"])
+@pytest.mark.parametrize("name", ["", "_wins"])
 def test_figures_are_drawn_from_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
