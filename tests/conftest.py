@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from skfishermask.data import default_net
 from tests import nets
 
 # Read by Dask when it is imported; `tests/forked.py` makes it quick.
@@ -62,6 +63,16 @@ def seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
+
+
+@pytest.fixture
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train default networks for fewer epochs, where conventions count and not what is learned."""
+
+    def short(*args: Any) -> Any:
+        return default_net(*args).set_params(max_epochs=15)
+
+    monkeypatch.setattr("skfishermask.classifier.default_net", short)
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,7 @@ def assert_queries(fitted: Any, pool: Any = X_POOL) -> None:
 # -- scikit-learn's own checks -------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("short_training")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "estimator",

@@ -64,6 +64,7 @@ def tagger(**more: Any) -> NeuralNetClassifier:
     )
 
 
+@pytest.mark.usefixtures("short_training")
 def test_check_estimator_as_a_regressor() -> None:
     sampler = FisherMaskSampler(likelihood="gaussian", random_state=0)
     assert is_regressor(sampler)
@@ -88,6 +89,7 @@ NOT_OF_LABELS = {
 }
 
 
+@pytest.mark.usefixtures("short_training")
 def test_check_estimator_with_several_labels() -> None:
     sampler = FisherMaskSampler(likelihood="bernoulli", random_state=0)
     results = check_estimator(sampler, expected_failed_checks=NOT_OF_LABELS, on_fail=None)
