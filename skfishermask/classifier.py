@@ -16,7 +16,6 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
 from skfishermask.data import (
-    CastArray,
     Data,
     Estimator,
     Labels,
@@ -24,6 +23,7 @@ from skfishermask.data import (
     Relabeled,
     UserValue,
     as_rows,
+    cast,
     check_finite,
     check_holds_samples,
     check_labels_fit,
@@ -32,16 +32,17 @@ from skfishermask.data import (
     counted,
     default_net,
     explained,
+    has_columns,
+    has_own_dataset,
     ignore_index_of,
     innermost,
     is_binary,
+    is_in_file,
     is_linear,
-    is_mapped,
     is_multi_input,
     is_net,
-    is_text,
+    is_numeric,
     likelihood_of,
-    map_inputs,
     n_rows,
     residual_variance,
     to_logits_of,
@@ -51,11 +52,6 @@ from skfishermask.fisher import Likelihood
 from skfishermask.jacobian import ToOutputs, seeded
 from skfishermask.parameters import Seed, check_parameters
 from skfishermask.targets import Classes, kind_of_labels, refusing_other_shapes, target_of
-
-
-def _numpy_name(dtype: torch.dtype) -> str:
-    # NumPy has no bfloat16.
-    return str(torch.float32 if dtype == torch.bfloat16 else dtype).removeprefix("torch.")
 
 
 def _check_wraps_net(estimator: Estimator, fit_params: Mapping[str, UserValue]) -> None:
@@ -82,6 +78,10 @@ def _check_wraps_net(estimator: Estimator, fit_params: Mapping[str, UserValue]) 
 
 def _dtype_of(module: torch.nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
+
+
+def _is_complex(X: Data) -> bool:
+    return isinstance(X, np.ndarray) and X.dtype.kind == "c"
 
 
 class NetEstimator(BaseEstimator):
@@ -164,7 +164,10 @@ class NetEstimator(BaseEstimator):
             # Inside of the seed: what reads samples again to explain an error draws from it.
             stack.enter_context(
                 explained(
-                    "The estimator cannot be fitted to these samples, which the network must take",
+                    "Complex data not supported by the network"
+                    if _is_complex(X)
+                    else "The estimator cannot be fitted to these samples, which the network must "
+                    "take",
                     X,
                     self._outputs_hint(y),
                 )
@@ -207,42 +210,47 @@ class NetEstimator(BaseEstimator):
             self.classes_ = self._target.classes
         elif hasattr(self, "classes_"):
             del self.classes_
-        if isinstance(encoded, np.ndarray) and encoded.dtype.kind == "f":
-            encoded = encoded.astype(_numpy_name(self._input_dtype(X, reset=True)), copy=False)
-        return encoded
+        numbers: np.ndarray | None = cast(encoded, lambda _: self._input_dtype(X, reset=True))
+        return numbers
 
     def _check_input(self, X: Data, *, reset: bool = False) -> Data:
         """Check data against those of `fit`, and cast them to what the estimator takes."""
         check_holds_samples(X, "X")
         if reset:
             self._forget_shapes()
-        if is_multi_input(X) or isinstance(X, torch.utils.data.Dataset | torch.Tensor):
-            X = as_rows(X, "X")
+        net, in_pipeline = innermost(self.estimator), isinstance(self.estimator, Pipeline)
+        own_dataset, by_sklearn = (
+            is_net(net) and has_own_dataset(net),
+            in_pipeline or is_linear(net),
+        )
+        if (in_pipeline or own_dataset) and not is_numeric(X, lists=in_pipeline):
+            # What the transformers, or a dataset of the user's, know to read is not looked into.
+            if len(getattr(X, "shape", ())) == 2:
+                validate_data(self, X, reset=reset, skip_check_array=True)
+            return X
+        has_own_kind = isinstance(X, torch.utils.data.Dataset | torch.Tensor) or is_multi_input(X)
+        has_own_kind |= has_columns(X) and not hasattr(X, "__array__")
+        is_complex = self.estimator is not None and _is_complex(X)
+        if has_own_kind or (not by_sklearn and (is_complex or is_in_file(X))):
+            X = as_rows(X, "X", has_own_dataset=own_dataset)
             if n_rows(X) == 0:
                 raise ValueError("Found 0 samples in X, expected at least one.")
             check_finite(X, "X")
-            if isinstance(X, torch.Tensor):
+            if hasattr(X, "shape"):
                 self._check_sample_shape(tuple(X.shape[1:]), reset=reset)
-                if reset and X.dim() > 1:
+                if reset and len(X.shape) > 1:
                     self.n_features_in_ = X.shape[1]
             return self._cast(X, reset=reset)
-        if isinstance(self.estimator, Pipeline) and is_text(X):
-            return X
         check_no_text(X, "X")
-        if isinstance(self.estimator, Pipeline) and hasattr(X, "dtypes"):
-            # The transformers know what to do with columns of any type.
-            validate_data(self, X, reset=reset, skip_check_array=True)
-            return X
-        tags, is_frame = get_tags(self).input_tags, hasattr(X, "iloc")
+        tags, is_frame = get_tags(self).input_tags, has_columns(X)
         X = validate_data(
             self,
             X,
             reset=reset,
             # Whether sparse data become dense is for a pipeline's transformers to say.
-            accept_sparse=isinstance(self.estimator, Pipeline)
-            or is_linear(innermost(self.estimator)),
+            accept_sparse=by_sklearn,
             allow_nd=True,
-            dtype=None if isinstance(self.estimator, Pipeline) else "numeric",
+            dtype=None if in_pipeline else "numeric",
             ensure_all_finite=False,
         )
         if is_frame and not X.flags.writeable:
@@ -250,9 +258,7 @@ class NetEstimator(BaseEstimator):
         if not tags.allow_nan:
             check_finite(X, "X")
         self._check_sample_shape(X.shape[1:], reset=reset)
-        if isinstance(self.estimator, Pipeline):
-            return X
-        return self._cast(X, reset=reset)
+        return X if in_pipeline else self._cast(as_rows(X, "X"), reset=reset)
 
     def __skfishermask_checked__(self, X: Data) -> Data:
         return self._check_input(X)
@@ -279,20 +285,8 @@ class NetEstimator(BaseEstimator):
         """Cast floating-point numbers to the dtype of the network, all to that of the default."""
         if is_linear(innermost(self.estimator)):
             return X
-        if is_multi_input(X):
-            return map_inputs(X, lambda _, array: self._cast(array, reset=reset))
-        if not isinstance(X, np.ndarray | torch.Tensor):
-            return X
-        is_float = X.dtype.kind == "f" if isinstance(X, np.ndarray) else X.is_floating_point()
-        if not is_float and self.estimator is not None:
-            return X
-        dtype = self._input_dtype(X, reset=reset)
-        if isinstance(X, torch.Tensor):
-            return X.to(dtype)
-        numpy_dtype = np.dtype(_numpy_name(dtype))
-        if is_mapped(X) and X.dtype != numpy_dtype:
-            return CastArray(X, numpy_dtype)
-        return X.astype(numpy_dtype, copy=False)
+        of_any_kind = self.estimator is None
+        return cast(X, lambda array: self._input_dtype(array, reset=reset), of_any_kind=of_any_kind)
 
     def _input_dtype(self, X: Data, *, reset: bool) -> torch.dtype:
         """Find the floating-point dtype that the network takes."""

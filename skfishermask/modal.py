@@ -24,7 +24,8 @@ from skfishermask.data import (
     check_holds_samples,
     check_labels_fit,
     check_no_module,
-    explaining_labels,
+    check_rows,
+    explaining_fit,
     innermost,
     input_arrays,
     n_rows,
@@ -272,6 +273,7 @@ class ActiveLearner(_ModALActiveLearner):
         UserWarning
             If `return_metrics` and the strategy returns the indices alone.
         """
+        check_rows(X_pool, "X_pool")
         chosen = self.query_strategy(self, X_pool, *query_args, **query_kwargs)
         # modAL unpacks anything of two elements, an array of two indices too.
         is_pair = isinstance(chosen, tuple) and len(chosen) == 2
@@ -307,7 +309,7 @@ class ActiveLearner(_ModALActiveLearner):
             n_samples = n_rows(X)
             drawn = check_random_state(None).randint(n_samples, size=n_samples)
             X, y = take_rows(X, drawn), take_rows(y, drawn)
-        with explaining_labels(y):
+        with explaining_fit(self.estimator, X, y):
             self.estimator.fit(X, y, **fit_kwargs)
         return self
 

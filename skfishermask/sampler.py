@@ -19,6 +19,7 @@ from skfishermask.data import (
     UserValue,
     check_holds_samples,
     check_no_module,
+    check_rows,
     has_no_labels,
     has_rows,
     is_dask,
@@ -211,6 +212,7 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
     def _check(self, *samples: Data) -> None:
         check_no_module(self.estimator)
         check_parameters(self)
+        check_rows(samples[0], "X_pool")
         for X, role in zip(samples, SampleRole, strict=True):
             check_holds_samples(X, role.argument)
 

@@ -31,7 +31,7 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
     (
         {"data"},
         {"jacobian", "fisher", "compat"},
-        {"torch", "numpy", "scipy", "sklearn", "skorch", "pandas", "dask"},
+        {"torch", "numpy", "scipy", "sklearn", "skorch", "dask"},
     ),
     (
         {"cluster"},
@@ -60,7 +60,10 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
         set(),
     ),
 ]
-OPTIONAL = ["modAL", "torchvision", "matplotlib", "dask", "distributed", "skactiveml"]
+OPTIONAL = [
+    *("modAL", "torchvision", "matplotlib", "dask", "distributed", "skactiveml"),
+    *("polars", "h5py", "zarr", "xarray", "datasets"),
+]
 # These two are used by one file each.
 ONE_FILE = {"modAL": "modal", "skactiveml": "activeml"}
 

@@ -131,7 +131,7 @@ TABLE = {
     ),
     "feature count of a net": (ask(X_POOL[:, :63]), ValueError, r"float32 of shape \(1, 63\)"),
     "one sample alone": (query(X_POOL[0]), ValueError, "1D array"),
-    "one number": (query(3.0), ValueError, "scalar"),
+    "one number": (query(3.0), ValueError, "single value: 3.0"),
     "shape": (query(X_POOL[:, :, None]), ValueError, r"shape \(64, 1\), but .* expecting"),
     "labelled shape": (ask(X_labeled=X_POOL[:, :9]), ValueError, r"shape \(64,\), but .*\(9,\)"),
     "integers": (ask(X_POOL.astype("int64")), ValueError, r"int64 of shape \(1, 64\)"),

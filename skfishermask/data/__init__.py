@@ -13,13 +13,14 @@ from skfishermask.data.coverage_inputs import (
     has_frozen_parameters,
     unit_inputs,
 )
-from skfishermask.data.dask import DaskSamples, chunk_batches, is_dask
+from skfishermask.data.dask import DaskSamples, chunk_batches
 from skfishermask.data.default_net import default_net
 from skfishermask.data.diagnostics import (
     check_classes,
     check_no_missing_labels,
     counted,
     explained,
+    explaining_fit,
     file_of,
     image_hint,
     odd_sample,
@@ -34,24 +35,34 @@ from skfishermask.data.likelihoods import (
 )
 from skfishermask.data.linear import is_linear
 from skfishermask.data.logits import to_logits_of
-from skfishermask.data.net import NetModule, check_no_module, explaining_labels, is_binary, is_net
+from skfishermask.data.net import (
+    NetModule,
+    check_no_module,
+    has_own_dataset,
+    is_binary,
+    is_net,
+)
 from skfishermask.data.probe import ReadableNet, check_as_predicted, first_sample, read_net
 from skfishermask.data.rows import (
-    CastArray,
-    Relabeled,
-    as_rows,
-    check_finite,
-    check_holds_samples,
-    check_no_text,
+    has_columns,
     has_rows,
     input_arrays,
-    is_mapped,
+    is_dask,
+    is_in_file,
     is_multi_input,
-    is_text,
-    map_inputs,
     n_rows,
     stack_rows,
     take_rows,
+)
+from skfishermask.data.samples import (
+    Relabeled,
+    as_rows,
+    cast,
+    check_finite,
+    check_holds_samples,
+    check_no_text,
+    check_rows,
+    is_numeric,
 )
 from skfishermask.data.serialization import net_from_state, net_state
 from skfishermask.data.types import DaskObject, Data, Estimator, Labels, SampleRole, UserValue
@@ -66,7 +77,6 @@ from skfishermask.data.unwrap import (
 
 __all__ = [
     "Batches",
-    "CastArray",
     "CoverageInputs",
     "DaskObject",
     "DaskSamples",
@@ -84,6 +94,7 @@ __all__ = [
     "Unwrapped",
     "UserValue",
     "as_rows",
+    "cast",
     "check_as_predicted",
     "check_classes",
     "check_finite",
@@ -92,16 +103,19 @@ __all__ = [
     "check_no_missing_labels",
     "check_no_module",
     "check_no_text",
+    "check_rows",
     "chunk_batches",
     "counted",
     "coverage_layers",
     "default_net",
     "explained",
-    "explaining_labels",
+    "explaining_fit",
     "file_of",
     "first_sample",
+    "has_columns",
     "has_frozen_parameters",
     "has_no_labels",
+    "has_own_dataset",
     "has_rows",
     "ignore_index_of",
     "image_hint",
@@ -109,14 +123,13 @@ __all__ = [
     "input_arrays",
     "is_binary",
     "is_dask",
+    "is_in_file",
     "is_linear",
-    "is_mapped",
     "is_multi_input",
     "is_net",
-    "is_text",
+    "is_numeric",
     "likelihood_name",
     "likelihood_of",
-    "map_inputs",
     "n_rows",
     "naming_rows",
     "net_from_state",

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Subset
 
 from skfishermask.data.diagnostics import odd_sample
 from skfishermask.data.logits import not_finite
-from skfishermask.data.rows import as_rows, check_finite, inputs_of, take_rows
+from skfishermask.data.net import has_own_dataset
+from skfishermask.data.rows import take_rows
+from skfishermask.data.samples import as_rows, check_finite, inputs_of
 from skfishermask.data.types import Data, SampleRole, UserValue
 from skfishermask.jacobian import (
     Inputs,
@@ -221,7 +223,8 @@ class NetSamples:
         self, net: skorch.NeuralNet, X: Data, role: SampleRole, batch_size: int | None = None
     ) -> None:
         self.role = role
-        self._net, self._X, self._batch_size = net, as_rows(X, role.argument), batch_size
+        self._net, self._batch_size = net, batch_size
+        self._X = as_rows(X, role.argument, has_own_dataset=has_own_dataset(net))
         self._n = len(_dataset(net, self._X))
 
     def __len__(self) -> int:
@@ -233,8 +236,9 @@ class NetSamples:
         return tuple(self._X.shape[1:]) if isinstance(self._X, np.ndarray | torch.Tensor) else ()
 
     def check_finite(self) -> None:
-        """Raise ValueError at NaN or infinity."""
-        check_finite(self._X, self.role.argument)
+        """Raise ValueError at NaN or infinity, where they are not the user's dataset's affair."""
+        if not has_own_dataset(self._net) or isinstance(self._X, np.ndarray | torch.Tensor):
+            check_finite(self._X, self.role.argument)
 
     def head(self, n: int) -> tuple[Data, NetBatches]:
         """Return the first samples, as the net's ``predict`` takes them, and their batches."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
@@ -10,15 +9,9 @@ import numpy as np
 import skorch
 
 from skfishermask.data.batches import N_COMPARED, NetBatches
-from skfishermask.data.rows import as_rows, check_finite
+from skfishermask.data.samples import as_rows, check_finite
 from skfishermask.data.types import DaskObject, Data, SampleRole
 from skfishermask.jacobian import Inputs
-
-
-def is_dask(data: object) -> bool:
-    """Return whether this is a collection of Dask's, such as an array."""
-    # It can only be there if Dask was imported.
-    return "dask" in sys.modules and hasattr(data, "__dask_graph__")
 
 
 class DaskSamples:
@@ -66,7 +59,8 @@ class DaskSamples:
         if not isinstance(array, da.Array):
             raise TypeError(
                 f"Of Dask's collections X_pool may be a dask.array.Array, found "
-                f"{type(array).__name__}. A DataFrame's to_dask_array(lengths=True) gives one."
+                f"{type(array).__name__}. A DataFrame's to_dask_array(lengths=True) gives one, and "
+                "the data of an xarray.DataArray is one."
             )
         if array.ndim == 0 or array.dtype.kind not in "biuf":
             raise ValueError(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from torch.utils.data import Subset
 
-from skfishermask.data.rows import Relabeled, inputs_of, n_rows
-from skfishermask.data.types import Data, Labels
+from skfishermask.data.net import has_own_dataset, is_net
+from skfishermask.data.rows import input_arrays, n_rows
+from skfishermask.data.samples import Relabeled, as_rows, inputs_of
+from skfishermask.data.types import Data, Estimator, Labels
 
 # Samples of a Dataset that are read to find an odd one.
 _LOOKED_AT = 10_000
+# What PyTorch says where numbers and parameters are of several dtypes.
+_DTYPES_DIFFER = re.compile("same dtype|scalar type|type .* should be the same")
 
 
 @contextmanager
@@ -31,8 +38,9 @@ def explained(what: str, X: Data, classes: str = "") -> Iterator[None]:
             note = odd_sample(X, np.arange(min(n_rows(X), _LOOKED_AT)), "X")
         else:
             note = image_hint(X)
-        if note:
-            error.add_note(note)
+        for hint in (note, _dtype_hint(error)):
+            if hint:
+                error.add_note(hint)
         if "n_splits" in str(error):  # scikit-learn's, asked by skorch
             error.add_note(
                 "The net sets a part of the labels aside to validate on. With few labels give it "
@@ -46,6 +54,57 @@ def explained(what: str, X: Data, classes: str = "") -> Iterator[None]:
         for note in getattr(error, "__notes__", []):
             explained.add_note(note)
         raise explained from error
+
+
+@contextmanager
+def explaining_fit(estimator: Estimator, X: Data, y: Labels) -> Iterator[None]:
+    """Add what samples and labels a net expects to an error in which it says nothing of them."""
+    try:
+        yield
+    except Exception as error:
+        names = [label for label in y if isinstance(label, str)] if hasattr(y, "__len__") else []
+        if names and isinstance(error, TypeError):
+            raise TypeError(
+                f"{str(error).rstrip('.')}. A skorch net takes class numbers from 0, but y has "
+                f"{str(names[0])!r}: encode the labels (sklearn.preprocessing.LabelEncoder), "
+                "or train FisherMaskSampler(net), which takes labels of any type."
+            ) from error
+        for hint in (_dtype_hint(error), _container_hint(estimator, X)):
+            if hint:
+                error.add_note(hint)
+        raise
+
+
+def _dtype_hint(error: Exception) -> str:
+    if not isinstance(error, RuntimeError) or not _DTYPES_DIFFER.search(str(error)):
+        return ""
+    return (
+        "skorch gives a network numbers in the dtype that they have, and its parameters have "
+        'another. Cast the samples, as by X.astype("float32"); what transformers of a Pipeline '
+        "return, by a step FunctionTransformer(numpy.float32) before the net."
+    )
+
+
+def _container_hint(estimator: Estimator, X: Data) -> str:
+    """Return what to change where skorch may not take rows of this container."""
+    if not is_net(estimator):
+        return ""
+    try:
+        taken = as_rows(X, "X", has_own_dataset=has_own_dataset(estimator))
+    except (TypeError, ValueError) as error:
+        return str(error)
+    if all(map(operator.is_, input_arrays(taken), input_arrays(X))):
+        return ""
+    if issparse(X):
+        remedy = "X.toarray()"
+    else:
+        remedy = (
+            'numpy.ascontiguousarray(X, "float32"), of each input where there are several, or '
+            "train FisherMaskSampler(net), which takes more kinds"
+        )
+    return (
+        f"skorch may not take the samples of a {type(X).__name__} as they are here. Give {remedy}."
+    )
 
 
 def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:

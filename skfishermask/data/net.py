@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import skorch
 import torch
@@ -11,7 +10,7 @@ from sklearn.pipeline import Pipeline
 from torch import nn
 
 from skfishermask.compat import as_written, criteria_of
-from skfishermask.data.types import Labels, UserValue
+from skfishermask.data.types import UserValue
 from skfishermask.fisher import predicted_means
 from skfishermask.jacobian import Inputs, ToOutputs
 
@@ -42,20 +41,10 @@ def check_no_module(estimator: object) -> None:
     )
 
 
-@contextmanager
-def explaining_labels(y: Labels) -> Iterator[None]:
-    """Explain what labels a net expects, where its error says nothing about labels."""
-    try:
-        yield
-    except TypeError as error:
-        names = [label for label in y if isinstance(label, str)] if hasattr(y, "__len__") else []
-        if not names:
-            raise
-        raise TypeError(
-            f"{str(error).rstrip('.')}. A skorch net takes class numbers from 0, but y has "
-            f"{str(names[0])!r}: encode the labels (sklearn.preprocessing.LabelEncoder), "
-            "or train FisherMaskSampler(net), which takes labels of any type."
-        ) from error
+def has_own_dataset(net: skorch.NeuralNet) -> bool:
+    """Return whether samples are read by a dataset of the user's: it may take anything."""
+    own = type(net).get_dataset is not skorch.NeuralNet.get_dataset
+    return own or net.dataset is not skorch.dataset.Dataset
 
 
 def check_net(net: skorch.NeuralNet) -> None:

@@ -18,7 +18,8 @@ from skfishermask.data.diagnostics import image_hint
 from skfishermask.data.likelihoods import likelihood_of
 from skfishermask.data.logits import not_finite, to_logits_of
 from skfishermask.data.net import NetModule, criterion_of, net_module, whole_net
-from skfishermask.data.rows import Relabeled, take_rows
+from skfishermask.data.rows import take_rows
+from skfishermask.data.samples import Relabeled
 from skfishermask.data.types import Data, SampleRole, UserValue
 from skfishermask.fisher import Likelihood, OutputLikelihood, map_outputs, predicted_means
 from skfishermask.jacobian import (

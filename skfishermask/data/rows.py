@@ -1,219 +1,62 @@
-"""Rows of samples in any container: count, take, concatenate and check them."""
+"""Samples in any container: one table of containers, and what is done with the rows of any."""
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from sklearn.utils import check_consistent_length
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from skorch.helper import SliceDict
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from skfishermask.data.types import Data, Labels
+from skfishermask.data.finite import (
+    first_bad_in_array,
+    first_bad_in_columns,
+    first_bad_in_list,
+    first_bad_in_memory,
+    first_bad_in_pandas,
+    first_bad_in_sparse,
+    first_bad_in_tensor,
+    first_bad_unknown,
+)
+from skfishermask.data.types import Data
 
-# Numbers that are looked at in one go.
-_CHUNK = 1 << 18
-
-
-def is_mapping(data: Data) -> bool:
-    """Return whether this is a dict of inputs; SciPy's DOK matrix, a dict too, is not."""
-    return isinstance(data, Mapping) and not sp.issparse(data)
-
-
-def is_multi_input(data: Data) -> bool:
-    """Return whether these are several inputs: a dict of them, or a tuple of arrays."""
-    return is_mapping(data) or (
-        isinstance(data, tuple) and len(data) > 0 and all(len(_shape(part)) > 0 for part in data)
-    )
+# What has a function of its own to concatenate what comes from it.
+_WITH_CONCATENATION = ("dask", "datasets", "pandas", "polars", "pyarrow", "xarray")
 
 
-def _shape(data: Data) -> tuple[int, ...]:
-    # A tuple of numbers, or of lists of them, holds the rows of one input.
-    return data.shape if isinstance(data, np.ndarray | torch.Tensor) or sp.issparse(data) else ()
+@dataclass(frozen=True)
+class Container:
+    """A kind of container of samples, and how its rows are handled.
 
-
-def map_inputs(data: Data, function: Callable[[object, Data], Data]) -> Data:
-    """Apply a function to the key of each of several inputs and to it; keep their container."""
-    if is_mapping(data):
-        return {key: function(key, part) for key, part in data.items()}
-    return tuple(function(i, part) for i, part in enumerate(data))
-
-
-def input_arrays(data: Data) -> list[Data]:
-    """List the inputs, where there are several, or the one there is."""
-    if not is_multi_input(data):
-        return [data]
-    if not data:
-        raise ValueError("Expected a dict of arrays, found an empty one.")
-    return list(data.values()) if is_mapping(data) else list(data)
-
-
-def is_text(data: Data) -> bool:
-    """Return whether the samples are strings, one after the other."""
-    return _are_all(str, data)
-
-
-def _are_all(kind: type, data: Data) -> bool:
-    is_list = isinstance(data, list | tuple) or getattr(data, "ndim", 0) == 1
-    return is_list and len(data) > 0 and all(isinstance(sample, kind) for sample in data)
-
-
-def check_holds_samples(data: Data, name: str) -> None:
-    """Raise TypeError at what samples come from: a DataLoader, a path, or a list of paths."""
-    if isinstance(data, DataLoader):
-        # It decides itself which rows come when.
-        raise TypeError(
-            f"Expected samples in {name}, found {type(data).__name__}: give its dataset instead. "
-            "What makes batches of it is the net."
-        )
-    if isinstance(data, str | bytes | os.PathLike) or _are_all(os.PathLike, data):
-        raise TypeError(
-            f"Expected samples in {name}, found {type(data).__name__}: the files must be read "
-            "first. Of images give a Dataset that opens them."
-        )
-
-
-def check_no_text(data: Data, name: str) -> None:
-    """Raise ValueError at samples that are strings."""
-    if is_text(data):
-        raise ValueError(
-            f"Expected numbers in {name}, found strings: put what makes numbers of them before the "
-            "network, as in make_pipeline(vectorizer, net). If they are names of image files, give "
-            "a Dataset that opens them."
-        )
-
-
-def as_rows(data: Data, name: str, *, numbers: bool = True) -> Data:
-    """Turn what a network cannot take row by row into what it can, or say why not.
-
-    A list of rows becomes an array (or a tensor), a sparse matrix one of the CSR format; other
-    containers stay as they are. Raises TypeError or ValueError for what holds no samples, or,
-    where `numbers` are asked for, something else than these.
+    Attributes
+    ----------
+    holds : callable
+        Whether an object is of this kind; told without its library, which may not be installed.
+    take : callable
+        Data and positions -> these rows, in the same kind of container. What is in a file comes
+        back as an array in memory, and a Dataset as a Subset.
+    concatenate : callable
+        Old rows and new ones -> both, in the container of the old ones.
+    as_input : callable
+        Data -> what skorch's own dataset takes, with the same rows.
+    first_bad : callable
+        Data -> the first row with NaN or infinity; None where there is none, or where that cannot
+        be known without loading sample by sample.
+    columns : callable
+        Data -> the names of its columns, or of its inputs; None where it has no names.
     """
-    check_holds_samples(data, name)
-    if numbers:
-        check_no_text(data, name)
-    elif is_text(data):
-        return data
-    if not is_multi_input(data) and isinstance(data, list | tuple | range):
-        tensors = any(isinstance(row, torch.Tensor) for row in data)
-        try:
-            data = torch.stack([*data]) if tensors else np.asarray(data)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"{name} is a list, so its elements must be numbers or arrays of one shape, one a "
-                f"sample: {error}"
-            ) from error
-    if sp.issparse(data):
-        # skorch cannot take rows of the newer sparse arrays.
-        return sp.csr_matrix(data)
-    if hasattr(data, "iloc") and not hasattr(data, "columns"):
-        data = np.asarray(data)
-    if getattr(data, "shape", None) == ():
-        raise ValueError(f"Expected one row a sample in {name}, found a single value: {data}.")
-    if not has_rows(data):
-        raise TypeError(
-            f"Expected {name} to be an array, DataFrame, sparse matrix, tensor, dict or tuple of "
-            f"arrays or Dataset, found {type(data).__name__}."
-        )
-    if is_multi_input(data):
-        map_inputs(data, lambda key, part: as_rows(part, f"{name}[{key!r}]", numbers=numbers))
-        check_consistent_length(*input_arrays(data))
-    for part in input_arrays(data):
-        dtypes = part.dtypes if hasattr(part, "columns") else [getattr(part, "dtype", None)]
-        for dtype in dtypes:
-            if numbers and getattr(dtype, "kind", "f") not in "biuf":
-                raise ValueError(f"Expected numbers in {name}, found dtype {dtype}.")
-    return data
 
-
-def has_rows(data: Data) -> bool:
-    """Return whether this has rows that can be counted and taken, and is no single value."""
-    is_sized = hasattr(data, "shape") or hasattr(data, "__len__")
-    return is_sized and hasattr(data, "__getitem__") and getattr(data, "shape", None) != ()
-
-
-def n_rows(data: Data) -> int:
-    """Count the samples."""
-    data = input_arrays(data)[0]
-    return int(data.shape[0]) if hasattr(data, "shape") else len(data)
-
-
-def check_finite(data: Data, name: str, start: int = 0) -> None:
-    """Raise ValueError, naming the data and the first bad row, at NaN or infinity.
-
-    A memory map is read in chunks. What cannot be checked without loading it sample by sample, a
-    Dataset for example, is let through. Rows are counted from `start`.
-    """
-    if is_multi_input(data):
-        map_inputs(data, lambda key, part: check_finite(part, f"{name}[{key!r}]", start))
-    elif isinstance(data, torch.Tensor):
-        bad = (~torch.isfinite(data)).nonzero()
-        if len(bad):
-            _refuse(name, start + (int(bad[0, 0]) if data.dim() else 0))
-    elif isinstance(data, list | tuple):
-        try:
-            data = np.asarray(data)
-        except (ValueError, TypeError, RuntimeError):  # ragged, or tensors that NumPy cannot read
-            for row, part in enumerate(data):
-                check_finite(part, f"{name}[{row}]")
-        else:
-            check_finite(data, name, start)
-    elif sp.issparse(data):
-        data = data.tocoo()
-        bad = ~np.isfinite(data.data)
-        if bad.any():
-            _refuse(name, start + int(data.row[bad].min()))
-    elif hasattr(data, "dtypes") and hasattr(data, "isna"):
-        missing = np.asarray(data.isna()).reshape(len(data), -1).any(axis=1)
-        if missing.any():
-            _refuse(name, start + int(missing.argmax()))
-        numbers = data.select_dtypes("number") if hasattr(data, "select_dtypes") else data
-        _check_array(np.asarray(numbers), name, start)
-    elif isinstance(data, CastArray):
-        _check_array(data, name, start)
-    elif hasattr(data, "__array__"):
-        _check_array(np.asanyarray(data), name, start)
-
-
-def _check_array(data: np.ndarray | CastArray, name: str, first: int) -> None:
-    if data.dtype.kind == "O":
-        # NaN alone differs from itself.
-        bad = np.asarray(data != data).reshape(len(data), -1).any(axis=1)
-        if bad.any():
-            _refuse(name, first + int(bad.argmax()))
-    if data.dtype.kind not in "fc" or 0 in data.shape:
-        return
-    data = np.atleast_1d(data) if isinstance(data, np.ndarray) else data
-    step = max(1, _CHUNK // max(1, data[0].size))
-    for start in range(0, len(data), step):
-        part = np.asarray(data[start : start + step])
-        if not np.isfinite(part).all():
-            rows = ~np.isfinite(part).reshape(len(part), -1).all(axis=1)
-            _refuse(name, first + start + int(rows.argmax()))
-
-
-def _refuse(name: str, row: int) -> NoReturn:
-    raise ValueError(f"Input {name} contains NaN or infinity, first in row {row}.")
-
-
-def take_rows(data: Data, indices: Data) -> Data:
-    """Return some samples, in the container they came in."""
-    if is_multi_input(data):
-        return map_inputs(data, lambda _, part: take_rows(part, indices))
-    if hasattr(data, "iloc"):  # data[indices] of a DataFrame means columns, of a Series labels
-        return data.iloc[indices]
-    if sp.issparse(data):  # not every sparse format can be indexed
-        return data.tocsr()[indices].asformat(data.format)
-    if isinstance(data, Dataset | list | tuple) and np.ndim(indices) > 0:
-        positions = [int(i) for i in indices]
-        if isinstance(data, Dataset):
-            return Subset(data, positions)
-        return [data[i] for i in positions]
-    return data[indices]
+    holds: Callable[[Data], bool]
+    take: Callable[[Data, Data], Data]
+    concatenate: Callable[[Data, Data], Data]
+    as_input: Callable[[Data], Data]
+    first_bad: Callable[[Data], int | None] = first_bad_in_memory
+    columns: Callable[[Data], list[object] | None] = lambda data: None
 
 
 class CastArray:
@@ -221,7 +64,7 @@ class CastArray:
 
     Parameters
     ----------
-    array : memory map, or another array that reads its rows when they are taken
+    array : memory map, HDF5 or zarr array, or another one that reads its rows when they are taken
         The array.
     dtype : dtype
         The other dtype.
@@ -237,8 +80,56 @@ class CastArray:
         return int(self.shape[0])
 
     def __getitem__(self, index: Data) -> np.ndarray:
-        """Return some rows, cast."""
-        return np.asarray(self.array[index]).astype(self.dtype, copy=False)
+        """Return some rows, cast, in memory that PyTorch takes."""
+        return np.asarray(self.array[index]).astype(self.dtype, order="C", copy=False)
+
+
+# -- recognising ---------------------------------------------------------------------------------
+
+
+def is_dask(data: object) -> bool:
+    """Return whether this is a collection of Dask's, such as an array."""
+    # It can only be there if Dask was imported. What is in memory may have the method, too.
+    return (
+        "dask" in sys.modules
+        and hasattr(data, "__dask_graph__")
+        and data.__dask_graph__() is not None
+    )
+
+
+def is_mapping(data: Data) -> bool:
+    """Return whether this is a dict of inputs; SciPy's DOK matrix, a dict too, is not."""
+    return isinstance(data, Mapping) and not sp.issparse(data)
+
+
+def _is_tuple_of_inputs(data: Data) -> bool:
+    # A tuple of numbers, or of lists of them, holds the rows of one input.
+    return isinstance(data, tuple) and len(data) > 0 and all(map(_is_array, data))
+
+
+def _is_array(data: Data) -> bool:
+    is_array = isinstance(data, np.ndarray | torch.Tensor) or sp.issparse(data)
+    return (is_array or is_in_file(data)) and len(data.shape) > 0
+
+
+def _libraries(data: Data) -> list[str]:
+    """Name the packages of an object's class and of those that it derives from."""
+    return [kind.__module__.partition(".")[0] for kind in type(data).__mro__]
+
+
+def _comes_from(*names: str) -> Callable[[Data], bool]:
+    """Return what tells objects with rows of these packages, which may not be installed."""
+    return lambda data: has_rows(data) and any(name in names for name in _libraries(data))
+
+
+def _library_of(data: Data) -> ModuleType:
+    """Return the package that an object comes from, or its class derives from."""
+    return next(sys.modules[name] for name in _libraries(data) if name in _WITH_CONCATENATION)
+
+
+def is_in_file(data: Data) -> bool:
+    """Return whether rows of this array are read from a file when they are taken."""
+    return isinstance(data, CastArray) or _comes_from("h5py", "zarr")(data)
 
 
 def is_mapped(data: Data) -> bool:
@@ -250,55 +141,305 @@ def is_mapped(data: Data) -> bool:
     return False
 
 
-def inputs_of(item: Data) -> Data:
-    """Return the inputs in what a Dataset or a loader gives: (X, y), or X alone."""
-    return item[0] if isinstance(item, list | tuple) else item
+def has_rows(data: Data) -> bool:
+    """Return whether this has rows that can be counted and taken, and is no single value."""
+    is_sized = hasattr(data, "shape") or hasattr(data, "__len__")
+    return is_sized and hasattr(data, "__getitem__") and getattr(data, "shape", None) != ()
 
 
-class Relabeled(Dataset[tuple[Data, Labels]]):
-    """The samples of a Dataset with other labels: skorch would take the Dataset's own.
+# -- several inputs ------------------------------------------------------------------------------
 
-    Parameters
-    ----------
-    dataset : Dataset
-        Gives samples, or tuples of a sample and what is left out here.
-    labels : ndarray of shape (n_samples,)
-        One for each.
-    """
 
-    def __init__(self, dataset: Data, labels: Labels) -> None:
-        self.dataset = dataset
-        self.labels = labels
+def is_multi_input(data: Data) -> bool:
+    """Return whether these are several inputs: a dict of them, or a tuple of arrays."""
+    return is_mapping(data) or _is_tuple_of_inputs(data)
 
-    def __len__(self) -> int:
-        """Count the samples."""
-        return len(self.labels)
 
-    def __getitem__(self, i: int) -> tuple[Data, Labels]:
-        """Return a sample and its label."""
-        return inputs_of(self.dataset[i]), self.labels[i]
+def map_inputs(data: Data, function: Callable[[object, Data], Data]) -> Data:
+    """Apply a function to the key of each of several inputs and to it; return a dict or tuple."""
+    if is_mapping(data):
+        return {key: function(key, part) for key, part in data.items()}
+    return tuple(function(i, part) for i, part in enumerate(data))
+
+
+def input_arrays(data: Data) -> list[Data]:
+    """List the inputs, where there are several, or the one there is."""
+    if not is_multi_input(data):
+        return [data]
+    if not data.keys() if is_mapping(data) else not data:
+        raise ValueError("Expected a dict of arrays, found an empty one.")
+    return list(data.values()) if is_mapping(data) else list(data)
+
+
+def has_columns(data: Data) -> bool:
+    """Return whether this is a table with names of columns."""
+    kind = container_of(data)
+    return kind is not None and not is_mapping(data) and kind.columns(data) is not None
+
+
+def _in_mapping_like(data: Data, parts: Data) -> Data:
+    if isinstance(data, SliceDict):
+        return type(data)(**parts)
+    try:
+        return type(data)(parts)
+    except (TypeError, ValueError):  # a class that is made of something else
+        return parts
+
+
+def _take_inputs(data: Data, indices: Data) -> Data:
+    taken = map_inputs(data, lambda _, part: take_rows(part, indices))
+    return _in_mapping_like(data, taken) if is_mapping(data) else taken
+
+
+def _concatenate_inputs(old: Data, new: Data) -> Data:
+    both = map_inputs(old, lambda key, part: stack_rows(part, new[key]))
+    return _in_mapping_like(old, both) if is_mapping(old) else both
+
+
+# -- rows of each kind ---------------------------------------------------------------------------
+
+
+def _unchanged(data: Data) -> Data:
+    return data
+
+
+def _index(data: Data, indices: Data) -> Data:
+    return data[indices]
+
+
+def _take_each(data: Data, indices: Data) -> Data:
+    if np.ndim(indices) == 0:
+        return data[int(indices)]
+    rows = [data[int(i)] for i in indices]
+    return tuple(rows) if isinstance(data, tuple) else rows
+
+
+def _subset(data: Data, indices: Data) -> Data:
+    return data[int(indices)] if np.ndim(indices) == 0 else Subset(data, [int(i) for i in indices])
+
+
+def _take_from_file(data: Data, indices: Data) -> np.ndarray:
+    if np.ndim(indices) == 0:
+        return np.asarray(data[int(indices)])
+    # HDF5 takes each row once, in the order of the file.
+    rows, order = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    return np.asarray(data[rows])[order]
+
+
+def _concatenate_lists(old: Data, new: Data) -> Data:
+    both = [*old, *new]
+    return tuple(both) if isinstance(old, tuple) else both
+
+
+def _concatenate_arrays(old: Data, new: Data) -> np.ndarray:
+    return np.concatenate([np.asarray(old), np.asarray(new)])
+
+
+def _concatenate_by_library(old: Data, new: Data, **options: object) -> Data:
+    if type(new) is not type(old):  # labels may come in another container
+        return _concatenate_arrays(old, new)
+    return _library_of(old).concat([old, new], **options)
+
+
+def _concatenate_polars(old: Data, new: Data) -> Data:
+    if not hasattr(old, "columns"):
+        return _concatenate_by_library(old, new)
+    # Columns in the order of the old ones, and numbers in the wider dtype.
+    return _concatenate_by_library(old, new.select(old.columns), how="vertical_relaxed")
+
+
+def _native(data: np.ndarray) -> np.ndarray | CastArray:
+    """Return an array that PyTorch takes: in the byte order of the machine, not reversed."""
+    if data.dtype.isnative and min(data.strides, default=0) >= 0:
+        return data
+    dtype = data.dtype.newbyteorder("=")
+    return CastArray(data, dtype) if is_mapped(data) else np.array(data, dtype=dtype, order="C")
+
+
+def _native_in_file(data: Data) -> Data:
+    is_as_wanted = data.dtype.isnative and hasattr(data, "__len__")
+    return data if is_as_wanted else CastArray(data, data.dtype.newbyteorder("="))
+
+
+def _stacked(data: Data) -> Data:
+    tensors = any(isinstance(row, torch.Tensor) for row in data)
+    try:
+        return torch.stack([*data]) if tensors else np.asarray(data)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            "the elements of a list must be numbers or arrays of one shape, one a sample; a "
+            f"dataset= of the net's own could take others. {error}"
+        ) from error
+
+
+def _refuse_hugging_face(data: Data) -> Data:
+    raise TypeError(
+        "the rows of a Hugging Face dataset are dicts. Give arrays by name, as in "
+        f'dict(dataset.select_columns({data.column_names[:1]}).with_format("numpy")[:]), or put a '
+        "transformer that makes an array of the dataset before the net, in a Pipeline."
+    )
+
+
+def _column_names(data: Data) -> list[object] | None:
+    names = getattr(data, "column_names", getattr(data, "columns", None))
+    return None if names is None else list(names)
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+# The first one that holds an object counts.
+CONTAINERS = {
+    "SciPy sparse matrix": Container(
+        sp.issparse,
+        take=lambda data, rows: data.tocsr()[rows].asformat(data.format),  # some have no indexing
+        concatenate=lambda old, new: sp.vstack([old, new], format=old.format),
+        as_input=sp.csr_matrix,  # skorch cannot take rows of the newer sparse arrays
+        first_bad=first_bad_in_sparse,
+    ),
+    "Dask collection": Container(
+        is_dask,
+        take=_index,
+        concatenate=lambda old, new: _library_of(old).array.concatenate([old, new]),
+        as_input=np.asarray,
+        columns=_column_names,
+    ),
+    "dict of arrays": Container(
+        is_mapping,
+        take=_take_inputs,
+        concatenate=_concatenate_inputs,
+        as_input=_unchanged,
+        columns=list,
+    ),
+    "tuple of arrays": Container(
+        _is_tuple_of_inputs,
+        take=_take_inputs,
+        concatenate=_concatenate_inputs,
+        as_input=_unchanged,
+    ),
+    "torch.Tensor": Container(
+        lambda data: isinstance(data, torch.Tensor) and data.dim() > 0,
+        # Without the graph of what was computed, through which no training goes twice.
+        take=lambda data, rows: data.detach()[rows],
+        concatenate=lambda old, new: torch.cat(
+            [old.detach(), torch.as_tensor(new, device=old.device).detach()]
+        ),
+        as_input=_unchanged,
+        first_bad=first_bad_in_tensor,
+    ),
+    "torch Dataset": Container(
+        lambda data: isinstance(data, Dataset) and has_rows(data),
+        take=_subset,
+        concatenate=lambda old, new: ConcatDataset([old, new]),
+        as_input=_unchanged,
+        first_bad=first_bad_unknown,
+    ),
+    "NumPy array": Container(
+        lambda data: isinstance(data, np.ndarray) and data.ndim > 0,
+        take=_index,
+        concatenate=_concatenate_arrays,
+        as_input=_native,
+        first_bad=first_bad_in_array,
+    ),
+    "pandas DataFrame or Series": Container(
+        lambda data: hasattr(data, "iloc"),
+        take=lambda data, rows: data.iloc[rows],  # data[rows] means columns or labels
+        concatenate=_concatenate_by_library,
+        as_input=lambda data: data if hasattr(data, "columns") else np.asarray(data),
+        first_bad=first_bad_in_pandas,
+        columns=_column_names,
+    ),
+    "polars DataFrame or Series": Container(
+        _comes_from("polars"),
+        take=_index,
+        concatenate=_concatenate_polars,
+        as_input=np.asarray,
+        first_bad=first_bad_in_columns,
+        columns=_column_names,
+    ),
+    "pyarrow Table": Container(
+        lambda data: _comes_from("pyarrow")(data) and hasattr(data, "column_names"),
+        take=lambda data, rows: data.take(rows),
+        concatenate=lambda old, new: _library_of(old).concat_tables(
+            [old, new.select(old.column_names)], promote_options="permissive"
+        ),
+        as_input=np.asarray,
+        first_bad=first_bad_in_columns,
+        columns=_column_names,
+    ),
+    "Hugging Face Dataset": Container(
+        lambda data: _comes_from("datasets")(data) and hasattr(data, "column_names"),
+        take=lambda data, rows: data.select(rows),
+        concatenate=lambda old, new: _library_of(old).concatenate_datasets([old, new]),
+        as_input=_refuse_hugging_face,
+        first_bad=first_bad_unknown,
+        columns=_column_names,
+    ),
+    "xarray.DataArray": Container(
+        lambda data: _comes_from("xarray")(data) and hasattr(data, "dims"),
+        take=_index,
+        concatenate=lambda old, new: _concatenate_by_library(old, new, dim=old.dims[0]),
+        as_input=np.asarray,
+    ),
+    "array in an HDF5 or zarr file": Container(
+        is_in_file,
+        take=_take_from_file,
+        concatenate=_concatenate_arrays,
+        as_input=_native_in_file,
+        first_bad=first_bad_in_array,
+    ),
+    "list of samples": Container(
+        lambda data: isinstance(data, list | tuple | range),
+        take=_take_each,
+        concatenate=_concatenate_lists,
+        as_input=_stacked,
+        first_bad=first_bad_in_list,
+    ),
+    "another array": Container(
+        lambda data: has_rows(data),
+        take=_index,
+        concatenate=_concatenate_arrays,
+        as_input=_unchanged,
+    ),
+}
+
+
+def container_of(data: Data) -> Container | None:
+    """Return the row of the table for a container; None for what holds no samples."""
+    return next((kind for kind in CONTAINERS.values() if kind.holds(data)), None)
+
+
+# -- what is done with samples -------------------------------------------------------------------
+
+
+def n_rows(data: Data) -> int:
+    """Count the samples."""
+    data = input_arrays(data)[0]
+    return int(data.shape[0]) if hasattr(data, "shape") else len(data)
+
+
+def take_rows(data: Data, indices: Data) -> Data:
+    """Return some samples, in the container they came in."""
+    kind = container_of(data)
+    return _index(data, indices) if kind is None else kind.take(data, indices)
 
 
 def stack_rows(old: Data, new: Data) -> Data:
-    """Concatenate old and new samples, in the container of the old ones."""
-    if is_mapping(old) or hasattr(old, "columns"):
-        found = list(new.keys()) if hasattr(new, "keys") else type(new).__name__
-        if set(found) != set(old.keys()):
-            raise ValueError(
-                f"The new samples have {found}; expected {list(old.keys())} like the training data."
-            )
-    if is_multi_input(old):
-        return map_inputs(old, lambda key, part: stack_rows(part, new[key]))
-    if hasattr(old, "iloc") and hasattr(new, "iloc"):
-        import pandas as pd  # nothing new is loaded: these are pandas objects
+    """Concatenate old and new samples, in the container of the old ones.
 
-        return pd.concat([old, new])
-    if sp.issparse(old):
-        return sp.vstack([old, new], format=old.format)
-    if isinstance(old, torch.Tensor):
-        return torch.cat([old, torch.as_tensor(new, device=old.device)])
-    if isinstance(old, Dataset):
-        return ConcatDataset([old, new])
-    if isinstance(old, list):
-        return [*old, *new]
-    return np.concatenate([old, new])
+    Raises
+    ------
+    ValueError
+        If they have columns or inputs of other names.
+    """
+    kind = container_of(old)
+    if kind is None:
+        return _concatenate_arrays(old, new)
+    names = kind.columns(old)
+    if names is not None:
+        found = kind.columns(new) if kind.holds(new) else None
+        if found is None or set(found) != set(names):
+            raise ValueError(
+                f"The new samples have {found or type(new).__name__}; expected {names} like the "
+                "training data."
+            )
+    return kind.concatenate(old, new)

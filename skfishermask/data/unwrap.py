@@ -26,8 +26,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skfishermask.data.linear import is_linear, linear_inputs, linear_net
-from skfishermask.data.net import check_net, check_no_module, is_net
-from skfishermask.data.rows import n_rows
+from skfishermask.data.net import check_net, check_no_module, has_own_dataset, is_net
+from skfishermask.data.rows import has_columns, n_rows
 from skfishermask.data.types import Data, Estimator, Labels
 
 # Meta-estimators that fit several clones of one estimator.
@@ -255,7 +255,7 @@ class Unfitted:
         return self._inputs(X)
 
     def _inputs(self, X: Data) -> Data:
-        X = np.asarray(X) if hasattr(X, "columns") else X
+        X = X if has_own_dataset(self.net) or not has_columns(X) else np.asarray(X)
         if self.is_own or not hasattr(X, "dtype"):
             return X
         if isinstance(X, torch.Tensor):

@@ -27,9 +27,9 @@ from skfishermask.data import (
     Estimator,
     Labels,
     UserValue,
-    as_rows,
     check_no_module,
-    explaining_labels,
+    check_rows,
+    explaining_fit,
     take_rows,
 )
 from skfishermask.evaluation.checkpoint import Checkpoint, Record
@@ -190,7 +190,8 @@ def active_learning_curve(
     check_counts(n_instances=n_instances, n_queries=n_queries)
     strategy = _as_strategy(query_strategy)
     check_no_module(estimator)
-    X, y = as_rows(X, "X", numbers=False), np.asarray(y)
+    check_rows(X, "X")
+    y = np.asarray(y)
     check_labels(estimator, X, y)
     has_classes = is_classifier(estimator) and y.ndim == 1
     splitter = check_cv(cv, y, classifier=has_classes)
@@ -368,7 +369,7 @@ class _Run:
         X_labeled, y_labeled = take_rows(X, labeled), y[labeled]
         with seeded(_seed_of(self.seed, number, step, _FIT)):
             began = time.perf_counter()
-            with explaining_labels(y_labeled):
+            with explaining_fit(self.estimator, X_labeled, y_labeled):
                 fitted = clone(self.estimator).fit(X_labeled, y_labeled)
             fit_time = time.perf_counter() - began
             scores = self.scorer(fitted, X_test, y_test)

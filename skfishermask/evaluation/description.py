@@ -24,9 +24,9 @@ from skfishermask.data import Data, UserValue, input_arrays, n_rows, take_rows
 # Rows that are looked at to tell data from others, where they are too large to be read whole.
 _ROWS_READ = 64
 _WHOLE_BYTES = 1 << 28
-_LIBRARIES = tuple(
-    sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
-)
+_STANDARD = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
+# Of any environment: one can be stacked upon another.
+_INSTALLED = {"site-packages", "dist-packages"}
 _OWN_PACKAGE = __name__.partition(".")[0]
 
 
@@ -231,7 +231,9 @@ def _is_installed(obj: UserValue) -> bool:
     if first in (*sys.stdlib_module_names, _OWN_PACKAGE):
         return True
     file = getattr(sys.modules.get(obj.__module__), "__file__", None)
-    return file is not None and str(Path(file)).startswith(_LIBRARIES)
+    if file is None:
+        return False
+    return file.startswith(_STANDARD) or not _INSTALLED.isdisjoint(Path(file).parts)
 
 
 def _globals(code: types.CodeType) -> Iterator[str]:
