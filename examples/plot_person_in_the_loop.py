@@ -356,10 +356,10 @@ print("the same answers from both:", from_table == from_tool)
 
 # %%
 # This was checked with Label Studio 1.23.2: the file of tasks was uploaded to a project with that
-# interface, which showed the ten in the order of their rank, with their predictions, and sorted them
-# by rank, uncertainty and score. Through the API eight were labelled, one was skipped and one left
-# alone. Of what it exported as JSON and as CSV, ``read_label_studio`` and ``read_table`` gave just
-# those eight answers.
+# interface, which showed the ten in the order of their rank, with their predictions, and sorted
+# them by rank, uncertainty and score. Through the API eight were labelled, one was skipped and one
+# left alone. Of what it exported as JSON and as CSV, ``read_label_studio`` and ``read_table`` gave
+# just those eight answers.
 #
 # The answers join the labels, and the next round begins.
 

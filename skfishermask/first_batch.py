@@ -24,6 +24,7 @@ from skfishermask.data import (
     first_sample,
     has_frozen_parameters,
     is_dask,
+    n_rows,
     read_net,
     unit_inputs,
     unwrap_unfitted,
@@ -99,7 +100,7 @@ def first_batch(
     rows = draw_candidates(len(pool), n_instances, max_candidates, rng)
     inputs = _inputs(pool, rows, of_layer, progress)
     labeled = inputs[:0]
-    if X_labeled is not None:
+    if X_labeled is not None and n_rows(X_labeled) > 0:
         X = unwrapped.transform(X_labeled)
         known = NetSamples(net, X, SampleRole.LABELED, batch_size)
         labeled = _inputs(known, None, of_layer, progress)

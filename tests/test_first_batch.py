@@ -50,6 +50,7 @@ def test_samples_that_wait_for_labels_are_covered_already() -> None:
     first, _ = sampler.query(X_POOL, 5)
     rest = np.setdiff1d(np.arange(120), first)
     second, _ = sampler.query(X_POOL[rest], 5, X_labeled=X_POOL[first])
+    assert sampler.query(X_POOL, len(first), X_labeled=X_POOL[:0])[0].tolist() == first.tolist()
     assert second.tolist() == covering(X_POOL[rest], 5, X_POOL[first])
     assert second.tolist() != sampler.query(X_POOL[rest], 5)[0].tolist()
 
