@@ -41,7 +41,7 @@ class Target(Protocol):
         Outputs that a network needs for such labels.
     """
 
-    classes: np.ndarray | None
+    classes: np.ndarray | None = None
     n_outputs: int
 
     def encode(self, X: Data, y: Labels) -> np.ndarray | None:
@@ -54,11 +54,8 @@ class Target(Protocol):
         """Return the score of predicted labels, as scikit-learn's mixins define it."""
 
 
-class Classes:
+class Classes(Target):
     """One class a sample, of any type of labels."""
-
-    n_outputs: int
-    classes: np.ndarray | None
 
     def encode(self, X: Data, y: Labels) -> np.ndarray | None:
         """Return class numbers; None for a Dataset that has them itself."""
@@ -102,7 +99,7 @@ class Classes:
         return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
 
-class PositionClasses:
+class PositionClasses(Target):
     """A class number for each position of a sample: (n, ...).
 
     Parameters
@@ -110,9 +107,6 @@ class PositionClasses:
     ignore_index : int
         The label of positions that have none.
     """
-
-    n_outputs: int
-    classes: np.ndarray | None
 
     def __init__(self, ignore_index: int) -> None:
         self._ignore_index = ignore_index
@@ -143,11 +137,8 @@ class PositionClasses:
         return float(np.average(predicted[known] == y[known], weights=weights))
 
 
-class Indicators:
+class Indicators(Target):
     """Several labels a sample: 0 or 1 each, or NaN where it is not known, (n, L)."""
-
-    n_outputs: int
-    classes: np.ndarray | None = None
 
     def encode(self, X: Data, y: Labels) -> np.ndarray | None:
         """Return them as floating-point numbers; None for a Dataset that has them itself."""
@@ -185,11 +176,8 @@ class Indicators:
         return float(np.average(right, weights=sample_weight))
 
 
-class Numbers:
+class Numbers(Target):
     """One number a sample, or several: (n,) or (n, n_targets)."""
-
-    n_outputs: int
-    classes: np.ndarray | None = None
 
     def encode(self, X: Data, y: Labels) -> np.ndarray | None:
         """Return them as (n, n_targets); None for a Dataset that has them itself."""
@@ -219,17 +207,7 @@ _KINDS = ("categorical", "bernoulli", "gaussian")
 def kind_of_labels(likelihood: str | Likelihood, net: Estimator) -> str:
     """Return the likelihood that has labels of this kind; of others by the kind of net.
 
-    Parameters
-    ----------
-    likelihood : "auto", another name or Likelihood
-        The user's parameter.
-    net : estimator or None
-        The net that is trained on the labels, if one was given.
-
-    Raises
-    ------
-    ValueError
-        If neither tells.
+    Raises ValueError if neither the user's parameter nor the net, if one was given, tells.
     """
     if isinstance(likelihood, str) and likelihood == "auto":
         likelihood = likelihood_name(net) if is_net(net) else "categorical"
@@ -245,16 +223,9 @@ def kind_of_labels(likelihood: str | Likelihood, net: Estimator) -> str:
 
 
 def target_of(name: str, y: Labels, ignore_index: int | None = None) -> Target:
-    """Return the kind of labels of a likelihood.
+    """Return the kind of labels y of a likelihood, named as by `kind_of_labels`.
 
-    Parameters
-    ----------
-    name : {"categorical", "bernoulli", "gaussian"}
-        The likelihood.
-    y : array-like or None
-        The labels.
-    ignore_index : int or None
-        As in PyTorch's ``CrossEntropyLoss``. None: there can be no labels of positions.
+    `ignore_index` is that of PyTorch's ``CrossEntropyLoss``; None: no labels of positions.
     """
     if name == "gaussian":
         return Numbers()

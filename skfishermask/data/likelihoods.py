@@ -29,15 +29,7 @@ def criterion_type(net: skorch.NeuralNet) -> type:
 def likelihood_name(net: skorch.NeuralNet) -> str:
     """Return the name of the likelihood that a net's criterion stands for.
 
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        Initialized or not.
-
-    Raises
-    ------
-    TypeError
-        If it stands for none, or for one that the kind of net contradicts.
+    Raises TypeError if it stands for none, or for one that the kind of net contradicts.
     """
     criterion = criterion_type(net)
     name = next((name for name, known in _CRITERIA.items() if issubclass(criterion, known)), None)
@@ -85,15 +77,7 @@ def ignore_index_of(net: skorch.NeuralNet) -> int:
 
 
 def likelihood_of(net: skorch.NeuralNet, likelihood: str | Likelihood) -> OutputLikelihood:
-    """Return the likelihood of a net.
-
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        Initialized.
-    likelihood : "auto", another name or Likelihood
-        The user's parameter.
-    """
+    """Return the likelihood that the user's parameter stands for; "auto": that of the net."""
     if isinstance(likelihood, str) and likelihood == "auto":
         likelihood = likelihood_name(net)
     return as_likelihood(likelihood)
@@ -140,13 +124,7 @@ def _name_or_none(net: skorch.NeuralNet) -> str | None:
 def check_labels_fit(net: Estimator, y: Labels) -> None:
     """Raise ValueError at labels of another kind than those of a net's criterion.
 
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        Initialized or not. One with a criterion that has no known likelihood passes, and so does
-        what is no net.
-    y : array-like
-        Labels as the net is to be trained on.
+    One with a criterion that has no known likelihood passes, and so does what is no net.
     """
     name = _name_or_none(net) if is_net(net) else None
     if name is None:

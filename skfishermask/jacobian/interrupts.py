@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType
 from typing import Concatenate, ParamSpec
 
 _Parameters = ParamSpec("_Parameters")
@@ -41,15 +41,10 @@ class Reversible:
             self._change(self._stack)
             _interrupts.deliver()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             self._stack.close()
         finally:

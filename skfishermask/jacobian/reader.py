@@ -114,23 +114,8 @@ class JacobianReader:
     def forward(self, batch: Inputs, first_row: int = 0) -> BatchJacobian:
         """Run a forward pass, and find the uses of parameters in its graph.
 
-        Parameters
-        ----------
-        batch : tensor, list of tensors or dict of tensors
-            Samples first.
-        first_row : int
-            The number of the batch's first sample, for messages.
-
-        Returns
-        -------
-        BatchJacobian
-            Of this batch.
-
-        Raises
-        ------
-        ValueError
-            If the outputs have another length, are not finite, or of a sample depend on the
-            other samples of the batch.
+        Raises ValueError if the outputs have another length, are not finite, or of a sample depend
+        on the other samples of the batch. Messages count samples from `first_row`.
         """
         with exact_mode(self.entries.device):
             batch = move(batch, self.module)

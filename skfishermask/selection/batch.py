@@ -196,16 +196,8 @@ def select(
 ) -> Batch:
     """Select a batch like `select_batch`, without checks, and return more about it.
 
-    Parameters
-    ----------
-    embedding : StoredEmbedding of shape (n, r, k)
-        Fisher embeddings.
-    problem : SelectionProblem
-        With symmetric float64 matrices.
-    preselected, on_pick
-        As for `select_batch`.
-    on_prepared : callable, optional
-        Called with the number of candidates in each chunk with its first gains computed.
+    The problem has symmetric float64 matrices. `on_prepared` is called with the number of
+    candidates in each chunk with its first gains computed.
     """
     inverse, target = problem.start()
     picks_per_round = choose_picks_per_round(embedding)
@@ -240,22 +232,9 @@ def select_and_prune(
 ) -> Batch:
     """Pick samples greedily, then drop those with the least costly removals.
 
-    Parameters
-    ----------
-    pool : CandidatePool
-        The candidates, in the state that `problem` starts with.
-    inverse : Tensor of shape (k, k), or float
-        M_0^-1.
-    problem : SelectionProblem
-        M_0, F and the size of the batch.
-    shape : sequence of int
-        (n, r, k).
-    picks_per_round : int
-        Picks that share one read of the pool.
-    preselected : sequence of int, default=()
-        Positions to pick first and never to drop.
-    on_pick : callable, optional
-        Called with the number of picks since the last call; drops are not counted.
+    The pool, of `shape` (n, r, k), is in the state that `problem` starts with, M_0^-1 is `inverse`,
+    and `picks_per_round` picks share one read of the pool. Those `preselected` are picked first and
+    never dropped. `on_pick` is called with the number of picks since the last call.
     """
     n, r, k = shape
     fisher, n_instances = problem.fisher, problem.n_instances
