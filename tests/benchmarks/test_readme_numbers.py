@@ -1,0 +1,49 @@
+"""The numbers in README.md are those of the results."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from tests.benchmarks.pages import ROOT, measured_pages
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    measured_pages()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs/_ext")
+        return importlib.import_module("readme_numbers")
+
+
+def test_they_are_rendered_from_the_results(module: ModuleType) -> None:
+    text = module.README.read_text(encoding="utf-8")
+    written = text.split(module.BEGIN)[1].split(module.END)[0]
+    values = module.values()
+    assert written == module.numbers(values), "run PYTHONPATH=. python docs/_ext/readme_numbers.py"
+
+    values["query"]["query"]["ours"]["total"]["median"] = 7.0
+    assert "parameters take 7 s (" in " ".join(module.numbers(values).split())
+
+
+def test_a_third_round_and_defaults_are_shown_where_they_were_measured(module: ModuleType) -> None:
+    def comparison(mean: float) -> SimpleNamespace:
+        return SimpleNamespace(mean=mean, low=mean - 0.01, high=mean + 0.01, verdict="better")
+
+    third = {
+        "needed": 0.62,
+        "n_settings": 28,
+        "minus": {kind: {"random": comparison(0.05)} for kind in ("balanced", "long-tailed")},
+        "first": {20: {"gain": comparison(0.08)}},
+    }
+    cases = {"a table": {"seconds": 3.2, "bytes": 2e8}, "texts": {"seconds": 0.4, "bytes": 1e7}}
+    more = {"third": third, "defaults": {"cases": cases}}
+    text = " ".join(module.numbers(module.values() | more).split())
+    for said in (
+        "needed about 62 chosen ones, in the median of 28",
+        "20 that cover the inputs gain \N{BLACK UP-POINTING TRIANGLE} +8.0 (+7.0 to +9.0) points",
+        "with defaults: a table: 3.2 s, 200 MB; texts: 400 ms, 10 MB.",
+    ):
+        assert said in text
