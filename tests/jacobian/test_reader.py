@@ -54,7 +54,7 @@ BACKWARDS = IN_ORDER[::-1]
 
 
 @pytest.mark.parametrize("name", POOLED)
-@settings(max_examples=5)
+@settings(max_examples=2)
 @given(
     order=st.permutations(IN_ORDER), cuts=st.lists(st.booleans(), min_size=N - 1, max_size=N - 1)
 )

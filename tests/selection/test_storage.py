@@ -187,16 +187,16 @@ def test_selection_from_a_scratch_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    V = torch.randn(150, 3, 20, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    V = torch.randn(70, 3, 20, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     fisher = torch.eye(20, dtype=torch.float64, device=device)
     options = {"oversample": oversample, "fisher_labeled": fisher, "n_labeled": 5}
-    expected = select_batch(V, 40, fisher, **options)
+    expected = select_batch(V, 15, fisher, **options)
     monkeypatch.setattr("skfishermask.selection.storage._CHUNK_BYTES", 7 * 60 * 4)
     monkeypatch.setattr("skfishermask.selection.candidates._PRODUCT_BYTES", 1)
     monkeypatch.setattr("skfishermask.selection.batch._PICKS_PER_FETCH", speculative)
     with ScratchEmbedding(V.shape, dtype, device, tmp_path) as storage:
         storage.write(0, V)
-        positions, gains = select_batch(storage, 40, fisher, **options)
+        positions, gains = select_batch(storage, 15, fisher, **options)
     assert torch.equal(positions, expected[0])
     torch.testing.assert_close(gains, expected[1], rtol=1e-10, atol=0)
 
