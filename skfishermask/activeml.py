@@ -276,17 +276,17 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             check_equal_missing_label(clf.missing_label, self.missing_label_)
         task = "regression" if isinstance(clf, _REGRESSORS) else "classification"
         fitted = getattr(clf, "target_spec_", None)  # from scikit-activeml 1.1 on
-        found = (
+        target = (
             (task, getattr(clf, "target_type", "auto"), _ANNOTATION)
             if fitted is None
             else (fitted.task, fitted.target_type, fitted.annotation_type)
         )
-        kinds = {found[1]} - {"auto"} or {_ONE}
+        kinds = {target[1]} - {"auto"} or {_ONE}
         if self.target_type != "auto":
             kinds |= {self.target_type}
-        if len(kinds) > 1 or (found[0], *kinds, found[2]) not in _TARGETS:
+        if len(kinds) > 1 or (target[0], *kinds, target[2]) not in _TARGETS:
             raise ValueError(
-                f"{type(self).__name__} does not support target capability {found}, "
+                f"{type(self).__name__} does not support target capability {target}, "
                 f"which {type(clf).__name__} has: expected one of {sorted(_TARGETS)}, with "
                 f"target_type={self.target_type!r}."
             )

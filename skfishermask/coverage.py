@@ -103,11 +103,11 @@ class KernelFeatures:
 
         They are float64, in which equal samples tie: products of float32 round rows differently.
         """
-        parts = (
-            kernel(part.double(), self.centers, self.radius) @ self.weights
-            for part in inputs.split(_CHUNK_ROWS)
-        )
-        return torch.cat([*parts])[:, None]
+        features = [
+            kernel(chunk.double(), self.centers, self.radius) @ self.weights
+            for chunk in inputs.split(_CHUNK_ROWS)
+        ]
+        return torch.cat(features)[:, None]
 
 
 def kernel(a: Tensor, b: Tensor, radius: float) -> Tensor:

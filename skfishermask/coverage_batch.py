@@ -123,9 +123,9 @@ def find_coverage(
     numbers = {}
     for layer in coverage_layers(net.module, first, asked, net.to_logits):
         with CoverageInputs(net.module, layer) as inputs:
-            found = predict(net.module, [first], inputs=inputs, **net.read_options).inputs
-        if found is not None:
-            numbers[layer] = found.numel()
+            flat = predict(net.module, [first], inputs=inputs, **net.read_options).inputs
+        if flat is not None:
+            numbers[layer] = flat.numel()
     # The pixels of a photograph say little about what is in it.
     fitting = [layer for layer, n in numbers.items() if n <= _N_INPUTS]
     if fitting or (numbers and (share != "auto" or asked != "auto")):
@@ -183,7 +183,7 @@ def cover_share(
     predicted = [pool.predictions(rows, coverage.layer)]
     others = [samples for samples in (labeled, target) if samples is not None]
     predicted += [samples.predictions(None, coverage.layer) for samples in others]
-    together = in_one_length([part.inputs for part in predicted])
+    together = in_one_length([of_set.inputs for of_set in predicted])
     if together is None:
         if settings.coverage_share == "auto":
             return None
@@ -191,7 +191,7 @@ def cover_share(
             f"coverage_share={coverage.share} needs inputs of one length in all samples, found "
             "several, such as sequences padded batch by batch. Set coverage_share=0."
         )
-    inputs, *of_others = together.split([len(part.uncertainty) for part in predicted])
+    inputs, *of_others = together.split([len(of_set.uncertainty) for of_set in predicted])
     known = inputs[:0] if labeled is None else of_others.pop(0)
     weights = predicted[0 if target is None else -1].uncertainty.to(inputs)
     embedding, problem = coverage_problem(

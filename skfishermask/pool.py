@@ -248,7 +248,7 @@ class LocalPool(LocalSamples):
     ) -> Embedded:
         if self._placement is None:
             raise RuntimeError("The embedding has no place yet.")
-        estimate, found = self._placement.estimate, []
+        estimate, fisher_of_others = self._placement.estimate, []
         with self.progress.step("embedding"):
             V = self._placement.allocate(self._cleanup)
             start = len(rows)
@@ -257,15 +257,15 @@ class LocalPool(LocalSamples):
                     blocks = other.blocks(None, mask, estimate.r, other.text)
                     start = _write(V, start, blocks)
                 else:
-                    found.append(other.mean_fisher(mask, estimate.r))
+                    fisher_of_others.append(other.mean_fisher(mask, estimate.r))
             every = None if len(rows) == len(self) else rows
             _write(V, 0, self.blocks(every, mask, estimate.r, "Fisher embedding"))
         with self.progress.step("fisher"):
             if estimate.has_few_rows:
                 mine, *theirs = row_coordinates(V).split([len(rows), *map(len, others)])
-                V, found = stored(mine), [fisher_matrix(one) for one in theirs]
+                V, fisher_of_others = stored(mine), [fisher_matrix(one) for one in theirs]
             self._embedding = V
-            return Embedded(V.shape[2], self._fisher(V) if wants_fisher else None, found)
+            return Embedded(V.shape[2], self._fisher(V) if wants_fisher else None, fisher_of_others)
 
     def _fisher(self, V: StoredEmbedding) -> Tensor:
         total = FisherSum(V.shape[2], V.device)

@@ -212,10 +212,10 @@ class Query:
         wanted = min(self._settings.n_mask_samples or n, n)
         drawn = np.sort(self._settings.rng.choice(n, wanted, replace=False))
         of_pool = drawn[drawn >= n_labeled] - n_labeled
-        parts: Sample = [(self._pool, of_pool)]
+        sample: Sample = [(self._pool, of_pool)]
         if self._labeled is not None:
-            parts.insert(0, (self._labeled, drawn[drawn < n_labeled]))
-        return [(samples, rows) for samples, rows in parts if len(rows)]
+            sample.insert(0, (self._labeled, drawn[drawn < n_labeled]))
+        return [(samples, rows) for samples, rows in sample if len(rows)]
 
     def _n_directions(self, sample: Sample, candidates: np.ndarray) -> int:
         rank = self._net.likelihood.rank(self._outputs)
@@ -361,24 +361,24 @@ def _pool(
     return ClusterPool(net, samples, settings, progress, cluster)
 
 
-def _mean_diagonal(parts: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
+def _mean_diagonal(sets: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
     """Return the mean of several sets' means, by their sizes."""
-    total = sum(n for n, _ in parts)
-    found: dict[str, Tensor] = {}
-    for n, means in parts:
+    total = sum(n for n, _ in sets)
+    diagonal: dict[str, Tensor] = {}
+    for n, means in sets:
         for name, mean in means.items():
             # On the CPU, so that a sampler pickled on a machine with CUDA loads on one without.
             share = mean.cpu() * (n / total)
-            found[name] = found[name] + share if name in found else share
-    return found
+            diagonal[name] = diagonal[name] + share if name in diagonal else share
+    return diagonal
 
 
 def _check_samples(pool: NetSamples | DaskSamples, others: list[NetSamples]) -> None:
     for other in others:
-        found = pool.sample_shape if isinstance(pool, NetSamples) else ()
-        if found and other.sample_shape and found != other.sample_shape:
+        shape = pool.sample_shape if isinstance(pool, NetSamples) else ()
+        if shape and other.sample_shape and shape != other.sample_shape:
             raise ValueError(
-                f"X_pool has samples of shape {found}, but the {other.role.noun} have shape "
+                f"X_pool has samples of shape {shape}, but the {other.role.noun} have shape "
                 f"{other.sample_shape}."
             )
         other.check_finite()

@@ -149,6 +149,8 @@ TEXTS = [
 NO_PROSE = re.compile(r"\b(so many|whose|whatever)\b", re.IGNORECASE)
 # A docstring says what is returned or done: Return, Compute, Check ...
 NO_VERBS = {"Give", "Say", "Tell", "Put", "Take", "Let"}
+# Names of variables that would stand for anything.
+CATCH_ALL = {"found", "thing", "things", "part", "parts", "place", "stuff"}
 
 
 def test_words() -> None:
@@ -168,6 +170,17 @@ def test_docstrings_begin_with_what_is_returned_or_done() -> None:
     for path in TEXTS:
         if path.suffix == ".py":
             assert not NO_VERBS & {text.split()[0] for text in docstrings(path)}, path
+
+
+def test_no_name_stands_for_anything() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names = [node.id if isinstance(node, ast.Name) else node.attr.strip("_")]
+            elif isinstance(node, ast.arg):
+                names = [node.arg]
+            assert not CATCH_ALL & {*names}, f"{unit_and_name(path)}:{node.lineno}: {names}"
 
 
 def unit_and_name(path: Path) -> str:

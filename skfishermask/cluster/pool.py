@@ -177,8 +177,8 @@ class ClusterPool:
     def predictions(  # noqa: D102, see Pool
         self, rows: np.ndarray, layer: LayerValue | None
     ) -> Predictions:
-        parts = self._predicted(worker.predictions_of, rows, layer)
-        predicted = Predictions.concatenate(parts)
+        of_chunks = self._predicted(worker.predictions_of, rows, layer)
+        predicted = Predictions.concatenate(of_chunks)
         self._cluster.count("predictions", predicted.n_bytes)
         return predicted.to(self._net.device)
 

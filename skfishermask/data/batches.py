@@ -171,11 +171,11 @@ class NetBatches:
         if next(iterator, _NO_BATCH) is not _NO_BATCH:
             raise self._wrong_length(number, self.rows[:0], "one more batch")
 
-    def _wrong_length(self, number: int, rows: np.ndarray, found: str) -> ValueError:
+    def _wrong_length(self, number: int, rows: np.ndarray, given: str) -> ValueError:
         where = f" (row {rows[0]} to row {rows[-1]})" if len(rows) else ""
         return ValueError(
             f"Expected {len(rows)} samples in batch {number} of {self.role.argument}{where}, found "
-            f"{found}: all later samples would be taken for others. The Dataset and the net's "
+            f"{given}: all later samples would be taken for others. The Dataset and the net's "
             "collate function must give each sample they are asked for. What cannot be read must "
             "be left out of the Dataset, as by torch.utils.data.Subset."
         )

@@ -193,6 +193,5 @@ def _flat(batch: Inputs) -> Tensor | None:
         return None
     # Inputs by name come in another order in another set.
     several = [batch[key] for key in sorted(batch, key=str)] if is_mapping(batch) else batch
-    parts = [_flat(part) for part in several]
-    flat = [part for part in parts if part is not None]
-    return torch.cat(flat, 1) if flat and len(flat) == len(parts) else None
+    flat = [inputs for inputs in map(_flat, several) if inputs is not None]
+    return torch.cat(flat, 1) if flat and len(flat) == len(several) else None

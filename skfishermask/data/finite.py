@@ -79,6 +79,6 @@ def first_bad_in_columns(data: Data) -> int | None:
     """Look at a DataFrame or Series of polars, or at a table of pyarrow."""
     names = getattr(data, "column_names", getattr(data, "columns", None))
     columns = [data] if names is None else [data[name] for name in names]
-    found = [_first(np.asarray(column.is_null())) for column in columns]
-    found += [first_bad_in_array(np.asarray(column)) for column in columns]
-    return min((row for row in found if row is not None), default=None)
+    bad = [_first(np.asarray(column.is_null())) for column in columns]
+    bad += [first_bad_in_array(np.asarray(column)) for column in columns]
+    return min((row for row in bad if row is not None), default=None)

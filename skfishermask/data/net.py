@@ -30,13 +30,13 @@ def check_no_module(estimator: object) -> None:
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[-1][1]
     if isinstance(estimator, nn.Module):
-        found = f"{type(estimator).__name__}, a torch module"
+        kind = f"{type(estimator).__name__}, a torch module"
     elif isinstance(estimator, type) and issubclass(estimator, nn.Module):
-        found = f"{estimator.__name__}, a class of torch modules"
+        kind = f"{estimator.__name__}, a class of torch modules"
     else:
         return
     raise TypeError(
-        f"Expected a skorch classifier, found {found}: wrap it, as in NeuralNetClassifier(module, "
+        f"Expected a skorch classifier, found {kind}: wrap it, as in NeuralNetClassifier(module, "
         "criterion=torch.nn.CrossEntropyLoss), where its output is logits."
     )
 
@@ -114,8 +114,8 @@ class _TracedNet(NetModule):
             total = self._to_logits(output).sum()
             for name in self.criteria:
                 own = list(getattr(self, name).parameters())
-                found = torch.autograd.grad(total, own, retain_graph=True, allow_unused=True)
-                if any(gradient is not None for gradient in found):
+                gradients = torch.autograd.grad(total, own, retain_graph=True, allow_unused=True)
+                if any(gradient is not None for gradient in gradients):
                     self.used.append(name)
         return output
 
@@ -130,22 +130,22 @@ def whole_net(net: skorch.NeuralNet) -> NetModule:
     return NetModule(net, _criteria_of(net))
 
 
-def _torch_parts(net: skorch.NeuralNet) -> list[str]:
+def _module_names(net: skorch.NeuralNet) -> list[str]:
     """Name the attributes of a net that are modules; skorch ends their names in "_"."""
-    parts = [name for name, value in vars(net).items() if isinstance(value, nn.Module)]
-    return [name for name in parts if name.endswith("_")]
+    modules = [name for name, value in vars(net).items() if isinstance(value, nn.Module)]
+    return [name for name in modules if name.endswith("_")]
 
 
 def _modules_of(net: skorch.NeuralNet) -> list[str]:
     if _infers_as_skorch(net):
         return ["module_"]
     criteria = _criteria_of(net)
-    return [name for name in _torch_parts(net) if name not in criteria]
+    return [name for name in _module_names(net) if name not in criteria]
 
 
 def _criteria_of(net: skorch.NeuralNet) -> list[str]:
     names = criteria_of(net)
-    return [name for name in _torch_parts(net) if name in names]
+    return [name for name in _module_names(net) if name in names]
 
 
 def net_module(net: skorch.NeuralNet, batch: Inputs, to_logits: ToOutputs) -> NetModule:

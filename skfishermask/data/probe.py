@@ -169,7 +169,7 @@ def check_as_predicted(net: ReadableNet, samples: Source) -> None:
         outputs.append(output)
         return net.to_logits(output)
 
-    # All of the net is visited, since a prediction may touch the criteria too.
+    # All of the net is isolated, since a prediction may touch the criteria too.
     with isolated(whole_net(net.net)), exact_mode(net.device):
         with seeded(0), naming_rows(batches, net.to_logits):
             # One draw, as the loader of a prediction makes one: then what a Dataset draws is equal.
@@ -203,9 +203,9 @@ def _warn_of_softmax(net: skorch.NeuralNet, output: UserValue) -> None:
 
 
 def _dtype_of(output: UserValue) -> torch.dtype:
-    found = first_output(output)
-    is_float = isinstance(found, Tensor) and found.is_floating_point()
-    return found.dtype if is_float else torch.float32
+    tensor = first_output(output)
+    is_float = isinstance(tensor, Tensor) and tensor.is_floating_point()
+    return tensor.dtype if is_float else torch.float32
 
 
 def _predicted(net: ReadableNet, X: Data, shape: torch.Size) -> Tensor:
@@ -254,11 +254,11 @@ def _compare(
     # NaN is never near.
     differ = ~((p - predicted).abs() <= tolerance * (size + _ABSOLUTE * size.max()))
     if bool(differ.any()):
-        place = tuple(differ.nonzero()[0].tolist())
+        index = tuple(differ.nonzero()[0].tolist())
         raise ValueError(
-            f"A query would not read what the net predicts with: for row {place[0]} of "
-            f"{role.argument}, output {', '.join(map(str, place[1:]))}, it reads "
-            f"{float(p[place]):.6g}, and the net predicts {float(predicted[place]):.6g}. {remedy}"
+            f"A query would not read what the net predicts with: for row {index[0]} of "
+            f"{role.argument}, output {', '.join(map(str, index[1:]))}, it reads "
+            f"{float(p[index]):.6g}, and the net predicts {float(predicted[index]):.6g}. {remedy}"
         )
 
 
@@ -266,5 +266,5 @@ def _described(batch: Inputs) -> str:
     if isinstance(batch, torch.Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')} of shape {tuple(batch.shape)}"
     if isinstance(batch, dict):
-        return "{" + ", ".join(f"{key!r}: {_described(part)}" for key, part in batch.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {_described(t)}" for key, t in batch.items()) + "}"
     return f"[{', '.join(map(_described, batch))}]"

@@ -158,8 +158,8 @@ def is_multi_input(data: Data) -> bool:
 def map_inputs(data: Data, function: Callable[[object, Data], Data]) -> Data:
     """Apply a function to the key of each of several inputs and to it; return a dict or tuple."""
     if is_mapping(data):
-        return {key: function(key, part) for key, part in data.items()}
-    return tuple(function(i, part) for i, part in enumerate(data))
+        return {key: function(key, values) for key, values in data.items()}
+    return tuple(function(i, values) for i, values in enumerate(data))
 
 
 def input_arrays(data: Data) -> list[Data]:
@@ -177,22 +177,22 @@ def has_columns(data: Data) -> bool:
     return kind is not None and not is_mapping(data) and kind.columns(data) is not None
 
 
-def _in_mapping_like(data: Data, parts: Data) -> Data:
+def _in_mapping_like(data: Data, inputs: Data) -> Data:
     if isinstance(data, SliceDict):
-        return type(data)(**parts)
+        return type(data)(**inputs)
     try:
-        return type(data)(parts)
+        return type(data)(inputs)
     except (TypeError, ValueError):  # a class that is made of something else
-        return parts
+        return inputs
 
 
 def _take_inputs(data: Data, indices: Data) -> Data:
-    taken = map_inputs(data, lambda _, part: take_rows(part, indices))
+    taken = map_inputs(data, lambda _, values: take_rows(values, indices))
     return _in_mapping_like(data, taken) if is_mapping(data) else taken
 
 
 def _concatenate_inputs(old: Data, new: Data) -> Data:
-    both = map_inputs(old, lambda key, part: stack_rows(part, new[key]))
+    both = map_inputs(old, lambda key, values: stack_rows(values, new[key]))
     return _in_mapping_like(old, both) if is_mapping(old) else both
 
 
@@ -436,10 +436,10 @@ def stack_rows(old: Data, new: Data) -> Data:
         return _concatenate_arrays(old, new)
     names = kind.columns(old)
     if names is not None:
-        found = kind.columns(new) if kind.holds(new) else None
-        if found is None or set(found) != set(names):
+        columns = kind.columns(new) if kind.holds(new) else None
+        if columns is None or set(columns) != set(names):
             raise ValueError(
-                f"The new samples have {found or type(new).__name__}; expected {names} like the "
+                f"The new samples have {columns or type(new).__name__}; expected {names} like the "
                 "training data."
             )
     return kind.concatenate(old, new)

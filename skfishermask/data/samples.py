@@ -37,7 +37,7 @@ def check_finite(data: Data, name: str, start: int = 0) -> None:
     a Dataset for example, is let through. Rows are counted from `start`.
     """
     if is_multi_input(data):
-        map_inputs(data, lambda key, part: check_finite(part, f"{name}[{key!r}]", start))
+        map_inputs(data, lambda key, values: check_finite(values, f"{name}[{key!r}]", start))
         return
     kind = container_of(data)
     row = None if kind is None else kind.first_bad(data)
@@ -83,7 +83,7 @@ def check_rows(data: Data, name: str) -> Container:
             "numpy.asarray may make an array of it."
         )
     if is_multi_input(data):
-        map_inputs(data, lambda key, part: check_rows(part, f"{name}[{key!r}]"))
+        map_inputs(data, lambda key, values: check_rows(values, f"{name}[{key!r}]"))
         check_consistent_length(*input_arrays(data))
     return kind
 
@@ -147,7 +147,7 @@ def as_rows(data: Data, name: str, *, has_own_dataset: bool = False) -> Data:
     if not has_own_dataset:
         check_no_text(data, name)
     if is_multi_input(data):
-        return map_inputs(data, lambda key, part: as_rows(part, f"{name}[{key!r}]"))
+        return map_inputs(data, lambda key, values: as_rows(values, f"{name}[{key!r}]"))
     try:
         data = kind.as_input(data)
     except (TypeError, ValueError) as error:

@@ -180,9 +180,9 @@ def unwrap(classifier: Estimator) -> Unwrapped:
             inner = linear_net(inner)
         else:
             check_no_module(inner)
-            found = type(inner).__name__
+            kind = type(inner).__name__
             if inner is not classifier:
-                found = f"{found} inside {type(classifier).__name__}"
+                kind = f"{kind} inside {type(classifier).__name__}"
             remedy = (
                 "Give the net itself, fitted; without a net, FisherMaskSampler() fits a small one "
                 "of its own to query with, and a classifier of any kind can be trained on the "
@@ -195,7 +195,7 @@ def unwrap(classifier: Estimator) -> Unwrapped:
                 )
             raise TypeError(
                 "Expected a skorch classifier, LogisticRegression or SGDClassifier(loss='log_loss')"
-                f", alone or inside a modAL learner, a Pipeline or a search object, found {found}. "
+                f", alone or inside a modAL learner, a Pipeline or a search object, found {kind}. "
                 f"{remedy}"
             )
     check_net(inner)

@@ -150,11 +150,11 @@ class Predictions:
         )
 
 
-def in_one_length(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Concatenate parts (n, d); None where some are missing, or where they differ in d."""
-    there = [part for part in parts if part is not None]
-    is_one_length = len({part.shape[1] for part in there}) == 1
-    return torch.cat(there) if is_one_length and len(there) == len(parts) else None
+def in_one_length(several: Sequence[Tensor | None]) -> Tensor | None:
+    """Concatenate inputs (n, d); None where some are missing, or where they differ in d."""
+    inputs = [one for one in several if one is not None]
+    is_one_length = len({one.shape[1] for one in inputs}) == 1
+    return torch.cat(inputs) if is_one_length and len(inputs) == len(several) else None
 
 
 def predict(
