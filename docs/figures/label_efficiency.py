@@ -18,7 +18,7 @@ from benchmarks.study.results import (
 # The build runs the figures in their folder.
 settings = of_study(load(Path("../../benchmarks/results/label_efficiency")))
 names = [name for name in compared_strategies(settings) if name != RANDOM]
-labels = {DEFAULT: "FisherMask (default)", PUBLISHED: "FisherMask as published"}
+labels = {DEFAULT: "FisherMask, coverage at first", PUBLISHED: "FisherMask as published"}
 colours = {DEFAULT: "#CC3311", PUBLISHED: "#4477AA"}
 kinds = by_kind(settings)
 

@@ -17,7 +17,7 @@ from benchmarks.study.results import (
 settings = of_study(load(Path("../../benchmarks/results/label_efficiency")))
 names = compared_strategies(settings)
 table = wins(settings, names)
-labels = {DEFAULT: "FisherMask (default)", PUBLISHED: "FisherMask as published"}
+labels = {DEFAULT: "FisherMask, coverage at first", PUBLISHED: "FisherMask as published"}
 called = [labels.get(name, name) for name in names]
 
 figure, axes = plt.subplots(figsize=(7.6, 6.4))
