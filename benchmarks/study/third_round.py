@@ -13,6 +13,7 @@ from scipy import stats
 
 from benchmarks.study.results import (
     DATASETS,
+    DEFAULT,
     KINDS,
     RANDOM,
     Comparison,
@@ -96,6 +97,8 @@ def curves(settings: Sequence[Curve]) -> dict[str, Any] | None:
     parts = {kind: [tables[s.name] for s in settings if s.kind == kind] for kind in KINDS} | {
         "all": [*tables.values()]
     }
+    # The default of the second round is slow with linear heads, and ran in some settings alone.
+    before = [s.scores([ALONE, DEFAULT]) for s in settings if DEFAULT in s.curves]
     least = min(ahead, key=lambda name: ahead[name].mean())
     return {
         "n_settings": len(settings),
@@ -112,6 +115,7 @@ def curves(settings: Sequence[Curve]) -> dict[str, Any] | None:
         "regret": {
             name: (row.mean(), row.max(), str(row.idxmax())) for name, row in regret.iterrows()
         },
+        "before": (len(before), minus(before, ALONE, DEFAULT)) if before else None,
         "below": below,
         "least": (least, float(ahead[least].mean())),
         "needed": float(np.median([s.labels_needed(ALONE) for s in settings])),

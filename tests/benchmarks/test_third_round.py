@@ -12,6 +12,7 @@ pytest.importorskip("skactiveml")
 
 from benchmarks.study import run as study
 from benchmarks.study.heads import all_settings
+from benchmarks.study.results import DEFAULT
 from benchmarks.study.third_round import ALONE, HEADS, NAMES, UHERDING, values
 from tests.benchmarks.pages import measured_pages, render
 
@@ -39,7 +40,7 @@ def write(folder: Path, name: str, gains: dict[str, float], first: float = 0.0) 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     path = tmp_path / "label_efficiency_heads"
-    write(path, "mlp16_letter_balanced_coverage_20_10x10", GAINS)
+    write(path, "mlp16_letter_balanced_coverage_20_10x10", GAINS | {DEFAULT: 0.025})
     write(path, "ridge_wordnet_50to1_random_20_3x100", GAINS | {ALONE: 0.01, UHERDING: 0.05})
     for start, gain in (("coverage", 0.08), ("random", 0.0)):
         write(path, f"first_mlp16_letter_balanced_{start}_20_1x1", {"random": 0.0}, gain)
@@ -63,6 +64,8 @@ def test_values(folder: Path) -> None:
     mean, worst, where = found["regret"][ALONE]
     assert (mean, worst) == pytest.approx((0.02, 0.04))
     assert where == ("definitions of nouns, linear head, 50:1, 20 + 3 x 100 labels, random first")
+    n_before, before = found["before"]
+    assert (n_before, before.mean) == (1, pytest.approx(0.005))
     assert found["below"] == []
     assert found["least"][1] == pytest.approx(0.01)
     assert found["seconds"] == 2
