@@ -287,6 +287,8 @@ def by_likelihood(file: Path) -> dict[str, Any] | None:
             "rows": dict(sorted(rows.items(), key=lambda row: -row[1][-1].mean)),
             "coverage": minus([*some.values()], ON_COVERAGE, ON_FISHER),
         }
+        ordered = [*found[kind]["rows"]]
+        found[kind]["ahead"] = ordered[: min(map(ordered.index, (ON_FISHER, ON_COVERAGE)))]
     return found | {"lost": lost}
 
 

@@ -132,5 +132,7 @@ def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
     assert found["numbers"]["coverage"].mean == pytest.approx(0.03, abs=0.003)
     assert found["numbers"]["coverage"].low > 0
     assert found["labels"]["coverage"].high < 0
+    assert found["numbers"]["ahead"] == []
+    assert found["labels"]["ahead"] == ["mean entropy"]
     assert found["lost"] == ["c (FisherMask)", "c (coverage alone)"]
     assert by_likelihood(tmp_path / "none.csv") is None
