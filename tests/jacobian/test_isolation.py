@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -458,6 +459,14 @@ def test_two_isolations_overlap_in_any_order(order: tuple[int, ...], same_networ
         assert changed(a, b) == []
 
 
+def enter_or_leave(contexts: list[Any], inside: set[int], i: int) -> None:
+    if i in inside:
+        contexts[i].__exit__(None, None, None)
+    else:
+        contexts[i].__enter__()
+    inside ^= {i}
+
+
 def test_three_isolations_overlap_in_any_order() -> None:
     module = careless()
     before = state(module)
@@ -465,11 +474,7 @@ def test_three_isolations_overlap_in_any_order() -> None:
         contexts = [isolated(module), isolated(module, [module.hidden.weight]), isolated(module)]
         inside: set[int] = set()
         for i in order:
-            if i in inside:
-                contexts[i].__exit__(None, None, None)
-            else:
-                contexts[i].__enter__()
-            inside ^= {i}
+            enter_or_leave(contexts, inside, i)
             assert not any(m.training for m in module.modules()) or not inside
             assert module.hidden.weight.requires_grad or 1 not in inside
             module.n_calls += len(inside)
@@ -759,11 +764,7 @@ def test_seeds_overlap_in_any_order(order: tuple[int, ...]) -> None:
     before, inside = random_states(), set[int]()
     contexts = [seeded(1), seeded(2)]
     for i in order:
-        if i in inside:
-            contexts[i].__exit__(None, None, None)
-        else:
-            contexts[i].__enter__()
-        inside ^= {i}
+        enter_or_leave(contexts, inside, i)
         if inside:
             draws()
     assert changed(before, random_states()) == []
