@@ -267,11 +267,8 @@ def test_the_share_of_the_second_round(learner: Any, n_labeled: int, share: floa
     np.random.seed(0)  # noqa: NPY002
     found, _ = STRATEGIES["FisherMask, coverage at first"](learner, IMAGES[60:160], 10)
     np.random.seed(0)  # noqa: NPY002
-    sampler = FisherMaskSampler(
-        batch_size=256,
-        coverage_share=early_share(learner, IMAGES[60:160]),
-        random_state=drawn_seed(),
-    )
+    options = PUBLISHED | {"coverage_share": early_share(learner, IMAGES[60:160])}
+    sampler = FisherMaskSampler(**options, batch_size=256, random_state=drawn_seed())
     expected, _ = sampler(learner, IMAGES[60:160], 10)
     assert 0 < sampler.query_info_["coverage_share"] < 1
     assert found.tolist() == expected.tolist()
