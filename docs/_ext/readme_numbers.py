@@ -28,10 +28,11 @@ TEMPLATE = """\
 {{ third["n_settings"] }} settings with features of images, texts and tables. On balanced pools \
 that is {{ minus["balanced"]["random"] | with_interval }} points of accuracy, on long-tailed ones \
 {{ minus["long-tailed"]["random"] | with_interval }} (95% intervals).
-{% for n, found in third["first"].items() %}
-- **First labels**: {{ n }} that cover the inputs gain {{ found["gain"] | with_interval }} points \
-over {{ n }} random ones.
+- **First labels** that cover the inputs gain, over random ones, \
+{% for n, found in third["first"].items() %}\
+{{ found["gain"] | with_interval }} points with {{ n }}{{ "; " if not loop.last else "." }}\
 {% endfor %}
+
 {% else %}
 - **Labels**: in {{ settings | length }} settings with features of images, texts and tables, \
 Fisher information with a share of coverage was better than {{ better[0] | length }} of \
@@ -49,8 +50,8 @@ Coverage alone, the default now, did about as well.
 - **Exact, and fast**: by Fisher information, {{ sizes["K"] }} of \
 {{ "{:,}".format(sizes["n_candidates"]) }} images with a {{ sizes["network"] }} of \
 {{ "{:,}".format(sizes["n_parameters"]) }} parameters take \
-{{ ours["total"]["median"] | duration }} ({{ query["machine"] | computer }}). The same choice \
-in the authors' way would take {{ authors["total"]["median"] | duration }}.
+{{ ours["total"]["median"] | duration }}; in the authors' way the same choice would take \
+{{ authors["total"]["median"] | duration }}. Measured on {{ query["machine"] | computer }}.
 """
 
 
