@@ -105,7 +105,16 @@ FOLDERS = [".", *sorted({path.parent.name for path in FILES} - {PACKAGE.name})]
 # Test files of no module: they are of the whole package, or of what lies beside it.
 OF_ALL = {
     f"test_{name}"
-    for name in ("architecture", "errors", "hints", "quickstart", "readme", "release", "tutorials")
+    for name in (
+        "architecture",
+        "errors",
+        "hints",
+        "quickstart",
+        "readme",
+        "release",
+        "tutorials",
+        "wrappings",
+    )
 }
 
 

@@ -212,7 +212,7 @@ def _predicted(net: ReadableNet, X: Data, shape: torch.Size) -> Tensor:
     """Predict means of this shape, of the first samples, as the net does by itself."""
     own, n = without_mode_changes(net.net), shape[0]
     # An iterator of the net's own might order the samples by what they are.
-    rows = np.arange(n)[::-1] if has_own_iterator(own) else np.arange(n)
+    rows = np.arange(n - 1, -1, -1) if has_own_iterator(own) else np.arange(n)
     X = take_rows(X, rows)
     if isinstance(X, Dataset):
         X = Relabeled(X, np.zeros(n, dtype="int64"))  # skorch wants labels that it ignores

@@ -34,7 +34,7 @@ from skfishermask.jacobian.module_io import (
     slice_batch,
 )
 from skfishermask.jacobian.per_sample import TensorCache, scatter_to_entries
-from skfishermask.jacobian.restoring import drop_hooks, storage_of
+from skfishermask.jacobian.restoring import storage_of
 from skfishermask.jacobian.rules import form_of
 from skfishermask.jacobian.sample_layout import SampleLayout
 
@@ -107,7 +107,6 @@ class JacobianReader:
     def outputs(self, batch: Inputs, first_row: int = 0) -> Tensor:
         """Run a forward pass; return checked outputs, with their graph."""
         outputs = call_module(self.module, batch, self.to_outputs)
-        drop_hooks(self.entries.parameters.values())
         check_outputs(outputs, batch_length(batch), first_row)
         return outputs
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 Restore = Callable[[], None]
 # The tables of a parameter's gradient hooks.
@@ -60,12 +64,23 @@ def _differs(tensor: Tensor, version: int, value: Tensor) -> bool:
     return not bool(((tensor == value) | is_nan).all())
 
 
-def drop_hooks(parameters: Iterable[Tensor]) -> None:
-    """Drop the gradient hooks that a forward pass has registered."""
-    for p in parameters:
-        for name in GRADIENT_HOOKS:
-            if hooks := getattr(p, name, None):
-                hooks.clear()
+class NoNewHooks(TorchFunctionMode):
+    """Ignore gradient hooks that a forward pass registers, on parameters or on what it computes.
+
+    They may change gradients, which are then no derivative of what the network predicts.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call a function of PyTorch's, unless it registers a hook."""
+        if function in (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook):
+            return RemovableHandle(OrderedDict())
+        return function(*args, **(kwargs or {}))
 
 
 def without_hooks(holder: Tensor | nn.Module, name: str) -> Restore:

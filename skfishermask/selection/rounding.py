@@ -104,5 +104,6 @@ def gain_error(
     `update_error`, (..., 2), bounds the errors of A and B; `inverse_size` is that of (I + A)^-1.
     """
     once = INVERSE_ERROR_FACTOR * unit_roundoff(dtype)
-    error_a = torch.add(update_error[..., 0] + once, trace_a, alpha=once)
+    # Of samples that are dropped A is negative.
+    error_a = torch.add(update_error[..., 0] + once, trace_a.abs(), alpha=once)
     return torch.addcmul(update_error[..., 1], error_a, gains.abs()).mul_(inverse_size)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skfishermask.jacobian.restoring import restore_value, storage_of, without_hooks
 from tests.jacobian.test_isolation import READS, fail
@@ -55,6 +56,15 @@ def test_hooks_are_restored_in_their_order() -> None:
     assert len(tensor._backward_hooks) == 2
 
 
+def void(handle: object) -> None:
+    """Return nothing, as what a forward hook returns replaces the output."""
+
+
+def on_gradient(h: Tensor, hook: Callable[[Tensor], Tensor]) -> None:
+    if h.requires_grad:
+        h.register_hook(hook).remove  # noqa: B018, the handle has what handles have
+
+
 def hooked(module: nn.Module, how: str) -> nn.Module:
     """The same network, with something at its gradients that is none of its own derivative."""
     if how == "post-accumulate":
@@ -67,6 +77,16 @@ def hooked(module: nn.Module, how: str) -> nn.Module:
         module[0].weight.register_hook(lambda g: g * (torch.arange(g.numel()) % 2).view_as(g))
     elif how == "several":
         torch.autograd.graph.register_multi_grad_hook([*module.parameters()], fail)
+    elif how == "activation":
+        module[0].register_forward_hook(lambda m, of_input, h: on_gradient(h, lambda g: 3 * g))
+    elif how == "activations":
+        module[1].register_forward_hook(
+            lambda m, x, h: void(torch.autograd.graph.register_multi_grad_hook([x[0], h], fail))
+        )
+    elif how == "parameter, each time":
+        module[0].register_forward_hook(
+            lambda m, x, h: void(m.weight.register_post_accumulate_grad_hook(fail))
+        )
     elif how == "module":
         module[0].register_full_backward_hook(lambda m, of_input, of_output: (3 * of_input[0],))
         module[2].register_full_backward_hook(lambda m, of_input, of_output: (3 * of_input[0],))
@@ -76,7 +96,18 @@ def hooked(module: nn.Module, how: str) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "how", ["post-accumulate", "clipping", "mask", "several", "module", "module, before"]
+    "how",
+    [
+        "post-accumulate",
+        "clipping",
+        "mask",
+        "several",
+        "activation",
+        "activations",
+        "parameter, each time",
+        "module",
+        "module, before",
+    ],
 )
 def test_gradient_hooks_neither_change_the_result_nor_go(how: str) -> None:
     torch.manual_seed(0)

@@ -200,6 +200,17 @@ def test_few_distinct_rows_end_with_ties_to_the_first(block: int) -> None:
             assert found.tolist() == expected, (seed, dtype)
 
 
+def test_a_sample_without_which_nearly_nothing_is_known_may_be_dropped() -> None:
+    # I - A of the two picked is near zero, and tr A near -2.
+    embedding = torch.zeros(8, 2, 4, dtype=torch.float64)
+    embedding[4] = torch.tensor([[-1, 1, 1, 0], [-1, 0, 0, -1]])
+    embedding[0] = torch.tensor([[0, 1, -2, -2], [-1, 1, 2, -2]])
+    embedding[3] = torch.tensor([[1, 1, 1, 1], [-1, 0, -1, 1]])
+    target, options = fisher(embedding), {"regularization": 1 / 64, "oversample": 1.5}
+    expected = oracles.select_batch_oracle(embedding, 1, target, **options)
+    assert_same(select_batch(embedding, 1, target, **options), expected)
+
+
 def test_zero_embeddings_are_taken_in_order() -> None:
     positions, gains = select_batch(torch.zeros(9, 2, 3), 9, torch.eye(3), oversample=2.0)
     assert positions.tolist() == list(range(9))
