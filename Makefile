@@ -70,7 +70,8 @@ build: $(READY) ## build sdist and wheel, and check their metadata
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-# scikit-activeml needs newer versions than the oldest that the rest runs on: its doctest is left out.
+# scikit-activeml and Hugging Face's datasets need newer versions than the oldest that the rest runs on: the former's
+# doctest is left out, tests of the latter are skipped.
 oldest: ## run the package's tests on the oldest versions supported, but for those that kill processes
 	rm -rf $(OLDEST)
 	$(PYTHON) -m venv $(OLDEST)

@@ -199,7 +199,8 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             `fit_clf` is False.
         candidates : None or array-like, default=None
             What to choose from. None: the unlabelled samples. Of shape (n_candidates,): their
-            rows in `X`, all unlabelled. Of more dimensions: the samples themselves.
+            rows in `X`, which may be labelled, as one answered by another annotator is. Of more
+            dimensions: the samples themselves.
         batch_size : int, default=1
             Number of samples to choose.
         return_utilities : bool, default=False
@@ -212,8 +213,8 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             are samples.
         utilities : ndarray of shape (batch_size, n_samples) or (batch_size, n_candidates)
             In row i, the decrease of the objective by each candidate if it were chosen given
-            the i samples before; only if `return_utilities`. NaN for samples that are labelled,
-            no candidates, chosen before or left out by `max_candidates`. The sample chosen has
+            the i samples before; only if `return_utilities`. NaN for samples that are no
+            candidates, chosen before or left out by `max_candidates`. The sample chosen has
             the largest one of its row, up to ties, except where `coverage_share`
             chose it or `oversample` dropped a better one.
 
@@ -225,7 +226,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         sklearn.exceptions.NotFittedError
             If there are labels and `clf` is not fitted, or its fit failed.
         ValueError
-            If some candidates are labelled, or labels are of a kind that `clf` cannot be fitted to.
+            If labels are of a kind that `clf` cannot be fitted to.
         """
         with _unchanged_by_errors(self):
             # The base class knows one label a sample.
@@ -235,9 +236,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
                 X, y, candidates, batch_size, return_utilities, reset=True
             )
             labels = y if several is None else several
-            X_candidates, rows = self._transform_candidates(
-                candidates, X, y, allow_only_unlabeled=True
-            )
+            X_candidates, rows = self._transform_candidates(candidates, X, y)
             self._check_target(clf)
             check_scalar(fit_clf, "fit_clf", bool)
             settings = Settings(self, self.net_batch_size, self.random_state_)

@@ -47,6 +47,7 @@ from skfishermask.data import (
     residual_variance,
     to_logits_of,
     unwrap,
+    warn_of_outputs,
 )
 from skfishermask.fisher import Likelihood
 from skfishermask.jacobian import ToOutputs, seeded
@@ -181,6 +182,8 @@ class NetEstimator(BaseEstimator):
             self._variance = None
             if y is not None and not self._has_probabilities():
                 self._variance = residual_variance(y, self.estimator_.predict(X))
+            if not fit_params:  # which prediction has not
+                warn_of_outputs(self.estimator_, X)
         # By reference, as nearest neighbours do: a query takes them for its labelled samples.
         self._X_training = X_given
         return self

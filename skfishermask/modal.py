@@ -32,6 +32,7 @@ from skfishermask.data import (
     stack_rows,
     take_rows,
     takes_missing_labels,
+    warn_of_outputs,
 )
 
 try:
@@ -311,6 +312,8 @@ class ActiveLearner(_ModALActiveLearner):
             X, y = take_rows(X, drawn), take_rows(y, drawn)
         with explaining_fit(self.estimator, X, y):
             self.estimator.fit(X, y, **fit_kwargs)
+        if not fit_kwargs:  # which prediction has not
+            warn_of_outputs(self.estimator, X)
         return self
 
     def _check_training_data(self, X: Data, y: Labels) -> None:

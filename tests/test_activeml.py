@@ -5,6 +5,7 @@ import importlib
 import inspect
 import sys
 import unittest
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +35,9 @@ from skactiveml.classifier import (
     SlidingWindowClassifier,
 )
 from skactiveml.pool import UncertaintySampling
+from skactiveml.pool.multiannotator import SingleAnnotatorWrapper
 from skactiveml.regressor import SklearnRegressor, SkorchRegressor
+from skactiveml.utils import majority_vote
 
 from skfishermask import PUBLISHED, FisherMaskSampler, fisher_embedding
 from skfishermask.activeml import FisherMask
@@ -100,6 +103,24 @@ class Scores(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"scores": self.mlp(x)}
+
+
+def test_several_annotators(clf: Any) -> None:
+    """A sample that one annotator has answered is a candidate for the others."""
+    answers = np.stack([labels(), labels()], axis=1)
+    answers[:30, 1] = -1
+    answers[30:40, 0] = -1
+    aggregate = partial(majority_vote, missing_label=-1)
+    asked = SingleAnnotatorWrapper(strategy(), aggregate, missing_label=-1, random_state=0)
+    options = {"clf": clf, "fit_clf": False}
+    pairs = asked.query(X, answers, batch_size=30, n_annotators_per_sample=2, **options)
+    assert (answers[*pairs.T] == -1).all()
+    assert len({*map(tuple, pairs.tolist())}) == 30
+    open_rows = np.flatnonzero((answers == -1).any(axis=1))
+    chosen = strategy().query(X, labels(), candidates=open_rows, batch_size=30, **options)
+    in_order = list(dict.fromkeys(pairs[:, 0].tolist()))
+    assert in_order == chosen[: len(in_order)].tolist()
+    assert any(row < 40 for row in in_order)
 
 
 def test_to_logits(net: Any) -> None:
@@ -407,11 +428,6 @@ ERRORS = {
         lambda: skorch_classifier(forward_outputs={"proba": (1, None)}).initialize(),
         {},
         (ValueError, "first output of the module, found forward_outputs with 'proba' from"),
-    ),
-    "labelled candidates": (
-        skorch_classifier,
-        {"candidates": [0, 70]},
-        (ValueError, "must not contain labeled"),
     ),
     "other missing label": (
         lambda: skorch_classifier(missing_label=-2),

@@ -42,7 +42,13 @@ from skfishermask.data.net import (
     is_binary,
     is_net,
 )
-from skfishermask.data.probe import ReadableNet, check_as_predicted, first_sample, read_net
+from skfishermask.data.probe import (
+    ReadableNet,
+    check_as_predicted,
+    first_sample,
+    read_net,
+    warn_of_outputs,
+)
 from skfishermask.data.rows import (
     has_columns,
     has_rows,
@@ -144,4 +150,5 @@ __all__ = [
     "unit_inputs",
     "unwrap",
     "unwrap_unfitted",
+    "warn_of_outputs",
 ]

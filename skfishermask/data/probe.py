@@ -17,10 +17,11 @@ from skfishermask.data.batches import N_COMPARED, Source, has_own_iterator, nami
 from skfishermask.data.diagnostics import image_hint
 from skfishermask.data.likelihoods import likelihood_of
 from skfishermask.data.logits import not_finite, to_logits_of
-from skfishermask.data.net import NetModule, criterion_of, net_module, whole_net
-from skfishermask.data.rows import take_rows
+from skfishermask.data.net import NetModule, criterion_of, is_net, net_module, whole_net
+from skfishermask.data.rows import n_rows, take_rows
 from skfishermask.data.samples import Relabeled
-from skfishermask.data.types import Data, SampleRole, UserValue
+from skfishermask.data.types import Data, Estimator, SampleRole, UserValue
+from skfishermask.data.unwrap import Checking, innermost, unwrap
 from skfishermask.fisher import Likelihood, OutputLikelihood, map_outputs, predicted_means
 from skfishermask.jacobian import (
     Inputs,
@@ -32,8 +33,8 @@ from skfishermask.jacobian import (
     seeded,
 )
 
-# How near to one the outputs of each sample sum that are taken for probabilities.
-_PROBABILITY_SUM = 1e-4
+# How near to one the outputs of each sample sum that are probabilities; in half precision.
+_PROBABILITY_SUM, _ROUNDED_SUM = 1e-4, 1e-2
 # Relative difference of predictions; absolute below this share of the largest.
 _TOLERANCE, _ABSOLUTE = 1e-3, 1e-2
 
@@ -183,16 +184,41 @@ def check_as_predicted(net: ReadableNet, samples: Source) -> None:
     _compare(net.net, samples.role, p, predicted, max(_TOLERANCE, 4 * eps))
 
 
+def warn_of_outputs(estimator: Estimator, X: Data) -> None:
+    """Warn where a fitted net outputs what its criterion does not take, on the first samples of X.
+
+    A criterion trains on anything: on logits for probabilities, and on these for logits. An
+    estimator without a net, or one that has warned itself, is let pass.
+    """
+    if not is_net(innermost(estimator)) or isinstance(estimator, Checking):
+        return
+    unwrapped = unwrap(estimator)
+    net, criterion = unwrapped.net, criterion_of(unwrapped.net)
+    if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+        return
+    rows = take_rows(X, np.arange(min(N_COMPARED, n_rows(X))))
+    with isolated(whole_net(net)), seeded(0), torch.no_grad():
+        inputs = _with_labels(unwrapped.transform(rows))
+        output = next(iter(without_mode_changes(net).forward_iter(inputs)))
+    _warn_of_softmax(net, output)
+    takes_logarithm = type(net).get_loss is skorch.NeuralNetClassifier.get_loss
+    if not isinstance(criterion, nn.NLLLoss) or not takes_logarithm:
+        return
+    if not _are_probabilities(output, _ROUNDED_SUM):
+        warnings.warn(
+            "The module's outputs are no probabilities, and skorch takes their logarithm before "
+            "NLLLoss, which makes no loss of it, or NaN. For a module that outputs logits, set "
+            "criterion=CrossEntropyLoss; in one that outputs a log_softmax, make it a softmax.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
 def _warn_of_softmax(net: skorch.NeuralNet, output: UserValue) -> None:
     """Warn where the criterion applies a softmax to what is one already."""
-    values = first_output(output)
-    if (
-        not isinstance(criterion_of(net), nn.CrossEntropyLoss)
-        or not isinstance(values, Tensor)
-        or values.dim() < 2
-    ):
+    if not isinstance(criterion_of(net), nn.CrossEntropyLoss):
         return
-    if bool((values >= 0).all()) and bool((values.sum(1) - 1).abs().le(_PROBABILITY_SUM).all()):
+    if _are_probabilities(output, _PROBABILITY_SUM):
         warnings.warn(
             "The module's outputs are not negative and sum to one, as probabilities do, and "
             "CrossEntropyLoss applies a softmax to them: training is slow, and predictions are "
@@ -202,10 +228,23 @@ def _warn_of_softmax(net: skorch.NeuralNet, output: UserValue) -> None:
         )
 
 
+def _are_probabilities(output: UserValue, tolerance: float) -> bool:
+    values = first_output(output)
+    if not isinstance(values, Tensor) or values.dim() < 2:
+        return False
+    are_near_one = (values.sum(1) - 1).abs() <= tolerance
+    return bool((values >= 0).all() & are_near_one.all())
+
+
 def _dtype_of(output: UserValue) -> torch.dtype:
     tensor = first_output(output)
     is_float = isinstance(tensor, Tensor) and tensor.is_floating_point()
     return tensor.dtype if is_float else torch.float32
+
+
+def _with_labels(X: Data) -> Data:
+    # skorch wants labels of a Dataset, which it ignores.
+    return Relabeled(X, np.zeros(n_rows(X), dtype="int64")) if isinstance(X, Dataset) else X
 
 
 def _predicted(net: ReadableNet, X: Data, shape: torch.Size) -> Tensor:
@@ -214,8 +253,7 @@ def _predicted(net: ReadableNet, X: Data, shape: torch.Size) -> Tensor:
     # An iterator of the net's own might order the samples by what they are.
     rows = np.arange(n - 1, -1, -1) if has_own_iterator(own) else np.arange(n)
     X = take_rows(X, rows)
-    if isinstance(X, Dataset):
-        X = Relabeled(X, np.zeros(n, dtype="int64"))  # skorch wants labels that it ignores
+    X = _with_labels(X)
 
     def of_outputs() -> Tensor:
         outputs = [net.to_logits(output) for output in own.forward_iter(X)]

@@ -63,6 +63,7 @@ def active_learning_curve(
     n_queries: int,
     initial: Literal["random", "coverage"] = "random",
     cv: UserValue = None,
+    groups: Labels = None,
     scoring: UserValue = None,
     n_jobs: int | None = None,
     random_state: int | np.random.RandomState | None = None,
@@ -116,6 +117,8 @@ def active_learning_curve(
         As in :func:`~sklearn.model_selection.cross_validate`; None: 5 folds, stratified for a
         classifier. A :class:`~sklearn.model_selection.StratifiedShuffleSplit` gives any number
         of repeats.
+    groups : array-like of shape (n_samples,) or None, default=None
+        For a splitter that keeps groups together, such as a ``GroupKFold``.
     scoring : str, callable, list, tuple, dict or None, default=None
         As in :func:`~sklearn.model_selection.cross_validate`.
     n_jobs : int or None, default=None
@@ -194,9 +197,9 @@ def active_learning_curve(
     y = np.asarray(y)
     check_labels(estimator, X, y)
     has_classes = is_classifier(estimator) and y.ndim == 1
-    splitter = check_cv(cv, y, classifier=has_classes)
     # Splitters count the samples; they do not look at them.
-    splits = [(np.asarray(a), np.asarray(b)) for a, b in splitter.split(np.zeros(len(y)), y)]
+    rows = check_cv(cv, y, classifier=has_classes).split(np.zeros(len(y)), y, groups)
+    splits = [(np.asarray(train), np.asarray(test)) for train, test in rows]
     scorer = check_scoring(estimator, scoring=scoring)
     seed = int(check_random_state(random_state).randint(2**31 - 1))
 

@@ -114,6 +114,7 @@ class ActiveLearningCurveDisplay:
         n_instances: int,
         n_queries: int,
         cv: UserValue = None,
+        groups: Labels = None,
         scoring: UserValue = None,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -129,7 +130,7 @@ class ActiveLearningCurveDisplay:
             See :func:`active_learning_curve`.
         query_strategy : callable, "random", or dict of str to one of these
             The strategy, or several by name.
-        n_initial, n_instances, n_queries, cv, scoring, n_jobs
+        n_initial, n_instances, n_queries, cv, groups, scoring, n_jobs
             See :func:`active_learning_curve`.
         random_state : int, RandomState or None, default=None
             See :func:`active_learning_curve`; all strategies get the same seed.
@@ -167,6 +168,7 @@ class ActiveLearningCurveDisplay:
                 n_instances=n_instances,
                 n_queries=n_queries,
                 cv=cv,
+                groups=groups,
                 scoring=scoring,
                 n_jobs=n_jobs,
                 random_state=random_state,

@@ -10,12 +10,16 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.compose import make_column_transformer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from skorch import NeuralNetClassifier
 from skorch.dataset import ValidSplit
 from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from skfishermask import FisherMaskSampler
+from skfishermask import FisherMaskSampler, active_learning_curve
+from skfishermask.modal import ActiveLearner
 from tests import nets
 
 X, Y = nets.digits()
@@ -158,6 +162,37 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
 def test_what_is_wrong_is_named(call: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         call()
+
+
+FRAME = pd.DataFrame({"kind": ["a", "b"] * 30, "size": X[:60, 20].astype("float64")})
+
+
+def scaled(*more: Any) -> Any:
+    """A pipeline that makes float64 of a frame, as scikit-learn's transformers do."""
+    columns = make_column_transformer((OneHotEncoder(), ["kind"]), (StandardScaler(), ["size"]))
+    net = NeuralNetClassifier(
+        nn.Linear(3, 10), criterion=nn.CrossEntropyLoss, **nets.options(max_epochs=1)
+    )
+    return make_pipeline(columns, *more, net)
+
+
+def test_transformers_that_return_another_dtype() -> None:
+    remedy = r"FunctionTransformer\(numpy\.float32\) before the net"
+    few = {"n_initial": 20, "n_instances": 1, "n_queries": 1, "cv": 2}
+    for fit in (
+        lambda: ActiveLearner(scaled(), X_training=FRAME, y_training=Y[:60]),
+        lambda: FisherMaskSampler(scaled()).fit(FRAME, Y[:60]),
+        lambda: active_learning_curve(scaled(), FRAME, Y[:60], query_strategy="random", **few),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match=remedy):
+            fit()
+    learner = ActiveLearner(
+        scaled(FunctionTransformer(np.float32)),
+        FisherMaskSampler(random_state=0),
+        X_training=FRAME,
+        y_training=Y[:60],
+    )
+    assert len(learner.query(FRAME, n_instances=3)[0]) == 3
 
 
 def test_a_net_may_set_samples_of_a_dataset_aside_by_class() -> None:

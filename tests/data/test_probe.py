@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from skfishermask import PUBLISHED, FisherMaskSampler, fisher_diagonal
+from skfishermask.modal import ActiveLearner
 from tests import nets, oracles
 
 X, Y = nets.digits()
@@ -394,6 +398,42 @@ def test_a_softmax_before_cross_entropy_is_told() -> None:
     net = net_of(nn.Sequential(Prepared(), nn.Softmax(1)))
     with pytest.warns(UserWarning, match="CrossEntropyLoss applies a softmax"):
         picks(net)
+
+
+LOGITS, LOGARITHMS = (
+    NeuralNetClassifier(module, **nets.options())  # with NLLLoss
+    for module in (nets.mlp(), nets.mlp(10, nn.LogSoftmax(1)))
+)
+UNFIT = {
+    "probabilities for logits": (
+        nets.probabilities_net(criterion=nn.CrossEntropyLoss),
+        "CrossEntropyLoss applies a softmax",
+    ),
+    "logits for probabilities": (LOGITS, "are no probabilities"),
+    "their logarithms": (LOGARITHMS, "are no probabilities"),
+}
+FITS: dict[str, Callable[[Any], Any]] = {
+    "sampler": lambda net: FisherMaskSampler(net).fit(X, Y),
+    "Dataset": lambda net: FisherMaskSampler(net).fit(TensorDataset(torch.tensor(X)), Y),
+    "learner": lambda net: ActiveLearner(net, X_training=X, y_training=Y),
+    "pipeline": lambda net: ActiveLearner(make_pipeline(FunctionTransformer(), net)).fit(X, Y),
+}
+
+
+@pytest.mark.parametrize(("net", "words"), UNFIT.values(), ids=UNFIT)
+@pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
+def test_a_criterion_for_other_outputs_is_told_by_fit(fit: Any, net: Any, words: str) -> None:
+    with pytest.warns(UserWarning, match=words):
+        fit(clone(net))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("make", [nets.logits_net, nets.probabilities_net])
+def test_fit_draws_nothing_to_look_at_outputs(make: Any) -> None:
+    make().fit(X, Y)
+    after = torch.get_rng_state()
+    ActiveLearner(make(), X_training=X, y_training=Y)
+    assert torch.equal(after, torch.get_rng_state())
 
 
 class TwoInputs(nn.Module):

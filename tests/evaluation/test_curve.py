@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
-from sklearn.model_selection import KFold, StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, StratifiedShuffleSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
@@ -194,6 +194,17 @@ def test_scorer_sees_the_test_part() -> None:
 def test_cv(cv: Any) -> None:
     n_splits = {"NoneType": 5, "int": 4, "KFold": 2, "list": 1}[type(cv).__name__]
     assert curve(cv=cv)["test_score"].shape == (n_splits, 4)
+
+
+def test_groups_stay_together() -> None:
+    groups = np.arange(150) % 6
+    result = curve(cv=GroupKFold(3), groups=groups.tolist())
+    for (train, _), labeled in zip(
+        GroupKFold(3).split(X, Y, groups), result["indices"], strict=True
+    ):
+        assert set(labeled) <= set(train)
+    with pytest.raises(ValueError, match="'groups' parameter should not be None"):
+        curve(cv=GroupKFold(3))
 
 
 def test_pool_does_not_depend_on_the_order_of_the_split() -> None:

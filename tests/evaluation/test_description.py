@@ -184,6 +184,22 @@ def test_installed_functions_count_by_name() -> None:
     assert describe(torch.float32) != describe(torch.float64)
 
 
+def test_packages_of_any_environment_count_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment can be stacked upon another."""
+    code = "import threading\nlock = threading.Lock()\ndef strategy(*args):\n    return lock\n"
+    for name, folder in (("of_a_package", "lib/site-packages"), ("of_a_user", "own")):
+        path = tmp_path / folder / f"{name}.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(code)
+        monkeypatch.syspath_prepend(path.parent)
+    installed, own = map(importlib.import_module, ("of_a_package", "of_a_user"))
+    assert "of_a_package.strategy" in str(describe(installed.strategy))
+    with pytest.raises(TypeError, match="no value"):
+        describe(own.strategy)
+
+
 @pytest.mark.parametrize(
     "value", [threading.Lock(), (i for i in range(3)), sys.__stdin__], ids=type
 )
