@@ -37,7 +37,7 @@ def two_layers(n_inputs: int, n_classes: int) -> nn.Module:
 
 
 def images(shape: tuple[int, ...], n_classes: int) -> nn.Module:
-    return CifarResNet18(64, n_classes)
+    return CifarResNet18(n_classes=n_classes)
 
 
 # Name in words: samples, shape of one, classes, picks, network, and whether from a memory map.
