@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from skfishermask.selection import SelectionProblem, StoredEmbedding, in_one_thread, stored
 
@@ -86,7 +87,7 @@ class KernelFeatures:
 
     @classmethod
     def _at(cls, landmarks: Tensor, labeled: Tensor, noise: float, radius: float) -> KernelFeatures:
-        centers = torch.cat([landmarks, labeled]).double()
+        centers = normalize(torch.cat([landmarks, labeled]).double())
         m = len(landmarks)
         matrix = kernel(centers, centers, radius)
         covariance, cross, own = matrix[:m, :m], matrix[m:, :m], matrix[m:, m:]
@@ -101,10 +102,11 @@ class KernelFeatures:
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the features of samples of unit length, (n, d), as an embedding (n, 1, m).
 
-        They are float64, in which equal samples tie: products of float32 round rows differently.
+        They are float64, and so is the unit length, for samples that cover as much to tie: float32
+        rounds equal rows of a product differently.
         """
         features = [
-            kernel(chunk.double(), self.centers, self.radius) @ self.weights
+            kernel(normalize(chunk.double()), self.centers, self.radius) @ self.weights
             for chunk in inputs.split(_CHUNK_ROWS)
         ]
         return torch.cat(features)[:, None]

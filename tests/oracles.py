@@ -120,7 +120,7 @@ def select_by_coverage(
     given the samples before it.
     """
     others = pool[:0] if target is None else target
-    every = torch.cat([others, labeled, pool]).double()
+    every = nn.functional.normalize(torch.cat([others, labeled, pool]).double())
     covariance = torch.exp(-(every[:, None] - every).square().sum(2))
     weights = weights.cpu().double()
     zeros = torch.zeros(len(every) - len(weights), dtype=torch.float64)

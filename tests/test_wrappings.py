@@ -6,11 +6,11 @@ differences, parameter by parameter.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from skfishermask import FisherMaskSampler
+from skfishermask import PUBLISHED, FisherMaskSampler
 from tests import oracles
 
 N_LABELED, N_POOL, N_PICKS = 6, 24, 4
@@ -48,7 +48,7 @@ class Table(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows = nn.Embedding(5, 5)
+        self.rows = nn.Embedding(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.rows(x[:, 0].abs().clamp(max=4).long())
@@ -60,21 +60,21 @@ class Wrapped(nn.Module):
     def __init__(self, how: dict[str, str]) -> None:
         super().__init__()
         self.how, self.kept = how, None
-        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
-        self.block = nn.Sequential(nn.Linear(5, 5), nn.Tanh())
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 3)
+        self.block = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
         self.table = Table() if how["module"] == "table" else None
-        self.norm = nn.BatchNorm1d(5) if how["module"] == "batch norm" else nn.Identity()
+        self.norm = nn.BatchNorm1d(3) if how["module"] == "batch norm" else nn.Identity()
         self.drop = nn.Dropout(0.5) if how["module"] == "dropout" else nn.Identity()
         self.register_buffer("calls", torch.zeros(()))
-        self.register_buffer("average", torch.zeros(5))
+        self.register_buffer("average", torch.zeros(3))
         self.double()
         if how["module"] == "tied":
             self.block[0].bias = self.first.bias
         if how["module"] == "weight norm":
             parametrizations.weight_norm(self.block[0])
         if how["module"] == "lora":
-            self.base = nn.Linear(4, 5).bfloat16().requires_grad_(False)
-            self.down, self.up = nn.Linear(4, 2, bias=False), nn.Linear(2, 5, bias=False)
+            self.base = nn.Linear(4, 3).bfloat16().requires_grad_(False)
+            self.down, self.up = nn.Linear(4, 2, bias=False), nn.Linear(2, 3, bias=False)
             self.down.double(), self.up.double()
         if how["frozen"] == "first layer":
             self.first.requires_grad_(False)
@@ -259,7 +259,7 @@ def net_of(how: dict[str, str]) -> Any:
         options["dataset"] = Scaled if how["dataset"] == "scaled" else Single
     net = kind(Wrapped(how), train_split=None, verbose=0, batch_size=16, **options).initialize()
     if how["module"] == "batch norm":
-        net.module_.norm(torch.randn(30, 5).double())
+        net.module_.norm(torch.randn(30, 3).double())
     return net.module_.train(how["mode"] == "training") and net
 
 
@@ -274,6 +274,10 @@ def samples_of(how: dict[str, str], X: np.ndarray) -> Any:
         case "float32":
             return X.astype("float32")
     return X
+
+
+def halve(X: Any) -> Any:
+    return X / 2
 
 
 def draw(seed: int) -> dict[str, str]:
@@ -305,43 +309,38 @@ def embedding(net: Any, classifier: Any, X: Any) -> Tensor:
     return torch.as_tensor(np.stack(columns, 2) * np.sqrt(p0)[:, :, None])
 
 
-def oracle(net: Any, classifier: Any, pool: Any, labeled: Any) -> tuple[list[int], list[float]]:
-    V, of_labeled = (embedding(net, classifier, X) for X in (pool, labeled))
-    every = torch.cat([V, of_labeled]).flatten(0, 1)
-    fisher = every.T @ every / (len(V) + len(of_labeled))
-    flat = of_labeled.flatten(0, 1)
+def oracle(net: Any, classifier: Any, every: Any) -> tuple[list[int], list[float]]:
+    V = embedding(net, classifier, every)
+    flat, of_labeled = V.flatten(0, 1), V[N_POOL:].flatten(0, 1)
     return oracles.select_batch_oracle(
-        V,
+        V[:N_POOL],
         N_PICKS,
-        fisher,
-        fisher_labeled=flat.T @ flat / len(of_labeled),
-        n_labeled=len(of_labeled),
+        flat.T @ flat / len(V),
+        fisher_labeled=of_labeled.T @ of_labeled / N_LABELED,
+        n_labeled=N_LABELED,
     )
 
 
-def check(seed: int) -> str:
-    """Return how a query of the net that was drawn ends: "equal", or what it was refused with."""
-    how = draw(seed)
-    rng = np.random.default_rng(seed)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(30))
+def test_the_batch_is_the_oracles_or_refused(seed: int) -> None:
+    how, rng = draw(seed), np.random.default_rng(seed)
+    X = rng.normal(size=(N_POOL + N_LABELED, 4)).round(3)
     torch.manual_seed(seed)
-    pool, labeled = (samples_of(how, rng.normal(size=(n, 4)).round(3)) for n in (N_POOL, N_LABELED))
-    net = net_of(how)
-    steps = {"scaler": StandardScaler(), "stateless": FunctionTransformer(lambda X: X / 2)}
-    classifier = net
-    if how["before"] in steps:
-        step = steps[how["before"]].fit(np.asarray(pool))
-        classifier = make_pipeline(step, net)
+    net = classifier = net_of(how)
+    if how["before"] != "nothing":
+        step = StandardScaler() if how["before"] == "scaler" else FunctionTransformer(halve)
+        classifier = make_pipeline(step.fit(X), net)
     sampler = FisherMaskSampler(
-        mask="all", coverage_share=0, embedding_dtype="float64", n_directions=None, random_state=0
+        **PUBLISHED | {"mask": "all", "embedding_dtype": "float64", "random_state": 0}
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            found, gains = sampler(classifier, pool, N_PICKS, X_labeled=labeled)
-        except (ValueError, TypeError) as error:
-            return f"{type(error).__name__}: {error}"
-        expected, expected_gains = oracle(net, classifier, pool, labeled)
-    differ = {name: kind for name, kind in how.items() if kind != CHOICES[name][0]}
-    assert found.tolist() == expected, (seed, differ)
-    np.testing.assert_allclose(gains, expected_gains, rtol=1e-4, err_msg=f"{seed} {differ}")
-    return "equal"
+    pool, labeled = samples_of(how, X[:N_POOL]), samples_of(how, X[N_POOL:])
+    if how["predict"] != "plain":
+        with pytest.raises(ValueError, match="not read what the net predicts with: for row"):
+            sampler(classifier, pool, N_PICKS, X_labeled=labeled)
+        return
+    found, gains = sampler(classifier, pool, N_PICKS, X_labeled=labeled)
+    expected, expected_gains = oracle(net, classifier, samples_of(how, X))
+    drawn = {name: kind for name, kind in how.items() if kind != CHOICES[name][0]}
+    assert found.tolist() == expected, drawn
+    np.testing.assert_allclose(gains, expected_gains, rtol=1e-4, err_msg=str(drawn))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,18 @@ class LargeIntegers(Prepared):
         return (x.long() - 2**24).float() / 16
 
 
+class Bytes(Prepared):
+    def prepare(self, x: Tensor) -> Tensor:
+        return x.float() / 16
+
+
+class Signs(Prepared):
+    """Booleans as minus one and one."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return 2 * x.float() - 1
+
+
 class Narrow(Prepared):
     def __init__(self) -> None:
         super().__init__()
@@ -95,8 +108,17 @@ DIGITS = (16 * X).astype("float64")
         (lambda: net_of(LargeIntegers()), 2**24 + DIGITS, X),
         (lambda: net_of(Prepared().mlp, Scaling), 2.0**30 + X.astype("float64"), X),
         (lambda: net_of(Narrow()), 2**10 + 2**4 * X, None),
+        (lambda: net_of(Bytes()), (16 * X).astype("uint8"), X),
+        (lambda: net_of(Signs()), X > 0.5, np.where(X > 0.5, 1, -1).astype("float32")),
     ],
-    ids=["float64 times", "integers as floats", "scaling in infer", "float32 into bfloat16"],
+    ids=[
+        "float64 times",
+        "integers as floats",
+        "scaling in infer",
+        "float32 into bfloat16",
+        "bytes",
+        "booleans",
+    ],
 )
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["array", "tensor"])
 def test_a_net_prepares_its_input_itself(net: Any, samples: Any, same: Any, kind: Any) -> None:
@@ -153,6 +175,13 @@ class Halves:
             yield x / self.scale, y
 
 
+class Halving:
+    """An iterator that is made by calling an object."""
+
+    def __call__(self, dataset: Any, batch_size: int = 1) -> Any:
+        return halves(dataset, batch_size)
+
+
 class HalvingLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:
         return ((x / 2, y) for x, y in super().__iter__())
@@ -178,6 +207,8 @@ OWN_WAYS = {
     "function": {"iterator_valid": halves},
     "class": {"iterator_valid": Halves},
     "class with a parameter": {"iterator_valid": Halves, "iterator_valid__scale": 2.0},
+    "object": {"iterator_valid": Halving()},
+    "partial": {"iterator_valid": partial(HalvingLoader, drop_last=False)},
     "loader": {"iterator_valid": HalvingLoader},
     "get_iterator": {"kind": HalvingNet},
     "dataset": {"dataset": HalvingDataset},
@@ -363,21 +394,47 @@ class Rooted(Prepared):
         return self.mlp[2](torch.relu(z) + length)
 
 
+class Attending(nn.Module):
+    """Attention, of which all positions are masked where the first pixel is 7."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.output = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, masked = x.view(-1, 8, 8), (x[:, :1] == 7).expand(-1, 8)
+        h, _ = self.attention(h, h, h, key_padding_mask=masked)
+        return self.output(torch.nan_to_num(h).mean(1))
+
+
+class Divided(Prepared):
+    """The same of a quotient, in a branch that is not taken."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.mlp[0](x).sum(1, keepdim=True) * (x[:, :1] != 7)
+        return super().forward(x) + torch.where(size == 0, 0.0, 1e-9 / size)
+
+
+@pytest.mark.parametrize("module", [Rooted, Attending, Divided])
 @pytest.mark.parametrize("mask", ["all", "global"])
 @pytest.mark.parametrize("max_candidates", [None, 95])
-def test_gradients_that_are_not_finite_are_told_by_row(mask: str, max_candidates: Any) -> None:
+def test_gradients_that_are_not_finite_are_told_by_row(
+    module: Any, mask: str, max_candidates: Any
+) -> None:
     pool = X[60:160].copy()
     pool[83, 0] = 7
-    message = "gradients are NaN or infinite for row 83 of X_pool"
-    with pytest.raises(ValueError, match=message):
-        picks(net_of(Rooted()), pool, mask=mask, n_mask_samples=None, max_candidates=max_candidates)
+    options = {"mask": mask, "n_mask_samples": None, "max_candidates": max_candidates}
+    with pytest.raises(ValueError, match="gradients are NaN or infinite for row 83 of X_pool"):
+        picks(net_of(module()), pool, **options)
 
 
-def test_gradients_of_labelled_samples_that_are_not_finite() -> None:
-    labeled = X[:60].copy()
-    labeled[5, 0] = 7
-    with pytest.raises(ValueError, match="infinite for row 5 of X_labeled"):
-        picks(net_of(Rooted()), labeled=labeled)
+@pytest.mark.parametrize("argument", ["X_labeled", "X_target"])
+def test_gradients_of_other_samples_that_are_not_finite(argument: str) -> None:
+    odd = X[:60].copy()
+    odd[5, 0] = 7
+    with pytest.raises(ValueError, match=f"infinite for row 5 of {argument}"):
+        FisherMaskSampler(**SOME)(net_of(Rooted()), X[60:160], 8, **{argument: odd})
 
 
 def test_logits_without_a_nonlinearity() -> None:
@@ -445,14 +502,22 @@ class TwoInputs(nn.Module):
         return self.output(torch.cat([left, right], 1))
 
 
+def turned(inputs: dict[str, Any]) -> dict[str, Any]:
+    return dict(reversed(inputs.items()))
+
+
 @pytest.mark.parametrize("share", ["auto", 1.0, 0.5])
 def test_inputs_by_name_may_come_in_any_order(share: Any) -> None:
-    net = net_of(TwoInputs)
-    pool = {"left": X[60:160, :9], "right": X[60:160, 9:]}
-    labeled = {"left": X[:20, :9], "right": X[:20, 9:]}
-    turned = {key: labeled[key] for key in ("right", "left")}
-    expected = picks(net, pool, labeled, coverage_share=share)
-    assert_same(picks(net, pool, turned, coverage_share=share), expected)
+    net, sampler = net_of(TwoInputs), FisherMaskSampler(**SOME | {"coverage_share": share})
+    pool, labeled, target = (
+        {"left": X[rows, :9], "right": X[rows, 9:]}
+        for rows in (slice(60, 160), slice(20), slice(20, 50))
+    )
+    expected = sampler(net, pool, 8, X_labeled=labeled)
+    assert_same(sampler(net, pool, 8, X_labeled=turned(labeled)), expected)
+    assert_same(sampler(net, turned(pool), 8, X_labeled=labeled), expected)
+    expected = sampler(net, pool, 8, X_target=target)
+    assert_same(sampler(net, pool, 8, X_target=turned(target)), expected)
 
 
 def test_columns_may_come_in_any_order() -> None:

@@ -8,7 +8,12 @@ from modAL.models import ActiveLearner as ModALActiveLearner
 from modAL.models import Committee, DeepActiveLearner
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import (
+    BaggingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+    VotingClassifier,
+)
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
@@ -148,6 +153,18 @@ def test_deep_active_learner_keeps_no_data() -> None:
         (
             nets.fitted(pipeline(CalibratedClassifierCV(nets.logits_net(), cv=2)), 100),
             "found CalibratedClassifierCV inside Pipeline",
+        ),
+        (
+            nets.fitted(VotingClassifier([("net", nets.logits_net())], voting="soft")),
+            "found VotingClassifier. Give the net itself",
+        ),
+        (
+            nets.fitted(StackingClassifier([("net", nets.logits_net())], cv=2), 100),
+            "found StackingClassifier",
+        ),
+        (
+            nets.fitted(BaggingClassifier(nets.logits_net(), n_estimators=2)),
+            "found BaggingClassifier",
         ),
         (nets.mlp(), "found Sequential"),
         (None, "found NoneType"),
