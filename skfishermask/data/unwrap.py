@@ -255,7 +255,8 @@ class Unfitted:
         return self._inputs(X)
 
     def _inputs(self, X: Data) -> Data:
-        X = X if has_own_dataset(self.net) or not has_columns(X) else np.asarray(X)
+        if has_columns(X) and hasattr(X, "__array__") and not has_own_dataset(self.net):
+            X = np.asarray(X)
         if self.is_own or not hasattr(X, "dtype"):
             return X
         if isinstance(X, torch.Tensor):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from skfishermask import FisherMaskSampler, active_learning_curve
+from skfishermask.data import take_rows
 from skfishermask.modal import ActiveLearner
 from tests import nets
 
@@ -111,6 +112,15 @@ KINDS = {
     ),
     "tuple": (lambda A: (A[:, :32], A[:, 32:]), Pair),
     "tuple of tensors": (lambda A: (torch.tensor(A[:, :32]), torch.tensor(A[:, 32:])), Pair),
+    "big-endian": (lambda A: A.astype(">f4"), AnyRank),
+    "reversed": (lambda A: A[:, ::-1].copy()[:, ::-1], AnyRank),
+    "polars": (lambda A: pytest.importorskip("polars").DataFrame(A), AnyRank),
+    "pyarrow": (
+        lambda A: pytest.importorskip("pyarrow").Table.from_pandas(pd.DataFrame(A)),
+        AnyRank,
+    ),
+    "xarray": (lambda A: pytest.importorskip("xarray").DataArray(A), AnyRank),
+    "zarr": (lambda A: pytest.importorskip("zarr").array(A), AnyRank),
     "Dataset": (as_dataset, AnyRank),
     "Subset": (lambda A: Subset(as_dataset(np.repeat(A, 2, 0)), range(0, 2 * len(A), 2)), AnyRank),
 }
@@ -352,6 +362,7 @@ class Reading(Dataset):
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, Any]:
         row = self.X["text"].iloc[i] if isinstance(self.X, pd.DataFrame) else self.X[i]
+        row = row["text"] if isinstance(row, dict) else row
         row = row.read_text() if isinstance(row, Path) else row
         row = row.split() if isinstance(row, str) else row
         full = np.zeros(64, "float32")
@@ -372,6 +383,9 @@ ITEMS = {
     "texts": lambda A, folder: [" ".join(map(str, row.tolist())) for row in A],
     "files": as_files,
     "names of files": lambda A, folder: np.array([str(path) for path in as_files(A, folder)]),
+    "Hugging Face": lambda A, folder: pytest.importorskip("datasets").Dataset.from_dict(
+        {"text": [" ".join(map(str, row)) for row in A]}
+    ),
     "a frame": lambda A, folder: pd.DataFrame({"text": [" ".join(map(str, row)) for row in A]}),
 }
 
@@ -387,7 +401,7 @@ def test_a_dataset_of_the_net(name: str, make: Any, wrapped: bool, tmp_path: Pat
     own = net(dataset=ReadingNames if name == "names of files" else Reading)
     estimator = FisherMaskSampler(own, **TINY) if wrapped else own
     items = make(X[:160], tmp_path)
-    known, pool = items[:60], items[60:160]
+    known, pool = (take_rows(items, np.arange(*rows)) for rows in ((60,), (60, 160)))
     torch.manual_seed(0)
     learner = ActiveLearner(estimator, FisherMaskSampler(**TINY), known, Y_LABELED)
     plain = net()
@@ -403,6 +417,12 @@ def test_a_dataset_of_the_net(name: str, make: Any, wrapped: bool, tmp_path: Pat
     # A first batch, too, is read by the dataset.
     first, _ = FisherMaskSampler(own, random_state=0).query(pool, 5)
     assert first.tolist() == FisherMaskSampler(net(), random_state=0).query(X_POOL, 5)[0].tolist()
+
+
+def test_a_first_batch_refuses_rows_that_are_dicts() -> None:
+    rows = pytest.importorskip("datasets").Dataset.from_dict({"pixel": [0.0, 1.0]})
+    with pytest.raises(TypeError, match=r"X_pool cannot be .*\.with_format"):
+        FisherMaskSampler(random_state=0).query(rows)
 
 
 def test_missing_values_are_for_the_dataset_to_fill() -> None:
