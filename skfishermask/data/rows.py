@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,7 +22,7 @@ from skfishermask.data.finite import (
     first_bad_in_tensor,
     first_bad_unknown,
 )
-from skfishermask.data.types import Data
+from skfishermask.data.types import Data, UserValue
 
 # What has a function of its own to concatenate what comes from it.
 _WITH_CONCATENATION = ("dask", "datasets", "pandas", "polars", "pyarrow", "xarray")
@@ -122,9 +121,10 @@ def _comes_from(*names: str) -> Callable[[Data], bool]:
     return lambda data: has_rows(data) and any(name in names for name in _libraries(data))
 
 
-def _library_of(data: Data) -> ModuleType:
-    """Return the package that an object comes from, or its class derives from."""
-    return next(sys.modules[name] for name in _libraries(data) if name in _WITH_CONCATENATION)
+def _library_of(data: Data) -> UserValue:
+    """Return the package that an object comes from, or its class derives from; None: another."""
+    packages = (sys.modules[name] for name in _libraries(data) if name in _WITH_CONCATENATION)
+    return next(packages, None)
 
 
 def is_in_file(data: Data) -> bool:
@@ -236,9 +236,10 @@ def _concatenate_arrays(old: Data, new: Data) -> np.ndarray:
 
 
 def _concatenate_by_library(old: Data, new: Data, **options: object) -> Data:
-    if type(new) is not type(old):  # labels may come in another container
+    library = _library_of(old)
+    if library is None or _library_of(new) is not library:  # labels may come in another container
         return _concatenate_arrays(old, new)
-    return _library_of(old).concat([old, new], **options)
+    return library.concat([old, new], **options)
 
 
 def _concatenate_polars(old: Data, new: Data) -> Data:

@@ -125,7 +125,7 @@ class Predictions:
     uncertainty : Tensor of shape (n,)
         See `OutputLikelihood.uncertainty`.
     inputs : Tensor of shape (n, d), or None
-        What coverage looks at; None where it is not wanted, or not of one length.
+        What the samples are described by; None where it is not wanted, or not of one length.
     """
 
     uncertainty: Tensor
@@ -167,8 +167,8 @@ def predict(
 ) -> Predictions:
     """Predict the label of each sample, in float64, on the module's device.
 
-    `inputs` is given each batch after the network has read it, and returns what coverage looks at,
-    (n, d).
+    `inputs` is given each batch after the network has read it, and returns what describes its
+    samples, (n, d).
     """
     model = as_likelihood(likelihood)
 

@@ -74,6 +74,8 @@ def hides_gradients(
         shown = torch.autograd.grad(
             run(), [parameters[name] for name in reached], weights, allow_unused=True
         )
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # Reentrant checkpointing refuses it.
         return True
     pairs = zip(reached.values(), shown, strict=True)

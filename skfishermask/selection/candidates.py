@@ -329,9 +329,8 @@ class GainState:
         a = blocks[:, ::2]
         half, inverse_size = trace_gains(a, blocks[:, 1::2], dtype)
         gains = half.mul_(2)
-        trace = a.diagonal(dim1=1, dim2=2).sum(1)
         update_error = self._update_error[states, group].flatten(0, 1)
-        gain_error = rounding.gain_error(gains, update_error, inverse_size, trace, dtype)
+        gain_error = rounding.gain_error(gains, update_error, inverse_size, a, dtype)
         shape = self._gains[states, group].shape
         self._gains[states, group] = gains.view(shape)
         self._gain_error[states, group] = gain_error.view(shape)

@@ -216,8 +216,7 @@ class InverseFisher:
         size_x, size_fx = torch.linalg.vector_norm(products.unflatten(2, (2, -1)), dim=(1, 3)).T
         error = torch.stack([size_v, 2 * size_fx], 1) * (self._error * size_v)[:, None]
         error[:, 1].addcmul_(size_x, size_x, value=self._error_fisher)
-        trace = a.diagonal(dim1=1, dim2=2).sum(1)
-        gain_error = rounding.gain_error(gains, error, inverse_size, trace, torch.float64)
+        gain_error = rounding.gain_error(gains, error, inverse_size, a, torch.float64)
         return ExactGains(products, a, b, error, gains, gain_error)
 
     def update(self, best: BestCandidate) -> Pick:

@@ -96,7 +96,7 @@ def gain_error(
     gains: Tensor,
     update_error: Tensor,
     inverse_size: Tensor,
-    trace_a: Tensor,
+    a: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
     """Bound the errors of gains tr((I + A)^-1 B), (...), with the inverse computed in `dtype`.
@@ -105,5 +105,6 @@ def gain_error(
     """
     once = INVERSE_ERROR_FACTOR * unit_roundoff(dtype)
     # Of samples that are dropped A is negative.
-    error_a = torch.add(update_error[..., 0] + once, trace_a.abs(), alpha=once)
+    size_a = torch.linalg.vector_norm(a.diagonal(dim1=-2, dim2=-1), ord=1, dim=-1)
+    error_a = torch.add(update_error[..., 0] + once, size_a, alpha=once)
     return torch.addcmul(update_error[..., 1], error_a, gains.abs()).mul_(inverse_size)

@@ -300,8 +300,8 @@ SERIES: dict[str, Callable[[list[int]], Any]] = {
 
 @pytest.mark.parametrize("make", SERIES.values(), ids=SERIES)
 def test_labels_in_another_container(make: Callable[[list[int]], Any]) -> None:
-    both = stack_rows(make([1, 2]), np.array([3]))
-    assert [int(label) for label in both] == [1, 2, 3]
+    for other in (np.array([3]), [3], pd.Series([3])):
+        assert [int(label) for label in stack_rows(make([1, 2]), other)] == [1, 2, 3]
     assert [int(label) for label in stack_rows(make([1, 2]), make([3]))] == [1, 2, 3]
     assert type(stack_rows(make([1, 2]), make([3]))) is type(make([1]))
 
@@ -321,6 +321,17 @@ def test_a_mapping_that_is_made_of_something_else() -> None:
     taken = take_rows(Counts(list, {"a": X}), [1])
     assert type(taken) is dict
     np.testing.assert_array_equal(taken["a"], X[[1]])
+
+
+def test_a_class_derived_from_a_frame() -> None:
+    class Own(pd.DataFrame):
+        pass
+
+    frames = Own({"a": [1, 2], "b": ["x", "y"]}), pd.DataFrame({"a": [3], "b": ["z"]})
+    for old, new in (frames, frames[::-1]):
+        both = stack_rows(old, new)
+        assert isinstance(both, pd.DataFrame)
+        assert both["a"].tolist() == [*old["a"], *new["a"]]
 
 
 def test_a_graph_of_tensors_is_no_part_of_their_rows() -> None:

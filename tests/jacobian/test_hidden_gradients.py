@@ -20,6 +20,8 @@ from skfishermask import (
     fisher_diagonal,
     fisher_embedding,
 )
+from skfishermask.jacobian.graph import Graph
+from skfishermask.jacobian.hidden_gradients import hides_gradients
 from tests import nets
 
 X = torch.randn(7, 6, generator=torch.Generator().manual_seed(0))
@@ -153,6 +155,21 @@ def test_what_the_graph_shows_is_read_fast(how: str) -> None:
         found = fisher_diagonal(Shown(how), [X])
     assert float(found["unused.weight"].abs().max()) == 0
     assert float(found["block.0.weight"].min()) > 0
+
+
+def test_memory_that_runs_out_is_no_hidden_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reentrant checkpointing raises a RuntimeError, and so does memory that runs out."""
+
+    def run_out(*args: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("of the test")
+
+    module = Shown("function")
+    parameters = dict(module.named_parameters())
+    batch = X.clone().requires_grad_()
+    graph = Graph(module(batch), parameters)
+    monkeypatch.setattr(torch.autograd, "grad", run_out)
+    with pytest.raises(torch.OutOfMemoryError, match="of the test"):
+        hides_gradients(graph, parameters, lambda: module(batch))
 
 
 def test_through_the_sampler() -> None:
