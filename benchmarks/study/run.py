@@ -280,6 +280,7 @@ def run(options: argparse.Namespace, seed: int) -> None:
     split = make_split(y, n_train, seed, options.pool_size, options.test_size, options.imbalance)
     make = make_fast_net if options.network in FAST_NETS else make_net
     net = make(options.network, X.shape[1:], len(np.unique(y)), options.device)
+    first = first_labels(options, split[0], seed)
     for name in tqdm(names, desc=f"{folder.name}, seed {seed}", unit="strategy"):
         strategy = STRATEGIES[name]
         try:
@@ -289,17 +290,20 @@ def run(options: argparse.Namespace, seed: int) -> None:
                 y,
                 # A class is one that has to know the labels.
                 query_strategy=strategy(X, y, split) if isinstance(strategy, type) else strategy,
-                **first_labels(options, split[0], seed),
+                **first,
                 n_instances=options.n_instances,
                 n_queries=options.n_queries,
                 cv=[split],
                 scoring=mean_scores,
                 random_state=seed,
                 checkpoint=folder / "checkpoint" / f"{slug(name)}_{seed}",
+                return_indices=True,
             )
         except Exception:  # a peer may raise anything
             print(f"{folder.name}, seed {seed}, {name}:\n{traceback.format_exc()}")
             continue
+        # The same for all strategies: found once.
+        first = {"n_initial": result["indices"][0][: options.n_initial]}
         write_setting(folder, options)
         add_results(folder, name, seed, result)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from numbers import Integral
 from types import FrameType
 from typing import Literal, TypeAlias
@@ -204,7 +204,7 @@ def active_learning_curve(
     seed = int(check_random_state(random_state).randint(2**31 - 1))
 
     classes = y if has_classes else np.zeros(len(y))
-    find_starts = partial(initial_samples, n_initial, initial, estimator, X, classes, splits)
+    find_starts = cache(partial(initial_samples, n_initial, initial, estimator, X, classes, splits))
     starts = find_starts(_initial_seeds(seed, splits))
     check_budget(len(starts[0]), n_instances, n_queries, splits)
     kept: Checkpoint | None = None
@@ -242,8 +242,8 @@ def _seed_of(seed: int, split: int, step: int, purpose: int) -> int:
     return int(np.random.SeedSequence([seed, split, step, purpose]).generate_state(1)[0])
 
 
-def _initial_seeds(seed: int, splits: Sized) -> list[int]:
-    return [_seed_of(seed, i, 0, _INITIAL) for i in range(len(splits))]
+def _initial_seeds(seed: int, splits: Sized) -> tuple[int, ...]:
+    return tuple(_seed_of(seed, i, 0, _INITIAL) for i in range(len(splits)))
 
 
 @contextmanager
