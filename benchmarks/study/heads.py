@@ -26,6 +26,7 @@ from sklearn.base import clone
 from sklearn.metrics import balanced_accuracy_score
 
 from benchmarks.common.fast_heads import RidgeNet
+from benchmarks.study.peers import dcom, refine
 from benchmarks.study.results import DEFAULT, PUBLISHED
 from benchmarks.study.run import run, slug
 from benchmarks.study.strategies import STRATEGIES, drawn_seed, fisher
@@ -63,6 +64,8 @@ COMPARED = [
     "UHerding, radius 1",
     "MaxHerding",
     "BAIT Binary",
+    "REFINE",
+    "DCoM",
     PUBLISHED,
     DEFAULT,
     ALONE,
@@ -109,7 +112,7 @@ class Oracle:
         return best
 
 
-STRATEGIES.update({ALONE: fisher(coverage_share=1), ORACLE: Oracle})
+STRATEGIES.update({ALONE: fisher(coverage_share=1), "REFINE": refine, "DCoM": dcom, ORACLE: Oracle})
 
 
 def setting(

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 pytest.importorskip("skactiveml")
 
 from benchmarks.common.networks import make_net
+from benchmarks.study import peers
+from benchmarks.study.heads import COMPARED
+from benchmarks.study.peers import PoolProducts, competence, dcom, refine
 from benchmarks.study.run import STUDIED
 from benchmarks.study.strategies import (
     STRATEGIES,
@@ -54,7 +57,8 @@ def test_trains_until_right(learner: Any) -> None:
     assert len(learner.estimator.history) < 200
 
 
-CHOOSING = [name for name in STUDIED if name != "random"]
+NOT_HERE = ("random", "oracle")  # the oracle needs the labels, see test_study_heads.py
+CHOOSING = [n for n in dict.fromkeys(STUDIED + COMPARED) if n not in NOT_HERE]
 
 
 @pytest.mark.parametrize("name", CHOOSING)
@@ -272,3 +276,148 @@ def test_the_share_of_the_second_round(learner: Any, n_labeled: int, share: floa
     expected, _ = sampler(learner, IMAGES[60:160], 10)
     assert 0 < sampler.query_info_["coverage_share"] < 1
     assert found.tolist() == expected.tolist()
+
+
+POOL = IMAGES[60:160]
+ROWS = np.sort(np.random.default_rng(1).choice(100, 40, replace=False))
+
+
+@pytest.fixture(scope="module")
+def products(learner: Any) -> PoolProducts:
+    return PoolProducts.of(learner, POOL, 6)
+
+
+def draw(member: Any, products: PoolProducts) -> list[int]:
+    return member(products, ROWS, 6, np.random.default_rng(0)).tolist()
+
+
+def test_members_of_refine_herd(learner: Any, products: PoolProducts) -> None:
+    """Rows of the subset cover the subset."""
+    margins = np.sort(learner.predict_proba(POOL), axis=1)[:, -2:] @ [1, -1] + 1
+    some, labeled = units(POOL[ROWS]), units(IMAGES[:60])
+    for member, weights in ((peers.pick_by_max_herding, np.ones(100)),
+                            (peers.pick_by_u_herding, margins)):  # fmt: skip
+        expected = oracles.herd(some, labeled, torch.as_tensor(weights[ROWS]), 6, 1.0)
+        assert draw(member, products) == ROWS[expected].tolist()
+    assert draw(peers.pick_by_margin, products) == ROWS[np.argsort(-margins[ROWS])[:6]].tolist()
+
+
+def test_a_member_of_refine_is_bait_binary(learner: Any, products: PoolProducts) -> None:
+    def embed(X: np.ndarray) -> torch.Tensor:
+        features, logits = features_and_logits(learner.estimator, X)
+        return peers.binary_embedding(features, logits)[:, None, :]
+
+    V, L = embed(POOL), embed(IMAGES[:60])
+    both = torch.cat([V, L])[:, 0]
+    expected, _ = oracles.select_batch_oracle(
+        V[ROWS],
+        6,
+        both.T @ both / len(both),
+        fisher_labeled=L[:, 0].T @ L[:, 0] / len(L),
+        n_labeled=60,
+        oversample=2.0,
+    )
+    assert sorted(draw(peers.pick_by_bait, products)) == sorted(ROWS[list(expected)])
+
+
+def test_a_member_of_refine_is_badge(learner: Any, products: PoolProducts) -> None:
+    features, logits = features_and_logits(learner.estimator, POOL)
+    errors = logits.softmax(1)
+    errors[np.arange(100), errors.argmax(1)] -= 1
+    gradients = torch.einsum("nc,nd->ncd", errors, features).flatten(1)[ROWS].double()
+    expected = [int(gradients.norm(dim=1).argmax())]
+    rng = np.random.default_rng(0)
+    while len(expected) < 6:
+        nearest = torch.cdist(gradients, gradients[expected]).amin(1).square()
+        expected.append(int(rng.choice(len(ROWS), p=(nearest / nearest.sum()).numpy())))
+    assert draw(peers.pick_by_badge, products) == ROWS[expected].tolist()
+
+
+def test_refine_drops_what_no_member_picks(learner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[np.ndarray] = []
+
+    def lowest(products: Any, rows: np.ndarray, n: int, rng: Any) -> np.ndarray:
+        given.append(rows)
+        return rows[:n]
+
+    monkeypatch.setattr(peers, "MEMBERS", [lowest])
+    np.random.seed(0)  # noqa: NPY002
+    chosen = refine(learner, POOL, 3)
+    assert len(given) == peers.N_ROUNDS * peers.N_BATCHES
+    left = np.arange(100)
+    for i in range(0, len(given), peers.N_BATCHES):
+        batches = given[i : i + peers.N_BATCHES]
+        assert {len(rows) for rows in batches} == {max(3, int(0.4 * len(left)))}
+        assert all(np.isin(rows, left).all() for rows in batches)
+        left = np.unique(np.concatenate([rows[:3] for rows in batches]))
+    assert len(set(chosen)) == 3
+    assert np.isin(chosen, left).all()
+
+
+def slow_dcom(learner: Any, n: int, steepness: float, center: float) -> tuple[list[int], float]:
+    """DCoM sample by sample; also the weight of the margin."""
+    both = np.concatenate([IMAGES[:60], POOL])
+    x, p = units(both).numpy(), learner.predict_proba(both)
+    top, predicted = np.sort(p, axis=1), p.argmax(axis=1)
+    distance = np.array([[np.linalg.norm(a - b) for b in x] for a in x])
+
+    def radius(i: int, purity: float) -> float:
+        low, high = 0.0, 1.1
+        while high - low > 0.02:
+            ball = predicted[distance[i] < (low + high) / 2]
+            low, high = (
+                ((low + high) / 2, high)
+                if (ball == LABELS[i]).mean() >= purity
+                else (low, (low + high) / 2)
+            )
+        return (low + high) / 2
+
+    coverage = 0.0
+    for _ in range(2):
+        radii = [radius(i, 0.4 + 0.2 * coverage) for i in range(60)]
+        covered = {j for j in range(160) for i in range(60) if distance[i, j] < radii[i]}
+        coverage = len(covered | {*range(60)}) / 160
+    at_most = 1 + np.exp(-steepness * (1 - center))
+    weight = at_most / (1 + np.exp(-steepness * (coverage - center)))
+    margin = 1 - (top[:, -1] - top[:, -2])
+    margin = (margin - margin.min()) / (margin.max() - margin.min())
+    picks: list[int] = []
+    while len(picks) < n:
+        margin[picks] = 0
+        density = np.array(
+            [
+                sum(distance[i, j] < np.mean(radii) for j in range(160) if j not in covered)
+                for i in range(160)
+            ]
+        )
+        score = weight * margin / margin[60:].max() + (1 - weight) * density / density[60:].max()
+        score[[*range(60), *picks]] = -1
+        picks.append(int(score.argmax()))
+        covered |= {j for j in range(160) if distance[picks[-1], j] < np.mean(radii)}
+    return [pick - 60 for pick in picks], weight
+
+
+@pytest.mark.parametrize(
+    ("steepness", "center", "less", "more"),
+    [(50, 0.8, 0.9, 1), (50, 1, 0.2, 0.9), (1000, 1, 0, 0.01)],
+)
+def test_dcom_is_its_formula(
+    learner: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    steepness: float,
+    center: float,
+    less: float,
+    more: float,
+) -> None:
+    """With much weight of the margin, with about as much of the density, and with that alone."""
+    monkeypatch.setattr(peers, "STEEPNESS", steepness)
+    monkeypatch.setattr(peers, "CENTER", center)
+    expected, weight = slow_dcom(learner, 3, steepness, center)
+    assert dcom(learner, POOL, 3).tolist() == expected
+    assert less < weight < more
+
+
+def test_competence_is_one_where_all_is_covered() -> None:
+    assert competence(1.0) == 1
+    assert competence(0.8) == pytest.approx(0.5, abs=1e-4)
+    assert competence(0.6) < 1e-4
