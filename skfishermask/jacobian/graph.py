@@ -117,18 +117,25 @@ class Graph:
                             (node, (*views, ViewStep(node, operand, i))) for i in sorted(outputs)
                         ]
 
-    def signature(self) -> Hashable:
-        """Return a key that is equal for batches with the same operations on the same shapes."""
+    @cached_property
+    def structure(self) -> Hashable:
+        """A key that is equal for batches with the same operations, on any shapes."""
         number = self._number
         return tuple(
             (
                 node.name(),
-                tuple(tuple(m.shape) for m in node._input_metadata),
                 tuple((number[source] if source else None, i) for source, i in node.next_functions),
-                static_values(node),
             )
             for node in self.nodes
         )
+
+    def signature(self) -> Hashable:
+        """Return a key that is equal for batches with the same operations on the same shapes."""
+        shapes = (
+            (tuple(tuple(m.shape) for m in node._input_metadata), static_values(node))
+            for node in self.nodes
+        )
+        return self.structure, tuple(shapes)
 
     @cached_property
     def from_parameters(self) -> set[Node]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from skfishermask.jacobian.graph import Graph
 from skfishermask.jacobian.module_io import Inputs, map_tensors
+from skfishermask.jacobian.restoring import NoNewHooks
 
 # Entries of a parameter's gradient that are compared, about.
 _N_COMPARED = 4096
@@ -39,7 +40,11 @@ def gradients_by_backward(
             for p in parameters.values():
                 p.grad = None
             if outputs.requires_grad:
-                outputs.backward(weights, retain_graph=retain_graph)
+                # What is computed again may register hooks; `outputs.backward` would end the mode.
+                with NoNewHooks():
+                    torch.autograd.Variable._execution_engine.run_backward(
+                        (outputs,), (weights,), retain_graph, False, (), True, accumulate_grad=True
+                    )
             return {name: p.grad for name, p in parameters.items() if p.grad is not None}
         finally:
             for p in parameters.values():
@@ -62,17 +67,17 @@ def hides_gradients(
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(outputs.shape, generator=generator, dtype=torch.float64) + 0.5
     weights = weights.to(outputs.device, outputs.dtype)
-    gradients = gradients_by_backward(outputs, weights, parameters, retain_graph=False)
+    gradients = gradients_by_backward(outputs, weights, parameters, retain_graph=calls_python)
     # A few entries tell, and gradients may be as large as a table.
     reached = {name: _some_entries(gradient) for name, gradient in gradients.items()}
-    del gradients, outputs
+    del gradients
     if not reached.keys() <= graph.leaves.keys():
         return True
     if not calls_python or not reached:
         return False
     try:
         shown = torch.autograd.grad(
-            run(), [parameters[name] for name in reached], weights, allow_unused=True
+            outputs, [parameters[name] for name in reached], weights, allow_unused=True
         )
     except torch.OutOfMemoryError:
         raise

@@ -124,7 +124,7 @@ class JacobianReader:
             if len(outputs) > 1 and signature not in self._unmixed:
                 self._check_unmixed(batch, outputs)
                 self._unmixed.add(signature)
-            if self._has_hidden_gradients(graph, signature, batch):
+            if self._has_hidden_gradients(graph, batch):
                 return self._by_backward(batch, outputs)
             if len(outputs) == 1 or not outputs.requires_grad:
                 return BatchJacobian(self.entries, self.outputs, batch, outputs, {}, [])
@@ -136,13 +136,15 @@ class JacobianReader:
             uses[one.use.name].append(one)
         return BatchJacobian(self.entries, self.outputs, batch, outputs, uses, [*unsupported])
 
-    def _has_hidden_gradients(self, graph: Graph, signature: Hashable, batch: Inputs) -> bool:
+    def _has_hidden_gradients(self, graph: Graph, batch: Inputs) -> bool:
         """Return whether parameters get gradients that a graph does not show; once for a kind."""
-        if signature not in self._hides_gradients:
-            self._hides_gradients[signature] = hides_gradients(
+        # Not for each shape: batches of other sizes call the same functions.
+        kind = graph.structure, frozenset(graph.leaves)
+        if kind not in self._hides_gradients:
+            self._hides_gradients[kind] = hides_gradients(
                 graph, self.entries.parameters, partial(self._outputs_with_gradients, batch)
             )
-        return self._hides_gradients[signature]
+        return self._hides_gradients[kind]
 
     def _outputs_with_gradients(self, batch: Inputs) -> Tensor:
         return self.outputs(with_gradients(batch))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -15,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 Restore = Callable[[], None]
 # The tables of a parameter's gradient hooks.
 GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+_GET_NODE = Tensor.grad_fn.__get__  # type: ignore[union-attr]
 
 
 def do_nothing() -> None:
@@ -65,7 +67,7 @@ def _differs(tensor: Tensor, version: int, value: Tensor) -> bool:
 
 
 class NoNewHooks(TorchFunctionMode):
-    """Ignore gradient hooks that a forward pass registers, on parameters or on what it computes.
+    """Ignore gradient hooks that a forward pass registers: on parameters, on results, on nodes.
 
     They may change gradients, which are then no derivative of what the network predicts.
     """
@@ -79,8 +81,26 @@ class NoNewHooks(TorchFunctionMode):
     ) -> Any:
         """Call a function of PyTorch's, unless it registers a hook."""
         if function in (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook):
-            return RemovableHandle(OrderedDict())
-        return function(*args, **(kwargs or {}))
+            return _no_hook()
+        result = function(*args, **(kwargs or {}))
+        is_node = function == _GET_NODE and result is not None
+        return _NodeWithoutHooks(result) if is_node else result
+
+
+class _NodeWithoutHooks:
+    """A node of the autograd graph that ignores hooks."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def __getattr__(self, name: str) -> object:
+        return (
+            _no_hook if name in ("register_hook", "register_prehook") else getattr(self._node, name)
+        )
+
+
+def _no_hook(*args: object) -> RemovableHandle:
+    return RemovableHandle(OrderedDict())
 
 
 def without_hooks(holder: Tensor | nn.Module, name: str) -> Restore:

@@ -20,6 +20,7 @@ from skfishermask import (
     fisher_diagonal,
     fisher_embedding,
 )
+from skfishermask.jacobian import reader
 from skfishermask.jacobian.graph import Graph
 from skfishermask.jacobian.hidden_gradients import hides_gradients
 from tests import nets
@@ -80,6 +81,8 @@ class Net(nn.Module):
             case "sequential", plain:
                 layers = nn.Sequential(self.first, self.block, self.shared)
                 h = layers(x) if plain else checkpoint_sequential(layers, 2, x, use_reentrant=True)
+            case "with hooks", plain:
+                h = self.block(x) if plain else checkpoint(self._hooked, x, use_reentrant=True)
             case "reversible", plain:
                 h = self.first(x)
                 if plain:
@@ -93,8 +96,15 @@ class Net(nn.Module):
     def _all(self, x: Tensor) -> Tensor:
         return self.last(self.block(self.first(x)))
 
+    def _hooked(self, x: Tensor) -> Tensor:
+        h = self.block(x)
+        if h.requires_grad:
+            h.register_hook(lambda g: 3 * g)
+            h.grad_fn.register_prehook(lambda g: (3 * g[0],))
+        return h
 
-HOW = ["at the inputs", "after a layer", "all", "shared", "sequential", "reversible"]
+
+HOW = ["at the inputs", "after a layer", "all", "shared", "sequential", "with hooks", "reversible"]
 
 
 def net(how: str) -> Net:
@@ -127,6 +137,8 @@ def without_reentry(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 class Square(torch.autograd.Function):
     """A function of Python's with a graph that shows all there is."""
 
+    n_backward = 0
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
@@ -134,6 +146,7 @@ class Square(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        Square.n_backward += 1
         return 2 * ctx.saved_tensors[0] * gradient
 
 
@@ -141,9 +154,11 @@ class Shown(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.block, self.last = nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3)
-        self.unused, self.how = nn.Linear(2, 2), how
+        self.unused, self.how = nn.Linear(2, 2) if how == "unused" else None, how
+        self.n_forward = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        self.n_forward += 1
         h = without_reentry(self.block, x) if self.how == "checkpoint" else self.block(x)
         return self.last(Square.apply(h) if self.how == "function" else h)
 
@@ -153,8 +168,26 @@ def test_what_the_graph_shows_is_read_fast(how: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = fisher_diagonal(Shown(how), [X])
-    assert float(found["unused.weight"].abs().max()) == 0
+    assert "unused.weight" not in found or not found["unused.weight"].any()
     assert float(found["block.0.weight"].min()) > 0
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"), [("plain", (0, 0)), ("unused", (1, 0)), ("function", (1, 2))]
+)
+def test_what_the_graph_hides_is_looked_for_once(
+    how: str, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In batches of two sizes, beside a run without that look: forward and backward passes."""
+    module, counts = Shown(how), []
+    for looks in (False, True):
+        with monkeypatch.context() as patched:
+            if not looks:
+                patched.setattr(reader, "hides_gradients", lambda *args: False)
+            module.n_forward = Square.n_backward = 0
+            fisher_diagonal(module, X.split([2, 2, 3]))
+        counts.append((module.n_forward, Square.n_backward))
+    assert tuple(np.subtract(counts[1], counts[0])) == expected
 
 
 def test_memory_that_runs_out_is_no_hidden_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,13 @@ def on_gradient(h: Tensor, hook: Callable[[Tensor], Tensor]) -> None:
         h.register_hook(hook).remove  # noqa: B018, the handle has what handles have
 
 
+def on_node(h: Tensor, register: str, factor: float) -> None:
+    """Scale the gradients at the operation that h comes from, before it or after it."""
+    if h.grad_fn is not None:
+        assert h.grad_fn.name()
+        getattr(h.grad_fn, register)(lambda g, *of_output: tuple(factor * one for one in g))
+
+
 def hooked(module: nn.Module, how: str) -> nn.Module:
     """The same network, with something at its gradients that is none of its own derivative."""
     if how == "post-accumulate":
@@ -79,6 +86,10 @@ def hooked(module: nn.Module, how: str) -> nn.Module:
         torch.autograd.graph.register_multi_grad_hook([*module.parameters()], fail)
     elif how == "activation":
         module[0].register_forward_hook(lambda m, of_input, h: on_gradient(h, lambda g: 3 * g))
+    elif how == "operation":
+        module[0].register_forward_hook(lambda m, x, h: void(on_node(h, "register_prehook", 3)))
+    elif how == "operation, after":
+        module[1].register_forward_hook(lambda m, x, h: void(on_node(h, "register_hook", 3)))
     elif how == "activations":
         module[1].register_forward_hook(
             lambda m, x, h: void(torch.autograd.graph.register_multi_grad_hook([x[0], h], fail))
@@ -103,6 +114,8 @@ def hooked(module: nn.Module, how: str) -> nn.Module:
         "mask",
         "several",
         "activation",
+        "operation",
+        "operation, after",
         "activations",
         "parameter, each time",
         "module",
