@@ -10,6 +10,8 @@ import torch
 
 ORDER = [
     "plot_first_steps.py",
+    "plot_features_first.py",
+    "plot_images_on_disk.py",
     "plot_sklearn_classifier.py",
     "plot_inside_fishermask.py",
     "plot_imbalanced.py",
@@ -17,7 +19,6 @@ ORDER = [
     "plot_regression.py",
     "plot_several_labels.py",
     "plot_tokens.py",
-    "plot_images_on_disk.py",
     "plot_texts.py",
     "plot_trained_network.py",
     "plot_big_pools.py",
