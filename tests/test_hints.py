@@ -170,6 +170,23 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "samples in X, found list: the files must",
     ),
+    "weights of samples": (
+        lambda: FisherMaskSampler(net()).fit(X, Y, sample_weight=np.ones(120)),
+        TypeError,
+        "The fit of NeuralNetClassifier takes no sample_weight. .*criterion__weight",
+    ),
+    "weights of samples in a pipeline": (
+        lambda: FisherMaskSampler(make_pipeline(StandardScaler(), net())).fit(
+            X, Y, sample_weight=np.ones(120)
+        ),
+        TypeError,
+        "takes no sample_weight. .*criterion__weight",
+    ),
+    "weights of samples without a net": (
+        lambda: FisherMaskSampler().fit(X, Y, sample_weight=np.ones(120)),
+        TypeError,
+        "takes no sample_weight. .*criterion__weight",
+    ),
     "a dataset without a net": (
         lambda: FisherMaskSampler().fit(LOADER.dataset, Y),
         ValueError,

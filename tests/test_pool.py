@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,9 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler
+from skfishermask.placement import LocalPlacement
+from skfishermask.selection import StoredEmbedding
+from skfishermask.selection.storage import ScratchEmbedding, TensorEmbedding
 from tests import nets
 from tests.nets import SMALL
 
@@ -74,6 +79,31 @@ def counting_net(stops_at: float = math.inf) -> Any:
     return NeuralNetClassifier(
         Counting(stops_at), criterion=nn.CrossEntropyLoss, **nets.options()
     ).initialize()
+
+
+@pytest.mark.parametrize(
+    ("share", "later", "storage"),
+    [(0.5, 0, TensorEmbedding), (1e-9, 1 << 60, ScratchEmbedding), (1e-9, 0, ScratchEmbedding)],
+)
+def test_an_embedding_goes_where_it_was_told_to_go(
+    net: Any, monkeypatch: pytest.MonkeyPatch, share: float, later: int, storage: Any
+) -> None:
+    """However much memory is free by then."""
+    memory = SimpleNamespace(available=1 << 36)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    made: list[type] = []
+    allocate = LocalPlacement.allocate
+
+    def watched(placement: LocalPlacement, cleanup: ExitStack) -> StoredEmbedding:
+        memory.available = later
+        made.append(type(embedding := allocate(placement, cleanup)))
+        return embedding
+
+    monkeypatch.setattr(LocalPlacement, "allocate", watched)
+    sampler = FisherMaskSampler(memory_share=share, **SMALL)
+    sampler(net, X_POOL, 3)
+    assert made == [storage]
+    assert sampler.query_info_["embedding_storage"] == storage.storage_name
 
 
 def test_too_large_for_memory_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

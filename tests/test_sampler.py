@@ -174,9 +174,21 @@ def test_errors(
 def test_a_folder_that_is_read_only_is_refused_before_the_work(
     net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"scratch_folder must be an existing folder, got .*file"):
+        FisherMaskSampler(scratch_folder=tmp_path / "file")(net, X_POOL, 3)
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(ValueError, match="scratch_folder must be a folder to write to, got "):
         FisherMaskSampler(scratch_folder=tmp_path)(net, X_POOL, 3)
+
+
+@pytest.mark.parametrize("more", [{}, {"coverage_share": 0.4}, {"target": "identity"}], ids=str)
+def test_a_regularization_below_rounding_is_told_as_the_users_parameter(
+    net: Any, more: dict[str, Any]
+) -> None:
+    asked = FisherMaskSampler(**SMALL | {"regularization": 1e-30} | more)
+    with pytest.raises(ValueError, match=r"regularization=1e-30 is too small .* labelled samples"):
+        asked(net, X_POOL, 5, X_labeled=X_LABELED[:5])
 
 
 def test_not_fitted() -> None:

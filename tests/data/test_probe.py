@@ -437,18 +437,41 @@ def test_gradients_of_other_samples_that_are_not_finite(argument: str) -> None:
         FisherMaskSampler(**SOME)(net_of(Rooted()), X[60:160], 8, **{argument: odd})
 
 
-def test_logits_without_a_nonlinearity() -> None:
-    net = net_of(Prepared(), predict_nonlinearity=None)
-    assert_same(picks(net), picks(net_of(Prepared())))
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda more: net_of(Prepared(), **more),
+        lambda more: nets.fitted(nets.binary_net(**more)),
+        lambda more: nets.fitted(nets.probabilities_net(**more)),
+    ],
+    ids=["logits", "one logit", "probabilities"],
+)
+def test_outputs_without_a_nonlinearity(make: Callable[[dict[str, Any]], Any]) -> None:
+    assert_same(picks(make({"predict_nonlinearity": None})), picks(make({})))
 
 
-def test_a_squeeze_of_one_sample() -> None:
-    class Squeezed(Prepared):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).squeeze()
+class Squeezed(Prepared):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
 
-    with pytest.raises(ValueError, match=r"found \(10,\). One sample was tried .* squeeze\(-1\)"):
-        picks(net_of(Squeezed()))
+
+class Summed(Prepared):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sum(1).squeeze()
+
+
+class OverTheBatch(Prepared):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean(0)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"), [(Squeezed, "10,"), (Summed, ""), (OverTheBatch, "10,")]
+)
+def test_a_squeeze_of_one_sample(module: Any, shape: str) -> None:
+    words = rf"found \({shape}\). One sample was tried .* squeeze\(-1\)"
+    with pytest.raises(ValueError, match=words):
+        picks(net_of(module()))
 
 
 def test_a_softmax_before_cross_entropy_is_told() -> None:

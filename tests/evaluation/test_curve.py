@@ -19,7 +19,14 @@ from sklearn.base import BaseEstimator
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
-from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import (
+    GroupKFold,
+    GroupShuffleSplit,
+    KFold,
+    LeavePGroupsOut,
+    StratifiedKFold,
+    StratifiedShuffleSplit,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
@@ -196,15 +203,16 @@ def test_cv(cv: Any) -> None:
     assert curve(cv=cv)["test_score"].shape == (n_splits, 4)
 
 
-def test_groups_stay_together() -> None:
+@pytest.mark.parametrize(
+    "cv", [GroupKFold(3), LeavePGroupsOut(5), GroupShuffleSplit(2, random_state=0)], ids=type
+)
+def test_groups_stay_together(cv: Any) -> None:
     groups = np.arange(150) % 6
-    result = curve(cv=GroupKFold(3), groups=groups.tolist())
-    for (train, _), labeled in zip(
-        GroupKFold(3).split(X, Y, groups), result["indices"], strict=True
-    ):
+    result = curve(cv=cv, groups=groups.tolist())
+    for (train, _), labeled in zip(cv.split(X, Y, groups), result["indices"], strict=True):
         assert set(labeled) <= set(train)
     with pytest.raises(ValueError, match="'groups' parameter should not be None"):
-        curve(cv=GroupKFold(3))
+        curve(cv=cv)
 
 
 def test_pool_does_not_depend_on_the_order_of_the_split() -> None:

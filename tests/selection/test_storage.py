@@ -208,7 +208,8 @@ def test_stored_leaves_storage_alone() -> None:
     assert storage.take([1]).shape == (1, 1, 3)
 
 
-def test_a_full_disk_is_told_with_its_folder_and_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_told_with_its_folder_and_what_to_do(tmp_path: Path, number: int) -> None:
     class Full:
         """Has room for the first 100 bytes."""
 
@@ -221,7 +222,7 @@ def test_a_full_disk_is_told_with_its_folder_and_what_to_do(tmp_path: Path) -> N
 
         def write(self, view: memoryview) -> int:
             if not self.left:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(number, os.strerror(number))
             moved = min(len(view), self.left)
             self.left -= moved
             return moved
@@ -232,5 +233,5 @@ def test_a_full_disk_is_told_with_its_folder_and_what_to_do(tmp_path: Path) -> N
         storage.write(0, torch.ones(2, 2, 5))
         with pytest.raises(OSError, match=r"0\.00 GB .* Set scratch_folder to .*mask") as caught:
             storage.write(2, torch.ones(1, 2, 5))
-    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.errno == number
     assert caught.value.filename == str(tmp_path)
