@@ -57,6 +57,43 @@ class Use:
         return operation_name(self.node)
 
 
+@dataclass(frozen=True)
+class Signature:
+    """What is equal for batches with the same operations on the same shapes.
+
+    Attributes
+    ----------
+    n : int
+        Number of samples.
+    structure : tuple
+        `Graph.structure`.
+    sizes : tuple
+        Shapes and options.
+    """
+
+    n: int
+    structure: Hashable
+    sizes: Hashable
+
+    def is_alike(self, other: Signature) -> bool:
+        """Return whether another batch has another number of samples, and all else is the same."""
+        return (
+            self.n != other.n
+            and self.structure == other.structure
+            and _in_proportion(self.sizes, other.sizes, self.n, other.n)
+        )
+
+
+def _in_proportion(one: Hashable, other: Hashable, n: int, n_other: int) -> bool:
+    """Return whether values are equal, but for numbers in proportion to those of samples."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(_in_proportion(*pair, n, n_other) for pair in pairs)
+    if one == other:
+        return True
+    return isinstance(one, int) and isinstance(other, int) and one * n_other == other * n
+
+
 class Graph:
     """The autograd graph of a batch's outputs.
 
@@ -70,6 +107,7 @@ class Graph:
 
     def __init__(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> None:
         name_of = {id(p): name for name, p in parameters.items()}
+        self._n = len(outputs)
         self._shapes = {name: p.shape for name, p in parameters.items()}
         self._consumers: dict[Node, list[tuple[Node, int, int]]] = defaultdict(list)
         self.leaves: dict[str, Node] = {}
@@ -129,13 +167,13 @@ class Graph:
             for node in self.nodes
         )
 
-    def signature(self) -> Hashable:
+    def signature(self) -> Signature:
         """Return a key that is equal for batches with the same operations on the same shapes."""
-        shapes = (
+        sizes = tuple(
             (tuple(tuple(m.shape) for m in node._input_metadata), static_values(node))
             for node in self.nodes
         )
-        return self.structure, tuple(shapes)
+        return Signature(self._n, self.structure, sizes)
 
     @cached_property
     def from_parameters(self) -> set[Node]:

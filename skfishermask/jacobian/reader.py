@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from skfishermask.jacobian.batch_jacobian import BatchJacobian
 from skfishermask.jacobian.entries import ParameterEntries
-from skfishermask.jacobian.graph import Graph, Use
+from skfishermask.jacobian.graph import Graph, Signature, Use
 from skfishermask.jacobian.hidden_gradients import hides_gradients, with_gradients
 from skfishermask.jacobian.interrupts import Reversible
 from skfishermask.jacobian.isolation import exact_mode, isolated
@@ -38,6 +38,8 @@ from skfishermask.jacobian.restoring import storage_of
 from skfishermask.jacobian.rules import form_of
 from skfishermask.jacobian.sample_layout import SampleLayout
 
+# Samples of a batch that show which rows belong to which sample, where shapes alone decide.
+_N_PROBED = 4
 # Entries of each parameter at which the rules are checked against autograd's gradient.
 _CHECKED_ENTRIES = 64
 # Largest difference from autograd's gradient, in roundings of the sum of absolute values.
@@ -46,7 +48,7 @@ _MAX_ROUNDINGS = 256
 
 @dataclass(frozen=True)
 class _GraphLayout:
-    """What is known of all graphs with a signature.
+    """What is known of all graphs with a signature, but for the number of samples.
 
     Attributes
     ----------
@@ -54,10 +56,17 @@ class _GraphLayout:
         For each use.
     wrong : set of str
         Parameters for which the rules do not give autograd's gradient.
+    reusable : bool
+        Whether the layouts hold for all batches with such a graph.
     """
 
     layouts: Sequence[SampleLayout | None]
     wrong: frozenset[str]
+    reusable: bool
+
+    def of(self, n: int) -> Sequence[SampleLayout | None]:
+        """Return the layouts in a batch of n samples."""
+        return [layout and replace(layout, n=n) for layout in self.layouts]
 
 
 class JacobianReader:
@@ -93,9 +102,11 @@ class JacobianReader:
         self.to_outputs = to_outputs
         self.entries = ParameterEntries(module, indices)
         self._constants = _storages(module)
-        # By a graph's signature; by the kind of a use.
-        self._graph_layouts: dict[Hashable, _GraphLayout] = {}
-        self._unmixed: set[Hashable] = set()
+        # The first signature that is alike; what is known of all that are.
+        self._first_alike: dict[Signature, Signature] = {}
+        self._graph_layouts: dict[Signature, _GraphLayout] = {}
+        self._unmixed: set[Signature] = set()
+        # By a graph's operations, and by the kind of a use.
         self._hides_gradients: dict[Hashable, bool] = {}
         self._verified: set[Hashable] = set()
         self._warned: set[str] = set()
@@ -120,7 +131,7 @@ class JacobianReader:
             batch = move(batch, self.module)
             outputs = self.outputs(batch, first_row)
             graph = Graph(outputs, self.entries.parameters)
-            signature = graph.signature()
+            signature = self._signature(graph)
             if len(outputs) > 1 and signature not in self._unmixed:
                 self._check_unmixed(batch, outputs)
                 self._unmixed.add(signature)
@@ -128,13 +139,21 @@ class JacobianReader:
                 return self._by_backward(batch, outputs)
             if len(outputs) == 1 or not outputs.requires_grad:
                 return BatchJacobian(self.entries, self.outputs, batch, outputs, {}, [])
-            with torch.no_grad():
-                located, unsupported = self._locate(graph, signature, outputs)
+            located, unsupported = self._locate(graph, signature, batch, outputs)
         self._warn(unsupported)
         uses: dict[str, list[LocatedUse]] = defaultdict(list)
         for one in located:
             uses[one.use.name].append(one)
         return BatchJacobian(self.entries, self.outputs, batch, outputs, uses, [*unsupported])
+
+    def _signature(self, graph: Graph) -> Signature:
+        """Return a graph's signature, or the first that is alike."""
+        signature = graph.signature()
+        if signature not in self._first_alike:
+            known = dict.fromkeys(self._first_alike.values())
+            alike = (one for one in known if signature.is_alike(one))
+            self._first_alike[signature] = next(alike, signature)
+        return self._first_alike[signature]
 
     def _has_hidden_gradients(self, graph: Graph, batch: Inputs) -> bool:
         """Return whether parameters get gradients that a graph does not show; once for a kind."""
@@ -156,22 +175,32 @@ class JacobianReader:
         return BatchJacobian(self.entries, run, batch, outputs, {}, names, hides_gradients=True)
 
     def _locate(
-        self, graph: Graph, signature: Hashable, outputs: Tensor
+        self, graph: Graph, signature: Signature, batch: Inputs, outputs: Tensor
     ) -> tuple[list[LocatedUse], dict[str, str]]:
         """Locate the uses of parameters; name the unsupported ones, with the reason."""
-        uses = [*graph.uses()]
         known = self._graph_layouts.get(signature)
-        if known is None:
-            unverified = self._unverified_parameters(uses)
-            probe = probe_layouts(outputs, graph, uses, self._constants, unverified)
-            located, _ = locate_uses(uses, probe.layouts)
-            known = _GraphLayout(probe.layouts, self._wrong_parameters(located, probe))
-            if probe.reusable:
-                self._graph_layouts[signature] = known
-        located, unsupported = locate_uses(uses, known.layouts)
+        if known is None and len(outputs) > _N_PROBED:
+            few = self.outputs(slice_batch(batch, slice(0, _N_PROBED)))
+            graph_of_few = Graph(few, self.entries.parameters)
+            if graph_of_few.signature().is_alike(graph.signature()):
+                known = self._probe(graph_of_few, few)
+        if known is None or not known.reusable:
+            known = self._probe(graph, outputs)
+        self._graph_layouts[signature] = known
+        located, unsupported = locate_uses([*graph.uses()], known.of(len(outputs)))
         for name in known.wrong:
             unsupported[name] = "its rule does not give autograd's gradient"
         return [one for one in located if one.use.name not in unsupported], unsupported
+
+    @torch.no_grad()
+    def _probe(self, graph: Graph, outputs: Tensor) -> _GraphLayout:
+        """Find the layouts of a batch's graph, and check the rules."""
+        uses = [*graph.uses()]
+        unverified = self._unverified_parameters(uses)
+        probe = probe_layouts(outputs, graph, uses, self._constants, unverified)
+        located, _ = locate_uses(uses, probe.layouts)
+        wrong = self._wrong_parameters(located, probe)
+        return _GraphLayout(probe.layouts, wrong, probe.reusable)
 
     def _check_unmixed(self, batch: Inputs, outputs: Tensor) -> None:
         """Raise ValueError if the first or the last sample's outputs depend on the others."""

@@ -58,6 +58,17 @@ def test_signature_is_equal_for_the_same_operations_on_the_same_shapes() -> None
     assert graph_of(relu, x_of(4))[1].signature() != first
 
 
+def test_signatures_are_alike_for_another_number_of_samples() -> None:
+    module = nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (2, 3)), nn.Flatten(0, 1)).double()
+    four, three = (graph_of(module, x_of(n))[1].signature() for n in (4, 3))
+    assert four.is_alike(three)
+    assert not four.is_alike(four)
+    other_shape = nn.Sequential(module[0], nn.Unflatten(1, (3, 2)), module[2])
+    assert not four.is_alike(graph_of(other_shape, x_of(3))[1].signature())
+    other_operation = nn.Sequential(module[0], nn.Tanh(), *module[1:])
+    assert not four.is_alike(graph_of(other_operation, x_of(3))[1].signature())
+
+
 def test_kind_of_a_use_depends_on_options() -> None:
     x = torch.randn(4, 2, 8, dtype=torch.float64)
     kinds = [

@@ -19,7 +19,7 @@ from tests.jacobian.common import (
     N_POOLED as N,
 )
 from tests.jacobian.common import assert_close, diagonal_and_embedding, mask_of, pooled
-from tests.networks import Net
+from tests.networks import Net, weight
 
 # --------------------------------------------------------------------------------------
 # The cut into batches and the order of the pool change nothing
@@ -70,6 +70,43 @@ def test_any_cut_and_any_order(name: str, order: list[int], cuts: list[bool]) ->
     found_diagonal, found_V = diagonal_and_embedding(module, cut(order, cuts, x))
     assert_close(found_diagonal, diagonal)
     assert_close(found_V, V[order])
+
+
+def test_a_few_samples_show_the_layout_for_batches_of_any_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grad, lengths = torch.autograd.grad, []
+
+    def counting(outputs: Tensor, *arguments: Any, **options: Any) -> Any:
+        lengths.append(len(outputs))
+        return grad(outputs, *arguments, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", counting)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x = torch.randn(50, 3, dtype=torch.float64)
+    V = fisher_embedding(module, x.split([20, 20, 10]), mask_of(module), dtype=torch.float64)
+    # Two backward passes with coded weights; then one row of R for each batch.
+    assert lengths == [4, 4, 20, 20, 10]
+    assert_close(V, fisher_embedding(module, x.split(1), mask_of(module), dtype=torch.float64))
+
+
+def other_way(net: Net, x: Tensor) -> Tensor:
+    """Positions before samples, in batches of more than four."""
+    x = x.transpose(0, 1).reshape(-1, 3) if len(x) > 4 else x.reshape(-1, 3)
+    y = torch.tanh(x @ net.weight)
+    y = y.view(2, -1, 4).transpose(0, 1) if len(y) > 8 else y.view(-1, 2, 4)
+    return y.flatten(1) @ net.head
+
+
+def test_few_samples_that_take_another_way_show_nothing() -> None:
+    torch.manual_seed(0)
+    module = Net(other_way, weight=weight(3, 4), head=weight(8, 3)).double()
+    x = torch.randn(9, 2, 3, dtype=torch.float64)
+    assert_close(
+        fisher_embedding(module, [x], mask_of(module), dtype=torch.float64),
+        fisher_embedding(module, x.split(1), mask_of(module), dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize("name", ["routed", "routed_tokens", "sometimes_twice"])
