@@ -24,6 +24,7 @@ from benchmarks.study.results import (
     OF_PIXELS,
     PUBLISHED,
     RANDOM,
+    REDUCED,
     Comparison,
     Setting,
     bootstrap,
@@ -88,6 +89,27 @@ def outcomes(settings: Sequence[Setting], peers: Sequence[str]) -> dict[str, lis
     for name in peers:
         found[compare(settings, DEFAULT, name).verdict].append(name)
     return found
+
+
+def reduced(folder: Path) -> dict[str, Any] | None:
+    """Compute what the default sizes change in accuracy; None where they did not run.
+
+    Parameters
+    ----------
+    folder : Path
+        Of all results, ``benchmarks/results``.
+    """
+    settings = of_study(load(folder / "label_efficiency"))
+    settings = [s for s in settings if REDUCED in s.curves]
+    if not settings:
+        return None
+    differences = {s.name: s.difference(REDUCED, PUBLISHED) for s in settings}
+    errors = {name: standard_error(d) for name, d in differences.items()}
+    return {
+        "n_settings": len(settings),
+        "all": compare(settings, REDUCED, PUBLISHED),
+        "beyond": [n for n, d in differences.items() if abs(d.mean()) > 2 * errors[n]],
+    }
 
 
 def regret_rows(settings: Sequence[Setting], names: Sequence[str]) -> list[dict[str, Any]]:

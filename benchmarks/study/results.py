@@ -26,6 +26,8 @@ CANDIDATES = [
     ["FisherMask, coverage where balanced", DEFAULT],
 ]
 OF_PIXELS = "FisherMask, coverage of pixels at first"
+# The published method with the default numbers of directions and of samples for the mask.
+REDUCED = "FisherMask, default sizes"
 DATASETS = {
     "cifar10-features": "CIFAR-10 features with an MLP head",
     "cifar10-components": "CIFAR-10 features with a linear head",

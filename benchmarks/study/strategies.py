@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.study.herding import herd
+from benchmarks.study.results import REDUCED
 from skfishermask import PUBLISHED, FisherMaskSampler, select_batch
 from skfishermask.data.batches import NetBatches
 from skfishermask.data.logits import to_logits_of
@@ -374,6 +375,7 @@ FISHERMASK: dict[str, Callable[..., Any] | str] = {
     "FisherMask, lambda 0.01": fisher(regularization=0.01),
     "FisherMask, 1 direction": fisher(n_directions=1),
     "FisherMask, 3 directions": fisher(n_directions=3),
+    REDUCED: fisher(n_directions="auto", n_mask_samples=256),
     "FisherMask, identity target": fisher(target="identity"),
     "FisherMask, per-layer mask": fisher(mask="per_layer"),
     "FisherMask, relative mask": fisher(mask="relative"),

@@ -52,6 +52,13 @@ def study() -> dict[str, Any]:
     return report.values(RESULTS)
 
 
+def performance() -> dict[str, Any]:
+    """Return the values of the page on performance."""
+    from benchmarks.study import report
+
+    return measured() | {"reduced": report.reduced(RESULTS)}
+
+
 def study_files() -> list[Path]:
     return [
         path
@@ -70,7 +77,7 @@ class Page:
 
 PAGES = {
     "versions": Page(lambda: {"versions": versions()}),
-    "performance": Page(measured, lambda: [*files().values()]),
+    "performance": Page(performance, lambda: [*files().values(), *study_files()]),
     "label_efficiency": Page(study, study_files),
 }
 

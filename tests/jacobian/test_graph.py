@@ -53,7 +53,7 @@ def test_signature_is_equal_for_the_same_operations_on_the_same_shapes() -> None
     assert first == second
     assert hash(first) == hash(second)
     assert first != shorter
-    assert first[0] == shorter[0]
+    assert first.structure == shorter.structure
     relu = nn.Sequential(module[0], nn.ReLU(), module[2])
     assert graph_of(relu, x_of(4))[1].signature() != first
 
