@@ -105,9 +105,10 @@ class Scores(nn.Module):
         return {"scores": self.mlp(x)}
 
 
-def test_several_annotators(clf: Any) -> None:
+@pytest.mark.parametrize("n_silent", [0, 1, 2])
+def test_several_annotators(clf: Any, n_silent: int) -> None:
     """A sample that one annotator has answered is a candidate for the others."""
-    answers = np.stack([labels(), labels()], axis=1)
+    answers = np.stack([labels(), labels(), *[np.full(160, -1)] * n_silent], axis=1)
     answers[:30, 1] = -1
     answers[30:40, 0] = -1
     aggregate = partial(majority_vote, missing_label=-1)
