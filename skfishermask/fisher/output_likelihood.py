@@ -165,6 +165,8 @@ class OutputLikelihood(ABC):
             The number of rows. Fewer than the rank: the leading ones where these carry most of the
             trace, else random combinations :math:`\frac{1}{\sqrt r} \sum_j \pm R_j`, for which
             :math:`R^\top R` is exact in the mean over the signs. None: all rows.
+            With sequences of several lengths a batch of short ones may have all rows, and a longer
+            one combinations.
         counted : Tensor of shape (n, ...), optional
             Of :meth:`counted`.
         first_row : int
