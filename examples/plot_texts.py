@@ -4,8 +4,8 @@ Texts
 
 Which of these messages should be sorted by hand next? First with word counts, in a scikit-learn
 pipeline from strings to a network; then with a small Transformer that takes tokens and an attention
-mask and gives an output with ``logits``, as models of Hugging Face do; then with low-rank adapters
-(LoRA) on frozen weights.
+mask and gives an output with ``logits``, as models of Hugging Face do; then with that network
+as a plain module, as Hugging Face's ``Trainer`` leaves one; and with low-rank adapters (LoRA).
 """
 
 # %%
@@ -26,47 +26,28 @@ from sklearn.preprocessing import FunctionTransformer
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from skfishermask import FisherMaskSampler
+from skfishermask import (
+    FisherMaskSampler,
+    ParameterMask,
+    fisher_diagonal,
+    fisher_embedding,
+    select_batch,
+)
+from skfishermask.fisher import fisher_matrix
 
 parts = {
-    "delivery": [
-        "has not arrived",
-        "came to the wrong address",
-        "is a week late",
-        "was left outside",
-    ],
-    "payment": [
-        "was charged twice",
-        "is not on my bill",
-        "costs more than shown",
-        "was not refunded",
-    ],
-    "quality": ["broke at once", "has a scratch", "does not fit", "smells of paint"],
-    "praise": [
-        "is lovely",
-        "does not disappoint",
-        "came a week early",
-        "costs less than I thought",
-    ],
+    "delivery": "has not arrived,came to the wrong address,is a week late,was left outside",
+    "payment": "was charged twice,is not on my bill,costs more than shown,was not refunded",
+    "quality": "broke at once,has a scratch,does not fit,smells of paint",
+    "praise": "is lovely,does not disappoint,came a week early,costs less than I thought",
 }
-things = [
-    "lamp",
-    "chair",
-    "kettle",
-    "blanket",
-    "bicycle",
-    "desk",
-    "rug",
-    "radio",
-    "mirror",
-    "shelf",
-]
+things = ["lamp", "chair", "kettle", "blanket", "bicycle", "desk", "rug", "radio", "mirror"]
 openings = ["Hello,", "Dear all,", "Once more:", "Sorry, but", "Good morning,", "Please note:"]
 endings = ["", "Thank you.", "What now?", "I am still waiting.", "My sister says so too."]
 rng = np.random.default_rng(0)
 texts, labels = [], []
 for label in rng.choice(list(parts), 600, p=[0.4, 0.3, 0.2, 0.1]):
-    words = (rng.choice(openings), "the", rng.choice(things), rng.choice(parts[label]))
+    words = (rng.choice(openings), "the", rng.choice(things), rng.choice(parts[label].split(",")))
     texts.append(f"{' '.join(words)}. {rng.choice(endings)}".strip())
     labels.append(str(label))
 X_pool, X_test = texts[:400], texts[400:]
@@ -188,14 +169,15 @@ for text, guess in zip(chosen[:4], by_tokens.predict(chosen), strict=False):
     print(f"{guess + '?':>10} {text}")
 
 # %%
-# With the package ``transformers`` the module is theirs, with its weights or, as here, from a
-# configuration alone::
+# With the package ``transformers`` the module is theirs, fine-tuned in the same net: pretrained, by
+# ``BertForSequenceClassification.from_pretrained("bert-base-uncased", num_labels=4)``, or, for a
+# quick try without a download, from a configuration alone::
 #
 #     from transformers import BertConfig, BertForSequenceClassification
 #
 #     config = BertConfig(
 #         vocab_size=200, hidden_size=24, num_hidden_layers=1, num_attention_heads=4,
-#         intermediate_size=48, num_labels=4, attn_implementation="eager",
+#         intermediate_size=48, num_labels=4,
 #     )
 #     net = LogitsNet(BertForSequenceClassification(config), max_epochs=30, **training)
 #
@@ -203,6 +185,38 @@ for text, guess in zip(chosen[:4], by_tokens.predict(chosen), strict=False):
 # max_length=16, return_tensors="np"))`` in ``transform``. ``batch_size`` of the sampler is what
 # bounds the memory.
 #
+# A model that ``Trainer`` trained
+# --------------------------------
+#
+# A module that was trained without skorch is read by functions: the diagonal Fisher information, a
+# mask of the parameters where it is largest, the embeddings at the mask, and the choice. Here it is
+# the network from above; with Hugging Face, write ``trainer.model``.
+
+module = by_tokens.estimator_[-1].module_
+tokenizer = by_tokens.estimator_[0]
+
+
+def batches(texts):
+    for start in range(0, len(texts), 100):
+        tokens = tokenizer.transform(texts[start : start + 100])
+        yield {name: torch.as_tensor(values) for name, values in tokens.items()}
+
+
+diagonal = fisher_diagonal(module, batches(X_pool))
+output = ["classifier.weight", "classifier.bias"]
+mask = ParameterMask.from_diagonal(diagonal, "global", 200, output_layer=output)
+pool, labelled = (fisher_embedding(module, batches(texts), mask) for texts in (X_pool, X_first))
+positions, gains = select_batch(
+    pool,
+    20,
+    fisher_matrix(torch.cat([pool, labelled])),
+    fisher_labeled=fisher_matrix(labelled),
+    n_labeled=len(labelled),
+)
+for position in positions[:4]:
+    print(X_pool[position])
+
+# %%
 # Adapters on frozen weights
 # --------------------------
 #
@@ -223,11 +237,10 @@ class Adapted(nn.Module):
 
 
 torch.manual_seed(0)
-module = by_tokens.estimator_[-1].module_.requires_grad_(False)
+module.requires_grad_(False)
 module.classifier = Adapted(module.classifier)
 module.encoder.linear1 = Adapted(module.encoder.linear1)
 adapted_net = LogitsNet(module, max_epochs=20, **training)
-tokenizer = by_tokens.estimator_[0]
 answers = [y_pool[i] for i in indices]
 classes, codes = np.unique(y_first + answers, return_inverse=True)
 adapted_net.fit(tokenizer.transform(X_first + chosen), codes)

@@ -240,6 +240,46 @@ def test_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(seen["in_mask"].values()) == 100
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_models_of_hugging_face(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the page on texts shows but cannot run: transformers is no dependency."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate", reason="its Trainer needs it")
+    seen = run("texts", monkeypatch)
+    text = (Path(__file__).parents[1] / "examples/plot_texts.py").read_text()
+    shown = re.findall(r"^#     ?(.*)$", text[text.index("alone::") :], flags=re.MULTILINE)
+    assert len(shown) == 6
+    exec("\n".join(shown), seen)
+    tokens, truth = seen["tokenizer"].transform(seen["texts"]), np.array(seen["labels"])
+    codes = np.unique(truth, return_inverse=True)[1]
+    net = seen["FisherMaskSampler"](seen["net"], batch_size=200, random_state=0)
+    first, rest = (
+        {k: v[rows] for k, v in tokens.items()} for rows in (slice(100), slice(100, 600))
+    )
+    net.fit(first, truth[:100])
+    assert net.score(rest, truth[100:]) > 0.6  # The largest class has 0.4 of them.
+    assert len(net.query(rest, 5, X_labeled=first)[0]) == 5
+
+    rows = [
+        {name: torch.as_tensor(values[i]) for name, values in first.items()} | {"labels": codes[i]}
+        for i in range(100)
+    ]
+    trainer = transformers.Trainer(
+        transformers.BertForSequenceClassification(seen["config"]),
+        transformers.TrainingArguments(
+            str(tmp_path), num_train_epochs=2, report_to=[], disable_tqdm=True, use_cpu=True
+        ),
+        train_dataset=rows,
+    )
+    trainer.train()
+    code = text[text.index("module = by_tokens") : text.index("# Adapters on frozen weights")]
+    seen["trainer"] = trainer
+    exec(code.replace("by_tokens.estimator_[-1].module_", "trainer.model"), seen)
+    assert len(set(seen["positions"].tolist())) == 20
+    assert set(seen["output"]) <= set(seen["mask"].indices)
+
+
 def test_a_trained_network_and_a_pool_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = run("trained_network", monkeypatch)
     assert seen["unchanged"]
@@ -249,14 +289,17 @@ def test_a_trained_network_and_a_pool_in_files(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_a_batch_goes_to_a_labelling_tool_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_breaks_change_nothing_and_a_batch_goes_to_a_labelling_tool_and_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seen = run("person_in_the_loop", monkeypatch)
-    assert seen["same_answers"]
+    in_one_go = seen["sitting"](tmp_path / "record.json", seen["look_up"], n_labels=60)
+    assert [int(row) for row in in_one_go.labels] == seen["labelled"]
     data = [task["data"] for task in seen["tasks"]]
-    assert [d["row"] for d in data] == seen["batch_rows"].tolist()
+    assert [d["row"] for d in data] == seen["table"]["row"].tolist()
     assert [d["rank"] for d in data] == list(range(1, 11))
     assert [d["gain"] for d in data] == seen["gains"].tolist()
     assert all(d["image"].startswith("data:image/png;base64,iVBOR") for d in data)
     # The third was skipped; the others have their labels.
     answered = [d["row"] for d in data if d["rank"] != 3]
-    assert seen["from_tool"] == seen["from_table"] == {r: seen["y_true"][r] for r in answered}
+    assert seen["answers"] == {row: seen["y_true"][row] for row in answered}
