@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.datasets import load_iris
-from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 
 from skfishermask import active_learning_curve
 from skfishermask.evaluation.checkpoint import Checkpoint
@@ -168,7 +168,7 @@ def small_curve(folder: Path, **more: Any) -> dict[str, np.ndarray]:
     X, y = load_iris(return_X_y=True)
     options: dict[str, Any] = {"query_strategy": "random", "n_initial": 9, "n_instances": 5}
     options |= {"n_queries": 2, "cv": 3, "random_state": None, "checkpoint": folder}
-    return active_learning_curve(LogisticRegression(max_iter=500), X, y, **options | more)
+    return active_learning_curve(GaussianNB(), X, y, **options | more)
 
 
 def send_a_curve(sender: Connection, folder: Path) -> None:

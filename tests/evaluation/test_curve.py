@@ -17,7 +17,6 @@ import torch
 from modAL.uncertainty import entropy_sampling
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_iris
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import (
     GroupKFold,
@@ -27,6 +26,7 @@ from sklearn.model_selection import (
     StratifiedKFold,
     StratifiedShuffleSplit,
 )
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier
@@ -59,7 +59,7 @@ def curve(strategy: Any = least_sure, estimator: Any = None, **more: Any) -> dic
         "random_state": 0,
         "return_indices": True,
     }
-    estimator = LogisticRegression(max_iter=500) if estimator is None else estimator
+    estimator = GaussianNB() if estimator is None else estimator
     return active_learning_curve(estimator, X, Y, query_strategy=strategy, **options | more)
 
 
@@ -74,7 +74,7 @@ def plain_loop(strategy: Any, indices: np.ndarray) -> tuple[list[list[float]], l
     for (train, test), start in zip(CV.split(X, Y), indices[:, :9], strict=True):
         labeled, scores = start.tolist(), []
         for query in range(4):
-            model = LogisticRegression(max_iter=500).fit(X[labeled], Y[labeled])
+            model = GaussianNB().fit(X[labeled], Y[labeled])
             scores.append(model.score(X[test], Y[test]))
             if query < 3:
                 pool = [i for i in sorted(train) if i not in labeled]
@@ -477,7 +477,7 @@ def test_ctrl_c_that_the_net_swallows_ends_the_run(tmp_path: Path) -> None:
     ("more", "message"),
     [
         ({"strategy": first_rows}, "another query_strategy.*least_sure.*first_rows"),
-        ({"estimator": LogisticRegression(C=2, max_iter=500)}, "another estimator"),
+        ({"estimator": GaussianNB(var_smoothing=1e-3)}, "another estimator"),
         ({"n_instances": 4}, "another n_instances: it has 5, this run 4"),
         ({"scoring": "f1_macro"}, "another scoring"),
         ({"random_state": 1}, "another random_state"),
@@ -502,11 +502,11 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
         "random_state": 0,
         "checkpoint": tmp_path,
     }
-    active_learning_curve(LogisticRegression(max_iter=500), X, Y, **options)
+    active_learning_curve(GaussianNB(), X, Y, **options)
     with pytest.raises(ValueError, match="another X"):
-        active_learning_curve(LogisticRegression(max_iter=500), X + 1, Y, **options)
+        active_learning_curve(GaussianNB(), X + 1, Y, **options)
     with pytest.raises(ValueError, match="another y"):
-        active_learning_curve(LogisticRegression(max_iter=500), X, Y[::-1], **options)
+        active_learning_curve(GaussianNB(), X, Y[::-1], **options)
 
 
 def test_bad_arguments_leave_no_folder(tmp_path: Path) -> None:

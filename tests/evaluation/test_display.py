@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 
 from skfishermask import ActiveLearningCurveDisplay
 from tests.evaluation.test_curve import CV, Noisy, X, Y, curve, first_rows, least_sure
@@ -92,7 +92,7 @@ def test_display_from_estimator(tmp_path: Path, results: dict[str, Any]) -> None
         "random_state": 0,
         "checkpoint": tmp_path,
     }
-    model = LogisticRegression(max_iter=500)
+    model = GaussianNB()
     display = ActiveLearningCurveDisplay.from_estimator(
         model, X, Y, query_strategy={"random": "random", "least sure": least_sure}, **options
     )
@@ -114,7 +114,7 @@ def test_display_from_estimator(tmp_path: Path, results: dict[str, Any]) -> None
 
 def test_display_from_estimator_pairs_without_random_state() -> None:
     display = ActiveLearningCurveDisplay.from_estimator(
-        LogisticRegression(max_iter=500),
+        GaussianNB(),
         X,
         Y,
         query_strategy={"a": "random", "b": "random"},
