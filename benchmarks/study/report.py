@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.study import third_round
+from benchmarks.study import foreign, third_round, three_clusters
 from benchmarks.study.results import (
     CANDIDATES,
     DEFAULT,
@@ -314,6 +314,38 @@ def by_likelihood(file: Path) -> dict[str, Any] | None:
     return found | {"lost": lost}
 
 
+def beside_foreign(folder: Path) -> dict[str, Any] | None:
+    """Return our numbers beside those that others report of the same, in one table."""
+    files = [folder / foreign.FILE.name, folder / three_clusters.FILE.name]
+    if not all(file.exists() for file in files):
+        return None
+    tables, clusters = map(pd.read_csv, files)
+    theirs = foreign.THEIRS | {"ThreeClust": three_clusters.THEIRS}
+    ours = tables.rename(columns={"split": "seed", "area": "score"})
+    ours = pd.concat([ours, clusters.assign(table="ThreeClust")])
+    names = [*dict.fromkeys([*three_clusters.COMPARED, *ours.strategy])]
+    rows: dict[str, list[dict[str, Any] | None]] = {}
+    outside = []
+    for table, reported in theirs.items():
+        rows[table] = []
+        for name in names:
+            scores = ours.score[(ours.table == table) & (ours.strategy == name)]
+            found = {"mean": scores.mean(), "n": len(scores), "theirs": reported.get(name)}
+            rows[table].append(found if len(scores) else None)
+            if len(scores) and name in reported:
+                mean, deviation = reported[name]
+                if abs(scores.mean() - mean) > 2 * deviation:
+                    outside.append(f"{table} ({name})")
+    repeats = ours.groupby(["table", "strategy"]).size()
+    return {
+        "names": names,
+        "rows": rows,
+        "outside": outside,
+        "n_compared": sum(map(len, theirs.values())),
+        "repeats": (int(repeats.min()), int(repeats.max())),
+    }
+
+
 def values(folder: Path) -> dict[str, Any]:
     """Compute what the page shows.
 
@@ -341,5 +373,6 @@ def values(folder: Path) -> dict[str, Any]:
         "rounds": rounds(everything),
         "pixels": on_pixels(load(folder / "label_efficiency_pixels")),
         "likelihoods": by_likelihood(folder / "label_efficiency_likelihoods/results.csv"),
+        "foreign": beside_foreign(folder / "foreign"),
         "stopping": when_to_stop(folder / "label_efficiency" / STOPPING),
     }

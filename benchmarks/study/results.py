@@ -227,6 +227,8 @@ def wins(settings: Sequence[Setting], names: Sequence[str]) -> pd.DataFrame:
                 shares = []
                 for s in settings:
                     mine, yours = (part.iloc[:, 1:].to_numpy() for part in s.paired(name, other))
-                    shares.append(((mine > yours) + 0.5 * (mine == yours)).mean())
-                table.loc[name, other] = np.mean(shares)
+                    if len(mine):
+                        shares.append(((mine > yours) + 0.5 * (mine == yours)).mean())
+                if shares:
+                    table.loc[name, other] = np.mean(shares)
     return table

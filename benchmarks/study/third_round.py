@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from scipy import stats
 
 from benchmarks.study.results import (
     DATASETS,
-    DEFAULT,
     KINDS,
     RANDOM,
     Comparison,
     Setting,
     bootstrap,
     standard_error,
+    wins,
 )
 
 ALONE = "FisherMask, coverage alone"
@@ -35,6 +36,9 @@ NAMES = DATASETS | {
     "texture": "textures",
 }
 HEADS = {"ridge": "linear head", "mlp16 full batch": "MLP head"}
+LINEAR = "ridge"
+# From the least to the most often more accurate, on linear heads, in REFINE's paper.
+FOREIGN_ORDER = [RANDOM, "margin", "MaxHerding", "BAIT Binary", UHERDING, "REFINE"]
 
 
 class Curve(Setting):
@@ -70,39 +74,73 @@ def load(folder: Path) -> dict[str, Curve]:
     }
 
 
-def minus(tables: Sequence[pd.DataFrame], name: str, other: str) -> Comparison:
-    """Compare two strategies over settings, each a table of scores by seed and strategy."""
-    parts = [(table[name] - table[other]).to_numpy() for table in tables]
+def minus(settings: Sequence[Curve], name: str, other: str) -> Comparison:
+    """Compare two strategies over settings, on the seeds that both have in each."""
+    tables = [s.scores([name, other]) for s in settings]
+    parts = [(table[name] - table[other]).to_numpy() for table in tables if len(table)]
     errors = np.array([standard_error(part) for part in parts])
     error = float(np.sqrt((errors**2).sum()) / len(parts))
     return Comparison(*bootstrap(parts), error, min(map(len, parts)))
 
 
+def regrets(settings: Sequence[Curve], names: Sequence[str]) -> pd.DataFrame:
+    """Compute the distance of each strategy to the best, by strategy and setting.
+
+    All are compared with the default on the seeds that both have.
+    """
+
+    def score(setting: Curve, name: str) -> float:
+        table = setting.scores([name, ALONE])
+        return float((table[name] - table[ALONE]).mean())
+
+    means = pd.DataFrame({s.name: {name: score(s, name) for name in names} for s in settings})
+    return means.max() - means
+
+
+def order(settings: Sequence[Curve]) -> dict[str, Any] | None:
+    """Compute whether REFINE's order of strategies holds on linear heads.
+
+    The share of a strategy is how often it is more accurate than the one before it.
+    """
+    linear = [s for s in settings if s.info["network"] == LINEAR]
+    names = [name for name in FOREIGN_ORDER if linear and all(name in s.curves for s in linear)]
+    if len(names) < 2:
+        return None
+    table = wins(linear, names)
+    shares = {after: table.loc[after, before] for before, after in pairwise(names)}
+    return {
+        "n_settings": len(linear),
+        "names": names,
+        "shares": [*shares.values()],
+        "broken": [name for name, share in shares.items() if share <= 0.5],
+    }
+
+
 def curves(settings: Sequence[Curve]) -> dict[str, Any] | None:
-    """Compare coverage alone with what ran in all curves."""
+    """Compare coverage alone with what ran in all curves, and with what ran in some."""
     settings = [s for s in settings if {RANDOM, ALONE} <= set(s.curves)]
     if not settings:
         return None
-    names = [n for n in settings[0].curves if all(n in s.curves for s in settings)]
-    tables = {s.name: s.scores(names) for s in settings}
-    means = pd.DataFrame({setting: table.mean() for setting, table in tables.items()})
-    regret = means.max() - means
-    ahead = {name: (t[ALONE] - t[RANDOM]).to_numpy() for name, t in tables.items()}
+    ran = list(dict.fromkeys(name for s in settings for name in s.curves))
+    names = [n for n in ran if all(n in s.curves for s in settings)]
+    regret = regrets(settings, names)
+    ahead = {}
+    for s in settings:
+        table = s.scores([ALONE, RANDOM])
+        ahead[s.name] = (table[ALONE] - table[RANDOM]).to_numpy()
     quantile = 1 - LEVEL / len(ahead) / 2
     below = [
         name
         for name, d in ahead.items()
         if len(d) > 1 and d.mean() + stats.t.ppf(quantile, len(d) - 1) * standard_error(d) < 0
     ]
-    parts = {kind: [tables[s.name] for s in settings if s.kind == kind] for kind in KINDS} | {
-        "all": [*tables.values()]
-    }
-    # The default of the second round is slow with linear heads, and ran in some settings alone.
-    before = [s.scores([ALONE, DEFAULT]) for s in settings if DEFAULT in s.curves]
+    parts = {kind: [s for s in settings if s.kind == kind] for kind in KINDS} | {"all": settings}
+    in_some = {n: [s for s in settings if n in s.curves] for n in ran if n not in names}
     least = min(ahead, key=lambda name: ahead[name].mean())
+    numbers = [len(d) for d in ahead.values()]
     return {
         "n_settings": len(settings),
-        "n_seeds": (min(map(len, tables.values())), max(map(len, tables.values()))),
+        "n_seeds": (min(numbers), max(numbers)),
         "names": names,
         "minus": {
             kind: {other: minus(some, ALONE, other) for other in names if other != ALONE}
@@ -115,7 +153,9 @@ def curves(settings: Sequence[Curve]) -> dict[str, Any] | None:
         "regret": {
             name: (row.mean(), row.max(), str(row.idxmax())) for name, row in regret.iterrows()
         },
-        "before": (len(before), minus(before, ALONE, DEFAULT)) if before else None,
+        "in_some": {n: (len(some), minus(some, ALONE, n)) for n, some in in_some.items()},
+        "wins": {name: [*row] for name, row in wins(settings, names).iterrows()},
+        "order": order(settings),
         "below": below,
         "least": (least, float(ahead[least].mean())),
         "needed": float(np.median([s.labels_needed(ALONE) for s in settings])),

@@ -60,11 +60,9 @@ def performance() -> dict[str, Any]:
 
 
 def study_files() -> list[Path]:
-    return [
-        path
-        for part in ("", "_heads", "_pixels", "_likelihoods")
-        for path in sorted((RESULTS / f"label_efficiency{part}").rglob("*.*"))
-    ]
+    parts = ("", "_heads", "_pixels", "_likelihoods")
+    folders = [*(RESULTS / f"label_efficiency{part}" for part in parts), RESULTS / "foreign"]
+    return [path for folder in folders for path in sorted(folder.rglob("*.*"))]
 
 
 @dataclass(frozen=True)
@@ -153,6 +151,21 @@ def with_interval(comparison: Any) -> str:
     return f"{mark(comparison.verdict)}{points(comparison.mean)} ({low} to {high})"
 
 
+def percent(share: float) -> str:
+    """Return a share in percent, nothing where there is none."""
+    return f"{100 * share:.0f}" if share == share else ""
+
+
+def beside(found: dict[str, Any] | None) -> str:
+    """Return a mean in points of a hundred, and in brackets what others report of the same."""
+    if found is None:
+        return ""
+    mean, theirs = points_unsigned(found["mean"]), found["theirs"]
+    if theirs is None:
+        return mean
+    return f"{mean} ({' ± '.join(map(points_unsigned, theirs))})"
+
+
 def with_error(comparison: Any) -> str:
     """Return a difference in points, marked, with its standard error."""
     error = f" ({100 * comparison.error:.1f})" if comparison.n_seeds > 1 else " (one seed)"
@@ -161,7 +174,7 @@ def with_error(comparison: Any) -> str:
 
 FILTERS = (
     *(duration, significant, size, span, span_of_durations, span_of_shares, settings, computer),
-    *(points, points_unsigned, mark, with_interval, with_error),
+    *(points, points_unsigned, mark, with_interval, with_error, percent, beside),
 )
 
 

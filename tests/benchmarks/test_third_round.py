@@ -64,8 +64,10 @@ def test_values(folder: Path) -> None:
     mean, worst, where = found["regret"][ALONE]
     assert (mean, worst) == pytest.approx((0.02, 0.04))
     assert where == ("definitions of nouns, linear head, 50:1, 20 + 3 x 100 labels, random first")
-    n_before, before = found["before"]
+    n_before, before = found["in_some"][DEFAULT]
     assert (n_before, before.mean) == (1, pytest.approx(0.005))
+    assert found["wins"][ALONE][found["names"].index(UHERDING)] == 0.5  # one setting each
+    assert found["wins"]["margin"][0] == 1
     assert found["below"] == []
     assert found["least"][1] == pytest.approx(0.01)
     assert found["seconds"] == 2
@@ -73,6 +75,27 @@ def test_values(folder: Path) -> None:
     assert first["gain"].mean == pytest.approx((0.08 - 0.01) / 2)
     assert first["lost"] == ["definitions of nouns, linear head, 50:1"]
     assert values(folder / "nowhere") is None
+
+
+def test_strategies_are_compared_on_the_seeds_that_both_have(folder: Path) -> None:
+    for file in folder.glob("[mr]*/results.csv"):
+        table = pd.read_csv(file)
+        table[(table.strategy != "margin") | (table.seed == 0)].to_csv(file, index=False)
+    found = values(folder)
+    assert found["n_seeds"] == (3, 3)
+    assert found["minus"]["all"]["margin"].n_seeds == 1
+    assert found["minus"]["all"][UHERDING].n_seeds == 3
+    assert found["regret"]["margin"][0] == pytest.approx((0.02 + 0.04) / 2)
+
+
+def test_the_order_of_refine(folder: Path) -> None:
+    """One setting with a linear head; margin, then UHerding."""
+    order = values(folder)["order"]
+    assert order["names"] == ["random", "margin", UHERDING]
+    assert (order["n_settings"], order["shares"], order["broken"]) == (1, [1, 1], [])
+    name = "ridge_wordnet_50to1_random_20_3x100"
+    write(folder, name, GAINS | {UHERDING: 0.005})
+    assert values(folder)["order"]["broken"] == [UHERDING]
 
 
 def test_a_setting_below_random_is_named(folder: Path) -> None:
@@ -89,4 +112,6 @@ def test_the_page_shows_it(folder: Path) -> None:
     assert "It is *not* shown to be better than UHerding" in text
     assert "3 to 3 of the 20 seeds have run" in text
     assert "with 20 labels that gains +3.5" in text
+    assert "Here each beats the one before in 100, 100 percent" in text
+    assert "so the order holds." in text
     assert "nan" not in page.replace("named", "")
