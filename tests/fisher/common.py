@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +15,11 @@ from tests import networks, oracles
 from tests.jacobian.common import mask_of
 
 TOLERANCE = 1e-10
+
+
+def in_one_process(network: str) -> pytest.MarkDecorator:
+    """Keep the tests of a network together: its oracle is computed once in each process."""
+    return pytest.mark.xdist_group(network)
 
 
 def cross_entropy(f: Tensor, f0: Tensor) -> Tensor:

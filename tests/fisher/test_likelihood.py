@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
+from typing import Any
 
 import pytest
 import torch
@@ -111,8 +113,23 @@ NETWORKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", LIKELIHOODS)
-@pytest.mark.parametrize("name", [*NETWORKS, *POSITIONS])
+def each_with_one(names: list[str], kinds: list[str], always: Collection[str] = ()) -> list[Any]:
+    """Pair each network with one likelihood, some with all of them; the rest is slow."""
+    return [
+        pytest.param(
+            name,
+            kind,
+            marks=() if name in always or kind == kinds[i % len(kinds)] else pytest.mark.slow,
+        )
+        for i, name in enumerate(names)
+        for kind in kinds
+    ]
+
+
+KINDS = ["bernoulli", "gaussian", "own", "categorical"]
+
+
+@pytest.mark.parametrize(("name", "kind"), each_with_one([*NETWORKS, *POSITIONS], KINDS, POSITIONS))
 @pytest.mark.filterwarnings("ignore:Reading")
 def test_diagonal_and_embedding_against_the_oracle(name: str, kind: str) -> None:
     module, x, J, outputs = case(name)
@@ -138,8 +155,9 @@ def test_diagonal_and_embedding_against_the_oracle(name: str, kind: str) -> None
 PICKED = ["mlp", "conv_norm", "attention", "gru_packed", "routed_tokens", *POSITIONS]
 
 
-@pytest.mark.parametrize("kind", ["categorical", "bernoulli", "gaussian"])
-@pytest.mark.parametrize("name", PICKED)
+@pytest.mark.parametrize(
+    ("name", "kind"), each_with_one(PICKED, ["categorical", "bernoulli", "gaussian"])
+)
 @pytest.mark.filterwarnings("ignore:Reading")
 def test_picks_against_the_oracle(name: str, kind: str) -> None:
     make, sample = {**networks.NETWORKS, **POSITIONS}[name]
