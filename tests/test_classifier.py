@@ -95,8 +95,12 @@ def assert_queries(fitted: Any, pool: Any = X_POOL) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "estimator",
-    [None, lazy_net(), make_pipeline(StandardScaler(), lazy_net()), LogisticRegression()],
-    ids=["default net", "lazy net", "pipeline", "LogisticRegression"],
+    [
+        pytest.param(None, id="default net"),
+        pytest.param(lazy_net(), id="lazy net", marks=pytest.mark.slow),
+        pytest.param(make_pipeline(StandardScaler(), lazy_net()), id="pipeline"),
+        pytest.param(LogisticRegression(), id="LogisticRegression"),
+    ],
 )
 def test_check_estimator(estimator: Any, record_property: Any) -> None:
     results = check_estimator(FisherMaskSampler(estimator), on_fail=None)
@@ -292,7 +296,7 @@ def test_cross_validate() -> None:
 )
 def test_searches(search: Any) -> None:
     grid = {"estimator__lr": [1e-6, 0.2], "mask": ["global", "output_layer"]}
-    found = search(sampler(net(max_epochs=60)), grid, cv=2).fit(X[:160], HALVES[:160])
+    found = search(sampler(net(max_epochs=30)), grid, cv=2).fit(X[:160], HALVES[:160])
     assert found.best_params_["estimator__lr"] == 0.2
     assert_queries(found.best_estimator_)
     chosen, _ = FisherMaskSampler(**TINY)(found, X_POOL, 5)
