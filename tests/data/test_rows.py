@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -230,17 +230,18 @@ def expected(way: str) -> list[Any]:
     return run(WAYS[way][0], lambda A: A)[1:]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        pytest.param(name, make, id=f"{name} {i}" if i else name)
-        for name, makes in CASES.items()
-        for i, make in enumerate(makes)
-    ],
-)
+def containers_and_ways() -> Iterator[Any]:
+    """The first container of a row in every way, the others in one each; the rest is slow."""
+    for name, makes in CASES.items():
+        for i, make in enumerate(makes):
+            for j, way in enumerate(WAYS):
+                marks = pytest.mark.slow if i and i % len(WAYS) != j else ()
+                yield pytest.param(name, make, way, id=f"{name} {i} {way}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "make", "way"), containers_and_ways())
 def test_a_container(
-    way: str, name: str, make: Callable[[np.ndarray], Any], tmp_path: Path
+    name: str, make: Callable[[np.ndarray], Any], way: str, tmp_path: Path
 ) -> None:
     row = TABLE[name]
     for i, estimator in enumerate(WAYS[way]):
