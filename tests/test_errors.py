@@ -366,11 +366,24 @@ def assert_refused(call: Any, *args: Any) -> None:
     assert not {"torch", "skorch"} & set(last.parts), last
 
 
+BAD_COUNTS = st.one_of(
+    st.integers(max_value=0),
+    st.integers(min_value=41),
+    st.floats(),
+    NESTED.filter(lambda n: n is not None),
+    st.sampled_from([None, True, np.float64(3), np.array([3]), object(), "3", [3]]),
+)
+EXAMPLES = pytest.mark.parametrize("n_examples", [50, pytest.param(200, marks=pytest.mark.slow)])
+
+
+def check(strategy: Any, refused: Any, n_examples: int) -> None:
+    settings(max_examples=n_examples)(given(strategy)(refused))()
+
+
+@EXAMPLES
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLS)
-def test_bad_data_are_refused(name: str) -> None:
-    @settings(max_examples=200)
-    @given(BAD)
+def test_bad_data_are_refused(name: str, n_examples: int) -> None:
     def refused(data: Any) -> None:
         if name.endswith("labelled"):  # No labelled samples are none.
             assume(data is not None and not is_empty(data))
@@ -378,25 +391,21 @@ def test_bad_data_are_refused(name: str) -> None:
             assume(not (sp.issparse(data) and data.shape == X_POOL.shape))
         assert_refused(CALLS[name], data)
 
-    refused()
+    check(BAD, refused, n_examples)
 
 
+@EXAMPLES
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=200)
-@given(BAD_LABELS)
-def test_bad_labels_are_refused(y: Any) -> None:
-    assert_refused(lambda: FisherMaskSampler(net()).fit(X_LABELED, y))
+def test_bad_labels_are_refused(n_examples: int) -> None:
+    def refused(y: Any) -> None:
+        assert_refused(lambda: FisherMaskSampler(net()).fit(X_LABELED, y))
+
+    check(BAD_LABELS, refused, n_examples)
 
 
-@settings(max_examples=200)
-@given(
-    st.one_of(
-        st.integers(max_value=0),
-        st.integers(min_value=41),
-        st.floats(),
-        NESTED.filter(lambda n: n is not None),
-        st.sampled_from([None, True, np.float64(3), np.array([3]), object(), "3", [3]]),
-    )
-)
-def test_bad_counts_are_refused(n_instances: Any) -> None:
-    assert_refused(FITTED.query, X_POOL, n_instances)
+@EXAMPLES
+def test_bad_counts_are_refused(n_examples: int) -> None:
+    def refused(n_instances: Any) -> None:
+        assert_refused(FITTED.query, X_POOL, n_instances)
+
+    check(BAD_COUNTS, refused, n_examples)

@@ -322,7 +322,10 @@ def oracle(net: Any, classifier: Any, every: Any) -> tuple[list[int], list[float
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize(
+    "seed",
+    [seed if seed < 15 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(30)],
+)
 def test_the_batch_is_the_oracles_or_refused(seed: int) -> None:
     how, rng = draw(seed), np.random.default_rng(seed)
     X = rng.normal(size=(N_POOL + N_LABELED, 4)).round(3)
