@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.model_selection import ShuffleSplit
 from sklearn.pipeline import make_pipeline
 from skorch import NeuralNetClassifier
@@ -345,3 +345,33 @@ def test_what_is_in_memory_is_not_a_pool_of_dask() -> None:
     library("dask.array")
     assert not is_dask(library("xarray").DataArray(X))
     assert is_dask(library("xarray").DataArray(X).chunk())
+
+
+class Unknown:
+    """An array of a library that nothing is known of."""
+
+    def __init__(self, A: np.ndarray) -> None:
+        self._A, self.shape, self.dtype = A, A.shape, A.dtype
+
+    def __len__(self) -> int:
+        return len(self._A)
+
+    def __getitem__(self, rows: Any) -> Any:
+        taken = self._A[rows]
+        return type(self)(taken) if taken.ndim == self._A.ndim else taken
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.asarray(self._A, dtype)
+
+
+def test_an_array_of_an_unknown_library() -> None:
+    net = clone(NET).fit(X, Y)
+    expected = FISHERMASK(net, X[16:], 4, X_labeled=X[:16])
+    found = FISHERMASK(net, Unknown(X[16:]), 4, X_labeled=Unknown(X[:16]))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    bad = X[16:].copy()
+    bad[5, 1] = np.nan
+    with pytest.raises(ValueError, match="X_pool contains NaN or infinity, first in row 5"):
+        FISHERMASK(net, Unknown(bad), 4)
+    assert stack_rows(Unknown(X[:2]), X[2:3]).tolist() == X[:3].tolist()
