@@ -169,6 +169,11 @@ TABLE = {
         r"Sequential, a torch module: wrap it",
     ),
     "NaN in a tuple": (ask((X_POOL, bad(NAN, 9))), ValueError, r"X_pool\[1\] .* row 9"),
+    "several inputs for one": (
+        ask((X_POOL, X_POOL)),
+        ValueError,
+        r"\[float32 of shape \(1, 64\), float32 of shape \(1, 64\)\], and PyTorch says",
+    ),
     "uneven inputs": (ask((X_POOL, X_POOL[:9])), ValueError, r"numbers of samples: \[40, 9\]"),
     "a loader": (ask(LOADER), TypeError, r"X_pool.*found DataLoader.*its dataset"),
     "a sampler's loader": (query(LOADER), TypeError, r"X_pool.*found DataLoader.*its dataset"),

@@ -11,6 +11,7 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import SelectKBest
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -100,6 +101,18 @@ def test_a_learner_without_labels_begins_with_it() -> None:
     later, _ = learner.query(X_POOL, n_instances=3)
     assert learner.query_strategy.query_info_["n_labeled"] == 20
     assert len(later) == 3
+
+
+def test_a_learner_that_knows_something_does_not() -> None:
+    fitted = LogisticRegression().fit(X_POOL[:20], Y[:20])
+    strategy = FisherMaskSampler(random_state=0)
+    expected, _ = strategy(fitted, X_POOL, 3)
+    found, _ = ActiveLearner(fitted, strategy).query(X_POOL, n_instances=3)
+    assert found.tolist() == expected.tolist() != covering(X_POOL, 3)
+    learner = ActiveLearner(nets.logits_net(), strategy, X_training=X_POOL, y_training=Y[:120])
+    learner.estimator = nets.logits_net()
+    with pytest.raises(NotFittedError):
+        learner.query(X_POOL, n_instances=3)
 
 
 def test_an_unfitted_net_as_classifier_is_refused_still() -> None:
