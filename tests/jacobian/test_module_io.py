@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skfishermask.jacobian.module_io import NonFiniteOutputError, batch_length, output_layer
+from skfishermask.jacobian.module_io import (
+    NonFiniteOutputError,
+    batch_length,
+    check_outputs,
+    output_layer,
+)
 from tests import networks
 
 
@@ -28,6 +33,14 @@ def test_batch_length() -> None:
 def test_what_is_no_batch(batch: object, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         batch_length(batch)
+
+
+@pytest.mark.parametrize(
+    ("n", "words"), [(1, r"found \(3,\)\. One sample was tried alone"), (4, r"found \(3,\)\.$")]
+)
+def test_a_squeeze_is_suspected_of_one_sample_alone(n: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_outputs(torch.zeros(3), n, 0)
 
 
 def test_the_bad_row_survives_pickling() -> None:
