@@ -34,6 +34,19 @@ def test_a_value_is_restored_in_its_memory(write: object) -> None:
     assert tensor.data_ptr() == address == storage_of(tensor)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.inference_mode()(lambda: torch.ones(2)),
+        nn.UninitializedParameter,
+        lambda: torch.ones(2, device="meta"),
+    ],
+    ids=["inference", "lazy", "meta"],
+)
+def test_what_has_no_value_of_its_own_to_restore_is_left_alone(make: Callable[[], Tensor]) -> None:
+    restore_value(make())()
+
+
 def test_nothing_is_written_where_nothing_has_changed() -> None:
     tensor = torch.tensor([1.0, torch.nan])
     version = tensor._version
