@@ -26,7 +26,7 @@ def do_nothing() -> None:
 def restore_value(tensor: Tensor) -> Restore:
     """Copy a tensor; return a function that restores its value where it has changed."""
     # Nothing outside inference mode can write to an inference tensor.
-    if tensor.is_inference() or is_lazy(tensor) or storage_of(tensor) is None:
+    if is_lazy(tensor) or tensor.is_inference() or storage_of(tensor) is None:
         return do_nothing
     # A copy, because what is written through `tensor.data` does not count as a version.
     data, version, value = tensor.detach(), tensor._version, tensor.detach().clone()
