@@ -138,7 +138,11 @@ TABLE = {
     "labelled integers": (ask(X_labeled=X_POOL.astype("int64")), ValueError, "int64 of shape"),
     "text": (query(np.full((3, 64), "a")), ValueError, "numeric|string"),
     "sparse": (query(sp.csr_array(X_POOL)), TypeError, "[Ss]parse"),
-    "other inputs": (ask({"a": X_POOL}), ValueError, r"'a': float32 of shape \(1, 64\)"),
+    "other inputs": (
+        ask({"a": X_POOL, "b": X_POOL}),
+        ValueError,
+        r"\{'a': float32 of shape \(1, 64\), 'b': float32 of shape \(1, 64\)\}, and PyTorch says",
+    ),
     "no data": (ask(None), TypeError, "found NoneType"),
     "one class": (fit(X_LABELED, np.zeros(60)), ValueError, "at least 2 classes in y, found 1"),
     "no labels": (fit(X_LABELED, None), ValueError, "requires y"),

@@ -20,6 +20,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, Normalizer, StandardScaler
+from sklearn.semi_supervised import SelfTrainingClassifier
 
 from skfishermask.data.unwrap import unwrap
 from skfishermask.modal import ActiveLearner
@@ -97,6 +98,7 @@ NESTED = {
     "frozen in a pipeline": lambda: nets.fitted(
         pipeline(FrozenEstimator(nets.fitted(nets.logits_net())))
     ),
+    "meta-estimator": lambda: nets.fitted(SelfTrainingClassifier(nets.logits_net())),
     "net": lambda: nets.fitted(nets.logits_net()),
     "pipeline": lambda: nets.fitted(pipeline(nets.logits_net())),
     "pipeline of one": lambda: nets.fitted(make_pipeline(nets.logits_net())),
