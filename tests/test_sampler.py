@@ -27,7 +27,7 @@ from tests import nets
 from tests.nets import SMALL
 
 X, Y = nets.digits()
-X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:260]
+X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:160]
 
 
 def counting(strategy: Callable, calls: list) -> Callable:
@@ -38,9 +38,18 @@ def counting(strategy: Callable, calls: list) -> Callable:
     return counted
 
 
-@pytest.mark.parametrize("n_instances", [1, 2, 3])
-@pytest.mark.parametrize("cls", [ModALActiveLearner, ActiveLearner], ids=["modAL's", "ours"])
-@pytest.mark.parametrize("form", ["object", "function"])
+@pytest.mark.parametrize(
+    ("n_instances", "cls", "form"),
+    [
+        (1, ModALActiveLearner, "function"),
+        (2, ModALActiveLearner, "object"),  # modAL takes two bare indices for indices and metrics
+        (2, ModALActiveLearner, "function"),
+        (3, ModALActiveLearner, "object"),
+        (1, ActiveLearner, "object"),
+        (2, ActiveLearner, "function"),
+        (3, ActiveLearner, "object"),
+    ],
+)
 def test_modal_learners_get_as_many_distinct_samples_from_one_call(
     n_instances: int, cls: type, form: str
 ) -> None:
@@ -123,9 +132,9 @@ def test_probabilities_choose_as_logits_do(net: Any) -> None:
 @pytest.mark.parametrize(
     ("n_instances", "message"),
     [
-        (0, "between 1 and the 200 samples of the pool, got 0"),
+        (0, "between 1 and the 100 samples of the pool, got 0"),
         (-3, "got -3"),
-        (201, "got 201"),
+        (101, "got 101"),
         (1.0, "must be an int, got 1.0"),
         (True, "must be an int, got True"),
         ("5", "must be an int, got '5'"),
@@ -270,9 +279,9 @@ def test_a_committee_is_refused_and_asked_through_a_member() -> None:
         return fishermask(committee.learner_list[0], X_pool, **more)
 
     committee = Committee(learners, ask_first)
-    first, X_first = committee.query(X[:200], n_instances=30)
-    assert first.tolist() == FisherMaskSampler(**SMALL).query(X[:200], 30)[0].tolist()
-    committee.teach(X_first, Y[:200][first])
+    first, X_first = committee.query(X[:100], n_instances=30)
+    assert first.tolist() == FisherMaskSampler(**SMALL).query(X[:100], 30)[0].tolist()
+    committee.teach(X_first, Y[:100][first])
     chosen, _ = committee.query(X_POOL, n_instances=3)
     expected, _ = learners[0].query(X_POOL, n_instances=3)
     assert chosen.tolist() == expected.tolist()
