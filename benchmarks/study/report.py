@@ -337,8 +337,9 @@ def beside_foreign(folder: Path) -> dict[str, Any] | None:
                 if abs(scores.mean() - mean) > 2 * deviation:
                     outside.append(f"{table} ({name})")
     repeats = ours.groupby(["table", "strategy"]).size()
+    called = {third_round.ALONE: "the default", PUBLISHED: "FisherMask, as published"}
     return {
-        "names": names,
+        "names": [called.get(name, name) for name in names],
         "rows": rows,
         "outside": outside,
         "n_compared": sum(map(len, theirs.values())),
