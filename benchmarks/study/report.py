@@ -337,6 +337,7 @@ def beside_foreign(folder: Path) -> dict[str, Any] | None:
                 if abs(scores.mean() - mean) > 2 * deviation:
                     outside.append(f"{table} ({name})")
     repeats = ours.groupby(["table", "strategy"]).size()
+    own = tables[tables.strategy.map(is_ours)].groupby(["table", "strategy"]).size()
     called = {third_round.ALONE: "the default", PUBLISHED: "FisherMask, as published"}
     return {
         "names": [called.get(name, name) for name in names],
@@ -344,6 +345,7 @@ def beside_foreign(folder: Path) -> dict[str, Any] | None:
         "outside": outside,
         "n_compared": sum(map(len, theirs.values())),
         "repeats": (int(repeats.min()), int(repeats.max())),
+        "own_repeats": int(own.max()) if len(own) else 0,
     }
 
 

@@ -100,7 +100,7 @@ def test_values_and_what_is_far_from_theirs(tmp_path: Path) -> None:
     )
     found = report.beside_foreign(tmp_path)
     assert found["outside"] == ["sonar (margin)"]
-    assert found["repeats"] == (1, 2)
+    assert (found["repeats"], found["own_repeats"]) == ((1, 2), 0)
     beside = measured_pages().beside
     row = dict(zip(found["names"], map(beside, found["rows"]["sonar"]), strict=True))
     assert row["random"] == "71.0 (74.6 ± 3.8)"
