@@ -34,6 +34,7 @@ from skfishermask.data import (
     explained,
     has_columns,
     has_own_dataset,
+    has_transformers,
     ignore_index_of,
     innermost,
     is_binary,
@@ -226,7 +227,8 @@ class NetEstimator(BaseEstimator):
             is_net(net) and has_own_dataset(net),
             in_pipeline or is_linear(net),
         )
-        if (in_pipeline or own_dataset) and not is_numeric(X, lists=in_pipeline):
+        transforms = has_transformers(self.estimator)
+        if (transforms or own_dataset) and not is_numeric(X, lists=transforms):
             # What the transformers, or a dataset of the user's, know to read is not looked into.
             if len(getattr(X, "shape", ())) == 2:
                 validate_data(self, X, reset=reset, skip_check_array=True)

@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from modAL.models import Committee
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
@@ -25,7 +27,7 @@ from sklearn.model_selection import (
 )
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 from skorch import NeuralNetClassifier
 from torch import Tensor, nn
@@ -403,3 +405,19 @@ def test_weights_of_samples_reach_a_net_that_takes_them() -> None:
     weights = np.ones(60)
     sampler = FisherMaskSampler(net).fit(X[:60], y[:60], sample_weight=weights)
     assert sampler.estimator_.seen_ is weights
+
+
+def test_columns_of_words_go_to_the_transformers_inside_a_search() -> None:
+    frame = pd.DataFrame({"size": X[:80, 10], "word": np.where(X[:80, 20] > 0.5, "much", "little")})
+    columns = make_column_transformer(
+        (StandardScaler(), ["size"]), (OneHotEncoder(), ["word"]), sparse_threshold=0
+    )
+    pipeline = make_pipeline(columns, LogisticRegression(C=0.1))
+    search = GridSearchCV(pipeline, {"logisticregression__C": [0.1]}, cv=2)
+    picks = []
+    for estimator in (pipeline, search):
+        sampler = FisherMaskSampler(estimator, random_state=0).fit(frame[:40], HALVES[:40])
+        picks.append(sampler.query(frame[40:], 5)[0].tolist())
+    assert picks[0] == picks[1]
+    first, _ = FisherMaskSampler(search, random_state=0).query(frame, 5)
+    assert len(set(first)) == 5

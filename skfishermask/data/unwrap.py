@@ -129,6 +129,13 @@ def innermost(estimator: Estimator) -> Estimator:
     return estimator
 
 
+def has_transformers(estimator: Estimator) -> bool:
+    """Return whether samples come to a pipeline first, also inside search objects."""
+    while not isinstance(estimator, Pipeline) and not is_net(estimator) and _wraps_one(estimator):
+        estimator = estimator.estimator
+    return isinstance(estimator, Pipeline)
+
+
 def unwrap(classifier: Estimator) -> Unwrapped:
     """Find the skorch net inside a classifier.
 
