@@ -36,7 +36,7 @@ for i, image in enumerate(digits.images[:600]):
     path = folder / f"day_{i % 3}" / f"{i:03d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((image * 15.9).astype("uint8")).resize((64, 64)).save(path)
-path.write_bytes(path.read_bytes()[:60])  # One is damaged.
+_ = path.write_bytes(path.read_bytes()[:60])  # One is damaged.
 # ==== Only for this page: to here ====
 
 # %%
