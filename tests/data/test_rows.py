@@ -239,7 +239,7 @@ def containers_and_ways() -> Iterator[Any]:
                 yield pytest.param(name, make, way, id=f"{name} {i} {way}", marks=marks)
 
 
-@pytest.mark.parametrize(("name", "make", "way"), containers_and_ways())
+@pytest.mark.parametrize(("name", "make", "way"), [*containers_and_ways()])
 def test_a_container(
     name: str, make: Callable[[np.ndarray], Any], way: str, tmp_path: Path
 ) -> None:

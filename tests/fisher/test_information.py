@@ -83,7 +83,7 @@ def networks_and_dtypes() -> Iterator[Any]:
             yield pytest.param(name, dtype, marks=marks)
 
 
-@pytest.mark.parametrize(("name", "dtype"), networks_and_dtypes())
+@pytest.mark.parametrize(("name", "dtype"), [*networks_and_dtypes()])
 def test_diagonal_and_embedding_against_the_oracle(
     name: str, dtype: torch.dtype, device: str
 ) -> None:
