@@ -226,6 +226,8 @@ def wins(settings: Sequence[Setting], names: Sequence[str]) -> pd.DataFrame:
             if name != other:
                 shares = []
                 for s in settings:
+                    if not {name, other} <= set(s.curves):
+                        continue
                     mine, yours = (part.iloc[:, 1:].to_numpy() for part in s.paired(name, other))
                     if len(mine):
                         shares.append(((mine > yours) + 0.5 * (mine == yours)).mean())

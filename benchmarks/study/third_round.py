@@ -25,6 +25,7 @@ from benchmarks.study.results import (
 
 ALONE = "FisherMask, coverage alone"
 UHERDING = "UHerding, radius 1"
+ORACLE = "oracle"
 # Of the protocol: what a first batch should gain, and the level of a loss.
 WANTED_GAIN, LEVEL = 0.05, 0.05
 NAMES = DATASETS | {
@@ -103,13 +104,13 @@ def order(settings: Sequence[Curve]) -> dict[str, Any] | None:
     The share of a strategy is how often it is more accurate than the one before it.
     """
     linear = [s for s in settings if s.info["network"] == LINEAR]
-    names = [name for name in FOREIGN_ORDER if linear and all(name in s.curves for s in linear)]
+    names = [name for name in FOREIGN_ORDER if any(name in s.curves for s in linear)]
     if len(names) < 2:
         return None
     table = wins(linear, names)
     shares = {after: table.loc[after, before] for before, after in pairwise(names)}
     return {
-        "n_settings": len(linear),
+        "n_settings": min(sum(name in s.curves for s in linear) for name in names),
         "names": names,
         "shares": [*shares.values()],
         "broken": [name for name, share in shares.items() if share <= 0.5],
@@ -123,6 +124,7 @@ def curves(settings: Sequence[Curve]) -> dict[str, Any] | None:
         return None
     ran = list(dict.fromkeys(name for s in settings for name in s.curves))
     names = [n for n in ran if all(n in s.curves for s in settings)]
+    matched = [name for name in ran if name != ORACLE]
     regret = regrets(settings, names)
     ahead = {}
     for s in settings:
@@ -154,7 +156,7 @@ def curves(settings: Sequence[Curve]) -> dict[str, Any] | None:
             name: (row.mean(), row.max(), str(row.idxmax())) for name, row in regret.iterrows()
         },
         "in_some": {n: (len(some), minus(some, ALONE, n)) for n, some in in_some.items()},
-        "wins": {name: [*row] for name, row in wins(settings, names).iterrows()},
+        "wins": {name: [*row] for name, row in wins(settings, matched).iterrows()},
         "order": order(settings),
         "below": below,
         "least": (least, float(ahead[least].mean())),

@@ -66,8 +66,10 @@ def test_values(folder: Path) -> None:
     assert where == ("definitions of nouns, linear head, 50:1, 20 + 3 x 100 labels, random first")
     n_before, before = found["in_some"][DEFAULT]
     assert (n_before, before.mean) == (1, pytest.approx(0.005))
-    assert found["wins"][ALONE][found["names"].index(UHERDING)] == 0.5  # one setting each
-    assert found["wins"]["margin"][0] == 1
+    names = [*found["wins"]]
+    assert found["wins"][ALONE][names.index(UHERDING)] == 0.5  # one setting each
+    assert found["wins"]["margin"][names.index("random")] == 1
+    assert found["wins"][DEFAULT][names.index(UHERDING)] == 1  # in the one where both ran
     assert found["below"] == []
     assert found["least"][1] == pytest.approx(0.01)
     assert found["seconds"] == 2
