@@ -36,7 +36,7 @@ class KnobCase:
         X = (X / 16).astype("float32").reshape(-1, 1, 8, 8)
         self.n_labeled = 100
         rows, _ = make_split(y, len(y), seed, len(y), 0, imbalance)
-        n_pool, self.n_instances = (60, 3) if given.quick else (len(rows) - 100, 50)
+        n_pool, self.n_instances = (60, 3) if given.quick else (len(rows) - 100, 10)
         order = np.random.default_rng(seed).permutation(rows)
         labeled, pool = order[:100], order[100 : 100 + n_pool]
         self.seed, self.labeled, self.pool = seed, X[labeled], X[pool]

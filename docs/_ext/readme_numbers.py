@@ -42,7 +42,7 @@ Coverage alone, the default now, did about as well.
 {% endif %}
 {% if defaults %}
 - **Time and memory** of a query with defaults: \
-{% for name, found in defaults["cases"].items() %}\
+{% for name, found in defaults["cases"].items() if "200,000" in name or "images" in name %}\
 {{ name }}: {{ found["seconds"] | duration }}, {{ found["bytes"] | size }}\
 {{ "; " if not loop.last else "." }}{% endfor %}
 
