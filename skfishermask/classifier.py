@@ -56,8 +56,8 @@ from skfishermask.parameters import Seed, check_parameters
 from skfishermask.targets import Classes, kind_of_labels, refusing_other_shapes, target_of
 
 
-def _check_wraps_net(estimator: Estimator, fit_params: Mapping[str, UserValue]) -> None:
-    """Raise TypeError at an estimator without a net, or at weights of samples for a net."""
+def _check_wraps_net(estimator: Estimator) -> None:
+    """Raise TypeError at an estimator without a net."""
     if not hasattr(estimator, "fit"):  # none, or no estimator
         return
     net = innermost(estimator)
@@ -71,6 +71,10 @@ def _check_wraps_net(estimator: Estimator, fit_params: Mapping[str, UserValue]) 
             f"small network of the sampler's own queries, and {type(net).__name__} is trained on "
             "the answers."
         )
+
+
+def _check_fit_params(net: Estimator, fit_params: Mapping[str, UserValue]) -> None:
+    """Raise TypeError at weights of samples for a net."""
     if "sample_weight" in fit_params and not has_fit_parameter(net, "sample_weight"):
         raise TypeError(
             f"The fit of {type(net).__name__} takes no sample_weight. Classes are weighted by the "
@@ -136,7 +140,7 @@ class NetEstimator(BaseEstimator):
             than two classes, or if the labels are not of the kind of the estimator's criterion.
         """
         check_no_module(self.estimator)
-        _check_wraps_net(self.estimator, fit_params)
+        _check_wraps_net(self.estimator)
         check_parameters(self)
         X_given = X
         X = self._check_input(X, reset=True)
@@ -159,6 +163,7 @@ class NetEstimator(BaseEstimator):
                     "NeuralNetBinaryClassifier is a binary classifier: expected 2 classes, found "
                     f"{len(self.classes_)}. Only binary classification is supported."
                 )
+        _check_fit_params(innermost(estimator), fit_params)
         with ExitStack() as stack:
             if self.random_state is not None:
                 seed = check_random_state(self.random_state).randint(2**31 - 1)

@@ -225,15 +225,15 @@ class TemplateSingleAnnotatorPoolQueryStrategy:
 
 def described(estimator: Any) -> list[str]:
     """Describe all attributes of an estimator, those of estimators inside included."""
-    return [*_described(estimator, set())]
+    return [*_described(estimator, {})]
 
 
-def _described(value: Any, seen: set[int]) -> Iterator[str]:
+def _described(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     if hasattr(value, "state_dict") and not isinstance(value, type):
         value = value.state_dict()
     if id(value) in seen:
         return
-    seen.add(id(value))
+    seen[id(value)] = value  # Kept: a new value may get the number of one that is gone.
     if isinstance(value, dict):
         for name, part in sorted(value.items(), key=lambda item: str(item[0])):
             yield f"{name}:"

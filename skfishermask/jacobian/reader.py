@@ -12,7 +12,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +66,15 @@ class _GraphLayout:
     def of(self, n: int) -> Sequence[SampleLayout | None]:
         """Return the layouts in a batch of n samples."""
         return [layout and replace(layout, n=n) for layout in self.layouts]
+
+
+@dataclass(frozen=True)
+class _FewSamples:
+    """Some samples of a batch, with their outputs and graph."""
+
+    batch: Inputs
+    outputs: Tensor
+    graph: Graph
 
 
 class JacobianReader:
@@ -157,13 +165,30 @@ class JacobianReader:
 
     def _has_hidden_gradients(self, graph: Graph, batch: Inputs) -> bool:
         """Return whether parameters get gradients that a graph does not show; once for a kind."""
+
+        def run() -> Tensor:
+            few = self._first_few(batch, graph)
+            return self._outputs_with_gradients(batch if few is None else few.batch)
+
         # Not for each shape: batches of other sizes call the same functions.
         kind = graph.structure, frozenset(graph.leaves)
         if kind not in self._hides_gradients:
-            self._hides_gradients[kind] = hides_gradients(
-                graph, self.entries.parameters, partial(self._outputs_with_gradients, batch)
-            )
+            hides = hides_gradients(graph, self.entries.parameters, run)
+            self._hides_gradients[kind] = hides
         return self._hides_gradients[kind]
+
+    def _first_few(self, batch: Inputs, graph: Graph) -> _FewSamples | None:
+        """Run the first samples alone; None: their graph has other operations than the batch's."""
+        if batch_length(batch) <= _N_PROBED:
+            return None
+        few = slice_batch(batch, slice(0, _N_PROBED))
+        outputs = self.outputs(few)
+        graph_of_few = Graph(outputs, self.entries.parameters)
+        return (
+            _FewSamples(few, outputs, graph_of_few)
+            if graph_of_few.structure == graph.structure
+            else None
+        )
 
     def _outputs_with_gradients(self, batch: Inputs) -> Tensor:
         return self.outputs(with_gradients(batch))
@@ -179,11 +204,9 @@ class JacobianReader:
     ) -> tuple[list[LocatedUse], dict[str, str]]:
         """Locate the uses of parameters; name the unsupported ones, with the reason."""
         known = self._graph_layouts.get(signature)
-        if known is None and len(outputs) > _N_PROBED:
-            few = self.outputs(slice_batch(batch, slice(0, _N_PROBED)))
-            graph_of_few = Graph(few, self.entries.parameters)
-            if graph_of_few.signature().is_alike(graph.signature()):
-                known = self._probe(graph_of_few, few)
+        few = self._first_few(batch, graph) if known is None else None
+        if few is not None and few.graph.signature().is_alike(graph.signature()):
+            known = self._probe(few.graph, few.outputs)
         if known is None or not known.reusable:
             known = self._probe(graph, outputs)
         self._graph_layouts[signature] = known

@@ -190,6 +190,18 @@ def test_what_the_graph_hides_is_looked_for_once(
     assert tuple(np.subtract(counts[1], counts[0])) == expected
 
 
+def test_a_few_samples_show_what_the_graph_hides(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+
+    def look(graph: Graph, parameters: Any, run: Callable[[], Tensor]) -> bool:
+        lengths.append(len(run()))
+        return False
+
+    monkeypatch.setattr(reader, "hides_gradients", look)
+    fisher_diagonal(Shown("function"), [torch.cat([X, X])])
+    assert lengths == [4]
+
+
 def test_memory_that_runs_out_is_no_hidden_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reentrant checkpointing raises a RuntimeError, and so does memory that runs out."""
 
