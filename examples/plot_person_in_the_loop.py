@@ -234,8 +234,8 @@ print(f"{len(record.labels)} labels, accuracy {record.fit()[0].score(X_test, y_t
 temporary.cleanup()
 
 # %%
-# Tasks of this form, from an earlier version of this page, were imported into Label Studio 1.23.2: a
-# project with that interface showed ten in the order of their rank, with their predictions, and
+# Tasks of this form, from an earlier version of this page, were imported into Label Studio 1.23.2.
+# A project with that interface showed ten in the order of their rank, with their predictions, and
 # sorted them by rank, uncertainty and score. Eight were labelled, one was skipped; of what it
 # exported ``read_label_studio`` gave those eight.
 #

@@ -39,7 +39,7 @@ def files(folder: Path = RESULTS) -> dict[str, Path]:
 
 
 def measured(folder: Path = RESULTS) -> dict[str, Any]:
-    found = dict.fromkeys(BENCHMARKS)
+    found = dict.fromkeys((*BENCHMARKS, "reduced"))
     return found | {
         name: json.loads(path.read_text(encoding="utf-8")) for name, path in files(folder).items()
     }
