@@ -14,6 +14,7 @@ from scipy import stats
 
 from benchmarks.study.results import (
     DATASETS,
+    DEFAULT,
     KINDS,
     RANDOM,
     Comparison,
@@ -25,6 +26,8 @@ from benchmarks.study.results import (
 
 ALONE = "FisherMask, coverage alone"
 UHERDING = "UHerding, radius 1"
+# In the matrix of wins.
+SHORT = {ALONE: "the default", DEFAULT: "the default before", UHERDING: "UHerding"}
 ORACLE = "oracle"
 # Of the protocol: what a first batch should gain, and the level of a loss.
 WANTED_GAIN, LEVEL = 0.05, 0.05
@@ -156,7 +159,7 @@ def curves(settings: Sequence[Curve]) -> dict[str, Any] | None:
             name: (row.mean(), row.max(), str(row.idxmax())) for name, row in regret.iterrows()
         },
         "in_some": {n: (len(some), minus(some, ALONE, n)) for n, some in in_some.items()},
-        "wins": {name: [*row] for name, row in wins(settings, matched).iterrows()},
+        "wins": {SHORT.get(name, name): [*row] for name, row in wins(settings, matched).iterrows()},
         "order": order(settings),
         "below": below,
         "least": (least, float(ahead[least].mean())),

@@ -67,9 +67,9 @@ def test_values(folder: Path) -> None:
     n_before, before = found["in_some"][DEFAULT]
     assert (n_before, before.mean) == (1, pytest.approx(0.005))
     names = [*found["wins"]]
-    assert found["wins"][ALONE][names.index(UHERDING)] == 0.5  # one setting each
+    assert found["wins"]["the default"][names.index("UHerding")] == 0.5  # one setting each
     assert found["wins"]["margin"][names.index("random")] == 1
-    assert found["wins"][DEFAULT][names.index(UHERDING)] == 1  # in the one where both ran
+    assert found["wins"]["the default before"][names.index("UHerding")] == 1  # where both ran
     assert found["below"] == []
     assert found["least"][1] == pytest.approx(0.01)
     assert found["seconds"] == 2
