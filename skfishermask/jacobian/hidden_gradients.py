@@ -15,7 +15,6 @@ from torch import Tensor
 
 from skfishermask.jacobian.graph import Graph
 from skfishermask.jacobian.module_io import Inputs, map_tensors
-from skfishermask.jacobian.restoring import NoNewHooks
 
 # Entries of a parameter's gradient that are compared, about.
 _N_COMPARED = 4096
@@ -40,11 +39,7 @@ def gradients_by_backward(
             for p in parameters.values():
                 p.grad = None
             if outputs.requires_grad:
-                # What is computed again may register hooks; `outputs.backward` would end the mode.
-                with NoNewHooks():
-                    torch.autograd.Variable._execution_engine.run_backward(
-                        (outputs,), (weights,), retain_graph, False, (), True, accumulate_grad=True
-                    )
+                outputs.backward(weights, retain_graph=retain_graph)
             return {name: p.grad for name, p in parameters.items() if p.grad is not None}
         finally:
             for p in parameters.values():

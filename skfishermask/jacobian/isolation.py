@@ -26,8 +26,11 @@ from skfishermask.jacobian.restoring import (
     GRADIENT_HOOKS,
     Restore,
     do_nothing,
+    ignore_new_hooks,
+    registering_functions,
     restore_value,
     without_hooks,
+    without_hooks_of_node,
 )
 
 _T = TypeVar("_T")
@@ -46,6 +49,14 @@ class _Change:
         self.restore = restore
 
 
+class _Thread(threading.local):
+    """What a thread has open: its reads of a batch."""
+
+    def __init__(self) -> None:
+        self.reads: set[object] = set()
+
+
+_this_thread = _Thread()
 # What was changed -> the changes of it that have not ended, the first one first.
 _changes: dict[Hashable, list[_Change]] = {}
 # Reentrant, because the garbage collector may end an isolation while another one begins.
@@ -188,8 +199,15 @@ def _trainable(stack: ExitStack, module: nn.Module, trainable: Sequence[nn.Param
         if id(p) in ids:
             if not p.requires_grad:
                 p.requires_grad_(True)
+            for i, restore in enumerate(without_hooks_of_node(p)):
+                _register(stack, ("node", id(p), i), restore)
         elif alone and p.requires_grad:
             p.requires_grad_(False)
+
+
+def _no_new_hooks(stack: ExitStack) -> None:
+    if _register(stack, "new hooks", registering_functions()):
+        ignore_new_hooks(lambda: bool(_this_thread.reads))
 
 
 def _switch(stack: ExitStack, holder: object, name: str, value: object) -> None:
@@ -319,7 +337,8 @@ def isolated(stack: ExitStack, module: nn.Module, trainable: Iterable[nn.Paramet
     ``requires_grad``, ``grad`` and gradient hooks, the global random states (Python, NumPy, PyTorch
     on the CPU and on every CUDA device) and PyTorch's process-wide switches. Inside,
 
-    - gradient hooks of parameters and backward hooks of modules neither fire nor count;
+    - gradient hooks of parameters and backward hooks of modules neither fire nor count, and the
+      hooks that a network's own code registers in :func:`exact_mode` are ignored;
     - ``torch.compile``d code runs eagerly, because compiled code skips hooks;
     - attention and recurrent layers run as the operations they consist of, not as one kernel;
     - float32 products and convolutions have full precision: no TF32, no bfloat16.
@@ -345,6 +364,7 @@ def isolated(stack: ExitStack, module: nn.Module, trainable: Iterable[nn.Paramet
         _trainable(stack, module, parameters)
         _decomposed_kernels(stack, module)
         _eager_code(stack)
+        _no_new_hooks(stack)
         _full_precision(stack, on_cpu=all(t.device.type == "cpu" for t in tensors))
 
 
@@ -354,8 +374,14 @@ def exact_mode(stack: ExitStack, device: torch.device | None = None) -> None:
 
     For the computation of one batch in one thread; no generator may yield inside, because its
     consumer would be in these modes too. Autocast inside the network's own forward pass works
-    as ever. Autocast is off on the CPU and on the type of `device`, where the network is.
+    as ever. Autocast is off on the CPU and on the type of `device`, where the network is. Inside
+    an isolation, gradient hooks that this thread registers meanwhile are ignored.
     """
+    read = object()
+    stack.callback(_this_thread.reads.discard, read)
+    _this_thread.reads.add(read)
+    # A backward pass in other threads might register hooks there, where it computes again.
+    stack.enter_context(torch.autograd.set_multithreading_enabled(False))
     stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.enable_grad())
     for kind in sorted({"cpu"} if device is None else {"cpu", device.type}):

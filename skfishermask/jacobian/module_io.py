@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from skfishermask.jacobian.graph import Graph
 from skfishermask.jacobian.isolation import exact_mode, isolated
-from skfishermask.jacobian.restoring import NoNewHooks
 
 # What a user's module takes first: a tensor, a list of tensors, or a dict of keywords.
 Inputs: TypeAlias = Any
@@ -93,7 +92,7 @@ def call_module(module: nn.Module, batch: Inputs, to_outputs: ToOutputs | None) 
     it is in training mode afterwards, as when another thread trains it.
     """
     batch = map_tensors(batch, Tensor.clone)
-    with _explaining_dtypes(module, batch), NoNewHooks():
+    with _explaining_dtypes(module, batch):
         output = module(**batch) if isinstance(batch, Mapping) else module(batch)
     if any(m.training for m in module.modules()):
         raise RuntimeError(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch.autograd.function import _HookMixin
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 Restore = Callable[[], None]
+Hooks = dict[int, object]
 # The tables of a parameter's gradient hooks.
 GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-_GET_NODE = Tensor.grad_fn.__get__  # type: ignore[union-attr]
 
 
 def do_nothing() -> None:
@@ -66,52 +67,80 @@ def _differs(tensor: Tensor, version: int, value: Tensor) -> bool:
     return not bool(((tensor == value) | is_nan).all())
 
 
-class NoNewHooks(TorchFunctionMode):
-    """Ignore gradient hooks that a forward pass registers: on parameters, on results, on nodes.
+def _no_hook(tensor: Tensor, hook: object) -> RemovableHandle:
+    return RemovableHandle(OrderedDict())
+
+
+def _no_hook_of_node(hooks: Hooks | None, hook: object) -> tuple[Hooks, RemovableHandle]:
+    hooks = OrderedDict() if hooks is None else hooks
+    return hooks, RemovableHandle(hooks)
+
+
+# What registers gradient hooks, and what ignores them instead. The last one is asked for a hook on
+# any node, however it was reached.
+_REGISTERING = (
+    (Tensor, "register_hook", _no_hook),
+    (Tensor, "register_post_accumulate_grad_hook", _no_hook),
+    (_HookMixin, "_register_hook", _no_hook_of_node),
+)
+
+
+def ignore_new_hooks(is_reading: Callable[[], bool]) -> None:
+    """Ignore the gradient hooks that are registered while `is_reading` is true.
 
     They may change gradients, which are then no derivative of what the network predicts.
     """
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call a function of PyTorch's, unless it registers a hook."""
-        if function in (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook):
-            return _no_hook()
-        result = function(*args, **(kwargs or {}))
-        is_node = function == _GET_NODE and result is not None
-        return _NodeWithoutHooks(result) if is_node else result
+    def unless_reading(register: Callable[..., Any], ignore: Callable[..., Any]) -> Any:
+        @wraps(register)
+        def wrapped(*args: Any, **more: Any) -> Any:
+            return (ignore if is_reading() else register)(*args, **more)
+
+        return wrapped
+
+    for holder, name, ignore in _REGISTERING:
+        wrapped = unless_reading(getattr(holder, name), ignore)
+        setattr(holder, name, staticmethod(wrapped) if holder is _HookMixin else wrapped)
 
 
-class _NodeWithoutHooks:
-    """A node of the autograd graph that ignores hooks."""
+def registering_functions() -> Restore:
+    """Save the functions that register gradient hooks; return what restores them."""
+    saved = [(holder, name, vars(holder)[name]) for holder, name, _ in _REGISTERING]
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def restore() -> None:
+        for one in saved:
+            setattr(*one)
 
-    def __getattr__(self, name: str) -> object:
-        return (
-            _no_hook if name in ("register_hook", "register_prehook") else getattr(self._node, name)
-        )
-
-
-def _no_hook(*args: object) -> RemovableHandle:
-    return RemovableHandle(OrderedDict())
+    return restore
 
 
 def without_hooks(holder: Tensor | nn.Module, name: str) -> Restore:
     """Empty a table of hooks, which autograd reads as it runs; return what restores it."""
-    table: dict[int, object] | None = getattr(holder, name, None)
+    return _emptied(partial(getattr, holder, name, None))
+
+
+@torch.inference_mode(False)
+def without_hooks_of_node(parameter: Tensor) -> list[Restore]:
+    """Empty the tables of hooks on the node that adds to a parameter's ``grad``.
+
+    The parameter must require gradients.
+    """
+    node = get_gradient_edge(parameter).node
+    # A handle knows the table that it is in: there is no other way to it.
+    handles = [register(do_nothing) for register in (node.register_hook, node.register_prehook)]
+    for handle in handles:
+        handle.remove()
+    return [_emptied(handle.hooks_dict_ref) for handle in handles]
+
+
+def _emptied(get_table: Callable[[], Hooks | None]) -> Restore:
+    table = get_table()
     hooks = dict(table or {})
     if table:
         table.clear()
 
     def restore() -> None:
-        table: dict[int, object] | None = getattr(holder, name, None)
+        table = get_table()
         if table is not None and [*table.items()] != [*hooks.items()]:
             table.clear()
             table.update(hooks)

@@ -24,6 +24,7 @@ from skfishermask.jacobian import reader
 from skfishermask.jacobian.graph import Graph
 from skfishermask.jacobian.hidden_gradients import hides_gradients
 from tests import nets
+from tests.jacobian.test_isolation import fail
 
 X = torch.randn(7, 6, generator=torch.Generator().manual_seed(0))
 
@@ -83,6 +84,8 @@ class Net(nn.Module):
                 h = layers(x) if plain else checkpoint_sequential(layers, 2, x, use_reentrant=True)
             case "with hooks", plain:
                 h = self.block(x) if plain else checkpoint(self._hooked, x, use_reentrant=True)
+            case "nested, with hooks", plain:
+                h = self.block(x) if plain else checkpoint(self._nested, x, use_reentrant=True)
             case "reversible", plain:
                 h = self.first(x)
                 if plain:
@@ -96,15 +99,28 @@ class Net(nn.Module):
     def _all(self, x: Tensor) -> Tensor:
         return self.last(self.block(self.first(x)))
 
+    def _nested(self, x: Tensor) -> Tensor:
+        return checkpoint(self._hooked, x, use_reentrant=True)
+
     def _hooked(self, x: Tensor) -> Tensor:
         h = self.block(x)
         if h.requires_grad:
             h.register_hook(lambda g: 3 * g)
             h.grad_fn.register_prehook(lambda g: (3 * g[0],))
+            h.grad_fn.next_functions[0][0].register_prehook(lambda g: (3 * g[0],))
         return h
 
 
-HOW = ["at the inputs", "after a layer", "all", "shared", "sequential", "with hooks", "reversible"]
+HOW = [
+    "at the inputs",
+    "after a layer",
+    "all",
+    "shared",
+    "sequential",
+    "with hooks",
+    "nested, with hooks",
+    "reversible",
+]
 
 
 def net(how: str) -> Net:
@@ -128,6 +144,19 @@ def test_equal_to_the_network_that_computes_nothing_again(how: str, sizes: list[
         V = fisher_embedding(module, X.split(sizes), mask_of(module))
     torch.testing.assert_close(V, fisher_embedding(plain, [X], mask_of(plain)))
     assert all(p.grad is None for p in module.parameters())
+
+
+def test_hooks_of_accumulated_gradients_do_not_count() -> None:
+    """As an optimizer in the backward pass has them."""
+    module, plain = net("at the inputs"), net("at the inputs, plain")
+    nodes = [p.expand_as(p).grad_fn.next_functions[0][0] for p in module.parameters()]
+    for node in nodes:
+        node.register_prehook(fail)
+        node.register_hook(fail)
+    module.requires_grad_(False)
+    with pytest.warns(UserWarning, match="inside a backward"):
+        found = fisher_diagonal(module, [X])
+    torch.testing.assert_close(found, fisher_diagonal(plain, [X]))
 
 
 def without_reentry(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -125,6 +125,8 @@ def switches() -> dict[str, object]:
         "onednn": onednn.enabled,
         "fast path": backends.mha.get_fastpath_enabled(),
         "compiles": compiles(),
+        "hooks": (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook),
+        "hooks of nodes": torch.autograd.Function._register_hook,
         "old products": shown(torch.get_float32_matmul_precision),
         "old cublas": shown(lambda: matmul.allow_tf32),
         "old cudnn": shown(lambda: cudnn.allow_tf32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -75,7 +76,7 @@ def void(handle: object) -> None:
 
 def on_gradient(h: Tensor, hook: Callable[[Tensor], Tensor]) -> None:
     if h.requires_grad:
-        h.register_hook(hook).remove  # noqa: B018, the handle has what handles have
+        h.register_hook(hook=hook).remove  # noqa: B018, the handle has what handles have
 
 
 def on_node(h: Tensor, register: str, factor: float) -> None:
@@ -85,7 +86,24 @@ def on_node(h: Tensor, register: str, factor: float) -> None:
         getattr(h.grad_fn, register)(lambda g, *of_output: tuple(factor * one for one in g))
 
 
-def hooked(module: nn.Module, how: str) -> nn.Module:
+def on_earlier_nodes(h: Tensor) -> None:
+    """Scale the gradients at all operations before the one that h comes from."""
+    nodes = [] if h.grad_fn is None else [h.grad_fn]
+    while nodes:
+        earlier = [node for node, _ in nodes.pop().next_functions if node is not None]
+        for node in earlier:
+            node.register_prehook(lambda gs: tuple(g if g is None else 3 * g for g in gs)).remove  # noqa: B018
+        nodes += earlier
+
+
+def on_sum(p: nn.Parameter) -> None:
+    """Fail where autograd adds to ``grad``, as an optimizer in the backward pass registers it."""
+    p.summed_by = p.expand_as(p).grad_fn.next_functions[0][0]
+    p.summed_by.register_prehook(fail)
+    p.summed_by.register_hook(fail)
+
+
+def hooked(module: nn.Module, how: str, request: pytest.FixtureRequest) -> nn.Module:
     """The same network, with something at its gradients that is none of its own derivative."""
     if how == "post-accumulate":
         for p in module.parameters():
@@ -103,6 +121,14 @@ def hooked(module: nn.Module, how: str) -> nn.Module:
         module[0].register_forward_hook(lambda m, x, h: void(on_node(h, "register_prehook", 3)))
     elif how == "operation, after":
         module[1].register_forward_hook(lambda m, x, h: void(on_node(h, "register_hook", 3)))
+    elif how == "earlier operation":
+        module[2].register_forward_hook(lambda m, x, h: void(on_earlier_nodes(h)))
+    elif how == "sum of a parameter":
+        for p in module.parameters():
+            on_sum(p)
+    elif how == "all modules":
+        register = nn.modules.module.register_module_full_backward_hook
+        request.addfinalizer(register(lambda m, of_input, of_output: (3 * of_input[0],)).remove)
     elif how == "activations":
         module[1].register_forward_hook(
             lambda m, x, h: void(torch.autograd.graph.register_multi_grad_hook([x[0], h], fail))
@@ -129,16 +155,21 @@ def hooked(module: nn.Module, how: str) -> nn.Module:
         "activation",
         "operation",
         "operation, after",
+        "earlier operation",
+        "sum of a parameter",
+        "all modules",
         "activations",
         "parameter, each time",
         "module",
         "module, before",
     ],
 )
-def test_gradient_hooks_neither_change_the_result_nor_go(how: str) -> None:
+def test_gradient_hooks_neither_change_the_result_nor_go(
+    how: str, request: pytest.FixtureRequest
+) -> None:
     torch.manual_seed(0)
     plain, x = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)), torch.randn(6, 5)
-    module = hooked(copy.deepcopy(plain), how)
+    module = hooked(copy.deepcopy(plain), how, request)
     for read in (READS["diagonal"], READS["embedding"]):
         found, expected = read(module, x), read(plain, x)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -146,3 +177,37 @@ def test_gradient_hooks_neither_change_the_result_nor_go(how: str) -> None:
         torch.nn.functional.cross_entropy(module(x), torch.arange(6) % 3).backward()
         torch.nn.functional.cross_entropy(plain(x), torch.arange(6) % 3).backward()
         assert not torch.equal(module[0].weight.grad, plain[0].weight.grad)
+
+
+def test_hooks_of_an_accumulated_gradient_fire_after_a_read() -> None:
+    module, x, log = nn.Linear(5, 3), torch.randn(6, 5), []
+    node = module.weight.expand_as(module.weight).grad_fn.next_functions[0][0]
+    handle = node.register_hook(lambda *of: log.append("after"))
+    node.register_prehook(lambda of: log.append("before"))
+    READS["diagonal"](module, x)
+    assert log == []
+    module(x).sum().backward()
+    handle.remove()
+    module(x).sum().backward()
+    assert log == ["before", "after", "before"]
+
+
+def test_hooks_of_other_threads_fire() -> None:
+    """A network that another thread trains while this one is read has hooks of its own."""
+    log: list[str] = []
+
+    def train() -> None:
+        h = 2 * torch.ones(2, requires_grad=True)
+        h.register_hook(lambda g: log.append("tensor"))
+        h.sum().grad_fn.next_functions[0][0].register_prehook(lambda g: log.append("node"))
+        h.sum().backward()
+
+    def in_a_thread(*_: object) -> None:
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+
+    module = nn.Linear(5, 3)
+    module.register_forward_hook(in_a_thread)
+    READS["output layer"](module, torch.randn(6, 5))
+    assert log == ["tensor", "node"]
