@@ -46,12 +46,7 @@ PUBLISHED: dict[str, float | None] = {
 def parameter(default: T, *constraints: Constraint) -> T:
     """Declare a parameter of a dataclass that is a scikit-learn estimator.
 
-    Parameters
-    ----------
-    default : object
-        Its default.
-    *constraints : object
-        What it may be: one of these, in the terms of scikit-learn.
+    It may be one of the constraints, in the terms of scikit-learn.
     """
     return field(default=default, metadata={"constraints": list(constraints)})
 
@@ -168,13 +163,7 @@ class MethodParameters:
 
 
 def check_parameters(estimator: object) -> None:
-    """Raise scikit-learn's ``InvalidParameterError`` at a parameter that is out of range.
-
-    Parameters
-    ----------
-    estimator : dataclass
-        With fields made by `parameter`.
-    """
+    """Raise scikit-learn's ``InvalidParameterError`` at a `parameter` that is out of range."""
     # The type of all dataclasses has no public name.
     described = fields(estimator)  # type: ignore[arg-type]
     declared = [f for f in described if "constraints" in f.metadata]
@@ -195,21 +184,9 @@ def draw_candidates(
     max_candidates: int | Literal["auto"] | None,
     rng: np.random.RandomState,
 ) -> np.ndarray:
-    """Return the rows of the pool to choose from, ascending.
+    """Return the rows of the pool to choose from, ascending: drawn, where they are not all.
 
-    Parameters
-    ----------
-    n_pool, n_instances : int
-        Samples in the pool and in the batch.
-    max_candidates : int, None or "auto"
-        See :class:`skfishermask.FisherMaskSampler`.
-    rng : RandomState
-        Draws them, where they are not all.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer candidates than `n_instances`.
+    Raises ValueError if there are fewer candidates than `n_instances`.
     """
     if max_candidates == "auto":
         limit = max(_N_CANDIDATES, _CANDIDATES_PER_PICK * n_instances)
@@ -241,27 +218,10 @@ def check_n_instances(n_instances: object, n_pool: int) -> int:
 
 
 class Settings(MethodParameters):
-    """The parameters of one query, checked, and from then on the same.
+    """The parameters of one query, checked, and from then on the same."""
 
-    Parameters
-    ----------
-    parameters : MethodParameters
-        Where they come from.
-    batch_size : int or None
-        Samples per pass through the network; None: the net's own.
-    random_state : int, RandomState or None
-        For every draw.
-
-    Attributes
-    ----------
-    batch_size
-        As above.
-    rng : RandomState
-        For every draw.
-    """
-
-    batch_size: int | None
-    rng: np.random.RandomState
+    batch_size: int | None  # samples per pass through the network; None: the net's own
+    rng: np.random.RandomState  # for every draw
 
     def __init__(
         self, parameters: MethodParameters, batch_size: int | None, random_state: Seed
@@ -292,13 +252,7 @@ class Settings(MethodParameters):
 
 
 def with_method_parameters(cls: type[T]) -> type[T]:
-    """Insert the description of the method's parameters into a class's docstring.
-
-    Parameters
-    ----------
-    cls : type
-        Its docstring has a line ``<method parameters>`` among its parameters.
-    """
+    """Insert their description for the line ``<method parameters>`` of a class's docstring."""
     if cls.__doc__ and MethodParameters.__doc__:  # not with python -OO
         _, _, described = MethodParameters.__doc__.partition("----------\n")
         cls.__doc__ = cls.__doc__.replace("    <method parameters>\n", described.rstrip() + "\n")

@@ -29,29 +29,16 @@ _N_STATES = 2
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Memory that a query takes beside the network and the data.
+    """Memory that a query takes beside the network and the data."""
 
-    Attributes
-    ----------
-    n, r, k : int
-        Candidates, directions and masked parameters.
-    dtype : torch.dtype
-        Of the embedding.
-    n_others : int, default=0
-        Labelled and target samples.
-    reading_bytes : int, default=0
-        What reading the network holds at most while the embedding is written.
-    uses_row_space : bool, default=True
-        Whether the choice is made in the space of the rows where these are fewer than `k`. Then
-        the other samples are kept beside the candidates.
-    """
-
-    n: int
-    r: int
-    k: int
-    dtype: torch.dtype
-    n_others: int = 0
-    reading_bytes: int = 0
+    n: int  # candidates
+    r: int  # directions
+    k: int  # masked parameters
+    dtype: torch.dtype  # of the embedding
+    n_others: int = 0  # labelled and target samples
+    reading_bytes: int = 0  # that reading the network holds while the embedding is written, at most
+    # Whether the choice is made in the space of the rows where these are fewer than `k`. Then the
+    # other samples are kept beside the candidates.
     uses_row_space: bool = True
 
     @property
@@ -94,31 +81,15 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an embedding goes: decided once, before it is computed.
+    """Where an embedding goes: decided once, before it is computed."""
 
-    Attributes
-    ----------
-    estimate : MemoryEstimate
-        What it was decided by.
-    storage_name : str
-        The kind of memory, as in ``query_info_``.
-    """
-
-    estimate: MemoryEstimate
-    storage_name: str
+    estimate: MemoryEstimate  # what it was decided by
+    storage_name: str  # the kind of memory, as in ``query_info_``
 
 
 @dataclass(frozen=True)
 class LocalPlacement(Placement):
-    """A place on this machine.
-
-    Attributes
-    ----------
-    storage : type of StoredEmbedding
-        The kind of memory.
-    where : Location
-        The machine's.
-    """
+    """A place on this machine."""
 
     storage: type[StoredEmbedding]
     where: Location

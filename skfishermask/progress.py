@@ -72,24 +72,11 @@ def progress_bar(
 
 
 class Progress:
-    """The steps of one query.
-
-    Parameters
-    ----------
-    is_shown : bool
-        Whether there are progress bars.
-    device : torch.device
-        Of the net: what is left over there belongs to the step.
-
-    Attributes
-    ----------
-    seconds : dict of str to float
-        By step.
-    """
+    """The steps of one query, with progress bars if `is_shown`; `seconds` has the time of each."""
 
     def __init__(self, is_shown: bool, device: torch.device) -> None:
         self._is_shown = is_shown
-        self._device = device
+        self._device = device  # of the net: what is left over there belongs to the step
         self.seconds: dict[str, float] = {}
 
     @contextmanager

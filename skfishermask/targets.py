@@ -31,18 +31,10 @@ from skfishermask.fisher import LIKELIHOODS, Likelihood
 
 
 class Target(Protocol):
-    """A kind of labels.
+    """A kind of labels."""
 
-    Attributes
-    ----------
-    classes : ndarray or None
-        What an estimator calls its ``classes_``.
-    n_outputs : int
-        Outputs that a network needs for such labels.
-    """
-
-    classes: np.ndarray | None = None
-    n_outputs: int
+    classes: np.ndarray | None = None  # what an estimator calls its ``classes_``
+    n_outputs: int  # that a network needs for such labels
 
     def encode(self, X: Data, y: Labels) -> np.ndarray | None:
         """Check labels, and return them as a network is trained on them."""
@@ -100,13 +92,7 @@ class Classes(Target):
 
 
 class PositionClasses(Target):
-    """A class number for each position of a sample: (n, ...).
-
-    Parameters
-    ----------
-    ignore_index : int
-        The label of positions that have none.
-    """
+    """A class number for each position of a sample, (n, ...); `ignore_index` where it has none."""
 
     def __init__(self, ignore_index: int) -> None:
         self._ignore_index = ignore_index

@@ -30,40 +30,20 @@ _LIKELY_RANK = 16
 
 @dataclass(frozen=True)
 class Request:
-    """What all blocks of a pool are to do at a time.
+    """What all blocks of a pool are to do at a time."""
 
-    Attributes
-    ----------
-    number : int
-        Number of requests before this one.
-    n_committed : int
-        Attempted picks of the last request to keep.
-    updates : sequence of Pick
-        To apply after these.
-    picks : sequence of Pick
-        To attempt after these.
-    cached : sequence of int
-        Positions that the sender has cached: never to send and never to count.
-    requested : sequence of int
-        Positions to send and nothing else, if they are the block's; picked ones included.
-    limits : Tensor of shape (len(picks) + 1,), float64
-        Candidates to send: those with a bound that reaches a limit, up to the first pick that they
-        show to be wrong.
-    count : int
-        Candidates that each block may send.
-    n_picks : int
-        Picks before the next request.
-    """
-
-    number: int
-    n_committed: int
-    updates: Sequence[Pick]
-    picks: Sequence[Pick]
-    cached: Sequence[int]
+    number: int  # of requests before this one
+    n_committed: int  # attempted picks of the last request to keep
+    updates: Sequence[Pick]  # to apply after these
+    picks: Sequence[Pick]  # to attempt after these
+    cached: Sequence[int]  # positions that the sender has: never to send and never to count
+    # Positions to send and nothing else, if they are the block's; picked ones included.
     requested: Sequence[int]
+    # Candidates to send: those with a bound that reaches a limit, up to the first pick that they
+    # show to be wrong, (len(picks) + 1,), float64.
     limits: Tensor
-    count: int
-    n_picks: int
+    count: int  # candidates that each block may send
+    n_picks: int  # before the next request
 
     @property
     def n_bytes(self) -> int:
@@ -83,25 +63,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """The reply of a block, or of several, to a request.
+    """The reply of a block, or of several, to a request."""
 
-    Attributes
-    ----------
-    largest : Tensor of shape (len(picks) + 1,), float64
-        Largest upper bound of the gain of a candidate that is not cached, before the first pick
-        and after each; minus infinity where there is none.
-    others : Tensor of shape (len(picks) + 1,), float64
-        The same of the candidates that are not sent either.
-    sent : GainState or None
-        The candidates sent, in their state before the first pick.
-    n_read : int
-        Number of embeddings read for it.
-    """
-
+    # Largest upper bound of the gain of a candidate that is not cached, before the first pick and
+    # after each, (len(picks) + 1,), float64; minus infinity where there is none.
     largest: Tensor
-    others: Tensor
-    sent: GainState | None
-    n_read: int
+    others: Tensor  # the same of the candidates that are not sent either
+    sent: GainState | None  # the candidates sent, in their state before the first pick
+    n_read: int  # embeddings read for it
 
     @property
     def n_bytes(self) -> int:
@@ -115,13 +84,7 @@ class Reply:
 
 
 class Block:
-    """A part of the pool that replies to requests.
-
-    Parameters
-    ----------
-    pool : LocalCandidatePool
-        Its candidates, in the state that the first request expects.
-    """
+    """A part of the pool, in the state that the first request expects: it replies to requests."""
 
     def __init__(self, pool: LocalCandidatePool) -> None:
         self._pool = pool
@@ -177,23 +140,9 @@ def merge_replies(replies: Iterable[Reply]) -> Reply:
 class RemoteCandidatePool:
     """A pool of blocks that requests are sent to, and a cache of the likely picks.
 
-    For the methods see :class:`skfishermask.selection.greedy.CandidatePool`.
-
-    Parameters
-    ----------
-    send : callable
-        Sends a request to all blocks of the pool and returns their merged reply.
-    n_blocks : int
-        Number of blocks; likely picks are spread over them, as a rule.
-    picks_per_round : int
-        Picks that are attempted together, at most.
-    device : torch.device
-        Where the picks are made.
-
-    Attributes
-    ----------
-    n_read : int
-        Number of embeddings that the blocks read since the start.
+    For the methods see :class:`skfishermask.selection.greedy.CandidatePool`. `send` is given a
+    request for all blocks, and returns their merged reply; likely picks are spread over them, as a
+    rule. `n_read` counts the embeddings that they have read.
     """
 
     def __init__(

@@ -14,25 +14,11 @@ from skfishermask.selection import N_FLOAT64_PICKS, Pick
 
 
 class Shards:
-    """The embeddings on all workers, as the greedy loop sends requests to them.
+    """The embeddings of a dtype on all workers, as the greedy loop sends requests to them.
 
-    Parameters
-    ----------
-    cluster : Cluster
-        The workers.
-    shards : sequence of Future
-        One `worker.Shard` for each worker that has embeddings.
-    start : Future
-        A `worker.InitialState`.
-    dtype : torch.dtype
-        Of the embeddings.
-    device : torch.device
-        Where the picks are made.
-
-    Attributes
-    ----------
-    round_trips : int
-        Number of times that the workers were reached.
+    There is a `worker.Shard` for each worker that has embeddings, to start from a
+    `worker.InitialState`. Picks are made on the device. `round_trips` counts how often the workers
+    were reached.
     """
 
     def __init__(

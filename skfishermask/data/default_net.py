@@ -8,17 +8,7 @@ from torch import Tensor, nn
 
 
 class SmallMLP(nn.Module):
-    """One hidden layer, in float64: small networks are quick enough, and tables are float64.
-
-    Parameters
-    ----------
-    n_features : int
-        Number of features.
-    n_outputs : int
-        Number of outputs.
-    n_hidden : int, default=100
-        Units of the hidden layer.
-    """
+    """One hidden layer, in float64: small networks are quick enough, and tables are float64."""
 
     def __init__(self, n_features: int, n_outputs: int, n_hidden: int = 100) -> None:
         super().__init__()
@@ -33,17 +23,7 @@ class SmallMLP(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Two convolutions with pooling, for small images.
-
-    Parameters
-    ----------
-    n_channels : int
-        Number of channels.
-    n_outputs : int
-        Number of outputs.
-    width : int, default=16
-        Channels of the first convolution; the second has twice as many.
-    """
+    """Two convolutions with pooling, the second twice as wide as the first, for small images."""
 
     def __init__(self, n_channels: int, n_outputs: int, width: int = 16) -> None:
         super().__init__()
@@ -73,26 +53,10 @@ _KINDS: dict[str, tuple[type[NeuralNet], type[nn.Module]]] = {
 def default_net(
     shape: tuple[int, ...], n_outputs: int, likelihood: str = "categorical"
 ) -> NeuralNet:
-    """Make a small skorch net for the shape of the data.
+    """Make a small skorch net, not initialized, for samples of shape (n, ...).
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Shape of the training samples: (n, n_features), (n, H, W) or (n, C, H, W).
-    n_outputs : int
-        Number of classes, of labels a sample, or of numbers a sample.
-    likelihood : {"categorical", "bernoulli", "gaussian"}, default="categorical"
-        Which of these.
-
-    Returns
-    -------
-    NeuralNet
-        Not initialized.
-
-    Raises
-    ------
-    ValueError
-        If the shape has another number of axes.
+    The outputs are classes, labels a sample or numbers a sample, by the likelihood. Raises
+    ValueError unless the shape is (n, n_features), (n, H, W) or (n, C, H, W).
     """
     module: type[nn.Module]
     if len(shape) == 2:

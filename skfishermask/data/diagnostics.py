@@ -110,19 +110,8 @@ def _container_hint(estimator: Estimator, X: Data) -> str:
 def odd_sample(dataset: Data, rows: np.ndarray, name: str) -> str:
     """Describe the sample that cannot be read, or be in a batch with the first one.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        The samples.
-    rows : ndarray of int
-        Those that made no batch.
-    name : str
-        What messages call the samples.
-
-    Returns
-    -------
-    str
-        A sentence or two for the user; if no sample is odd, what shape they have, if any.
+    If none of the rows, which made no batch, is odd: what shape they have, if any. Messages call
+    the samples `name`.
     """
     first: Data = None
     for row in rows.tolist():
@@ -159,18 +148,7 @@ def file_of(dataset: Data, row: int) -> str | None:
 
 
 def image_hint(data: Data) -> str:
-    """Return what to change where samples look like images as files hold them.
-
-    Parameters
-    ----------
-    data : array-like, dict or list of them
-        Samples that a network did not take.
-
-    Returns
-    -------
-    str
-        A sentence or two for the user, or "".
-    """
+    """Return what to change where samples look like images as files hold them, or ""."""
     hints = []
     if str(getattr(data, "dtype", "")).endswith("uint8"):
         hints.append("If these are images, make floating-point numbers of uint8: X / 255.")

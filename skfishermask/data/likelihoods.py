@@ -87,19 +87,9 @@ def residual_variance(y: Labels, predicted: np.ndarray) -> float | None:
     """Compute the mean squared residual of labels that are numbers.
 
     A network that has learned its few labels by heart leaves none; then the Fisher information
-    would have no bound, so it is at least a small share of the labels' own variance.
-
-    Parameters
-    ----------
-    y : array-like of shape (n,) or (n, n_targets)
-        The labels; NaN where one is missing.
-    predicted : ndarray
-        The predictions for them, in any shape of as many numbers.
-
-    Returns
-    -------
-    float or None
-        None where no label is known, or all are equal and exactly predicted.
+    would have no bound, so it is at least a small share of the labels' own variance. Labels, (n,)
+    or (n, n_targets), may be NaN; predictions are as many numbers in any shape. None where no label
+    is known, or all are equal and exactly predicted.
     """
     labels = np.asarray(y, dtype="float64")
     residuals = labels - np.asarray(predicted, dtype="float64").reshape(labels.shape)

@@ -39,18 +39,8 @@ def _binary_logits(output: UserValue) -> Tensor:
 class _LogProbabilities:
     """Logits of a net that outputs probabilities, or makes them by ``predict_nonlinearity``.
 
-    Rows that are none become NaN, to be reported with their row: nothing here waits for the
-    device, or depends on numbers, which `torch.vmap` does not allow.
-
-    Parameters
-    ----------
-    net : skorch classifier
-        Initialized.
-
-    Attributes
-    ----------
-    expected : str
-        What such a row lacks.
+    Rows that are none become NaN, to be reported with their row and what was `expected`: nothing
+    here waits for the device, or depends on numbers, which `torch.vmap` does not allow.
     """
 
     def __init__(self, net: skorch.NeuralNet) -> None:
@@ -95,23 +85,12 @@ def to_logits_of(
     to_logits: ToOutputs | None = None,
     likelihood: OutputLikelihood | None = None,
 ) -> ToOutputs:
-    """Find how a net's raw output becomes what its likelihood takes: logits, or means.
+    """Find how the output of ``net.infer`` becomes what a likelihood takes: logits, or means.
 
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        Initialized.
-    to_logits : callable, optional
-        The user's own, which goes before all rules.
-    likelihood : OutputLikelihood, optional
-        Of the net's labels. None: classes.
-
-    Returns
-    -------
-    callable
-        Output of ``net.infer`` -> outputs of the likelihood. Where the criterion takes these, they
-        are used as they are. For classes, the net's own ``predict_nonlinearity`` gives
-        probabilities otherwise, and their logarithm is what is needed, since a softmax undoes it.
+    The user's own `to_logits` goes before all rules; without a likelihood labels are classes. Where
+    the criterion takes these outputs, they are used as they are. For classes, the net's own
+    ``predict_nonlinearity`` gives probabilities otherwise, and their logarithm is what is needed,
+    since a softmax undoes it.
     """
     if to_logits is not None:
         return to_logits

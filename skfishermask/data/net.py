@@ -60,20 +60,10 @@ def criterion_of(net: skorch.NeuralNet) -> nn.Module:
 class NetModule(nn.Module):
     """What a net computes, as a module: its forward is the net's own ``infer``.
 
-    Made afresh for every query, and the net stays as it is.
-
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        Initialized.
-    criteria : sequence of str
-        Attributes of the net that are criteria and that ``infer`` uses too.
-
-    Notes
-    -----
-    It holds the net's modules: ``module_`` alone where ``infer`` is skorch's own, else all. Of one
-    module, parameters have their names in there, ``"0.weight"``; of several, the name of the net's
-    attribute goes before: ``"module_.0.weight"``, ``"head_.weight"``.
+    Made afresh for every query, and the net stays as it is. It holds the net's modules: ``module_``
+    alone where ``infer`` is skorch's own, else all, and those `criteria` that ``infer`` uses too.
+    Of one module, parameters have their names in there, ``"0.weight"``; of several, the name of the
+    net's attribute goes before: ``"module_.0.weight"``, ``"head_.weight"``.
     """
 
     def __init__(self, net: skorch.NeuralNet, criteria: Sequence[str] = ()) -> None:
@@ -91,13 +81,7 @@ class NetModule(nn.Module):
 
 
 class _TracedNet(NetModule):
-    """Notes which criteria have parameters that the logits depend on.
-
-    Attributes
-    ----------
-    used : list of str
-        Their names, after a forward pass.
-    """
+    """Notes the names of the criteria with parameters that the logits depend on, as `used`."""
 
     def __init__(
         self, net: skorch.NeuralNet, criteria: Sequence[str], to_logits: ToOutputs
@@ -149,22 +133,10 @@ def _criteria_of(net: skorch.NeuralNet) -> list[str]:
 
 
 def net_module(net: skorch.NeuralNet, batch: Inputs, to_logits: ToOutputs) -> NetModule:
-    """Make the module that a query reads, having tried the net on a batch.
+    """Make the module that a query reads, having tried the net on a batch: a sample will do.
 
-    Parameters
-    ----------
-    net : skorch classifier
-        Initialized. It is left as it was.
-    batch : tensor, list of tensors or dict of tensors
-        A sample will do.
-    to_logits : callable
-        Maps what ``infer`` gives to logits.
-
-    Returns
-    -------
-    NetModule
-        With those criteria that have parameters on which the logits depend, such as a margin loss
-        with a weight for each class.
+    It is with those criteria that have parameters on which the logits depend, such as a margin loss
+    with a weight for each class.
     """
     module = NetModule(net)
     if _infers_as_skorch(net):

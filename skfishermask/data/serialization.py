@@ -42,19 +42,9 @@ def _travelling(module: nn.Module, copied: dict[int, object]) -> nn.Module:
 
 
 def net_state(net: skorch.NeuralNet) -> tuple[type, dict[str, object]]:
-    """Return what reading a net needs, to travel to another process.
+    """Return what reading an initialized net needs, to travel to another process.
 
-    Parameters
-    ----------
-    net : skorch classifier
-        Initialized; left as it is.
-
-    Returns
-    -------
-    kind : type
-        Of the net.
-    state : dict
-        Its attributes, with copies of its modules on the CPU.
+    These are its type and its attributes, with copies of its modules on the CPU.
     """
     state = dict(vars(net), device="cpu")
     for name in (*_TRAINING, *(key for key in state if key.startswith("optimizer"))):

@@ -19,15 +19,7 @@ DaskObject: TypeAlias = Any
 
 
 class SampleRole(Enum):
-    """Role of a set of samples in a query.
-
-    Attributes
-    ----------
-    argument : str
-        The user's argument that holds them.
-    noun : str
-        What messages call them.
-    """
+    """Role of a set of samples in a query: the user's argument, and what messages call them."""
 
     POOL = "X_pool", "pool"
     LABELED = "X_labeled", "labelled samples"

@@ -37,20 +37,11 @@ class Record(TypedDict):
 class Checkpoint:
     """The records of one run, a file for each split. Entered as a context, it is locked.
 
-    Parameters
-    ----------
-    folder : path-like
-        Made if it is missing, once the context is entered.
-    description : dict
-        What makes the run, in values that JSON knows. A folder with another one is refused.
-
-    Raises
-    ------
-    ValueError
-        If the folder belongs to another run, or a file in it is damaged.
-    RuntimeError
-        If another writer is at work and cannot be waited for: a call around this one, or, where the
-        file system has no locks, a process that changed a file meanwhile.
+    The folder is made if it is missing, once the context is entered. The description is what makes
+    the run, in values that JSON knows: ValueError, if the folder belongs to a run with another one,
+    or a file in it is damaged. RuntimeError, if another writer is at work and cannot be waited for:
+    a call around this one, or, where the file system has no locks, a process that changed a file
+    meanwhile.
     """
 
     def __init__(self, folder: str | os.PathLike[str], description: dict[str, object]) -> None:

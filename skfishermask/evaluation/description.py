@@ -71,24 +71,8 @@ def describe(obj: UserValue, name: str = "it") -> object:
     Two descriptions are equal only if what they describe does the same: parameters of an estimator
     are listed with their values; a function counts by its code, its defaults, the values it closes
     over and the globals it reads; another object by its class and by what pickle would store of it.
-    Functions and classes of installed packages count by name.
-
-    Parameters
-    ----------
-    obj : object
-        What to describe.
-    name : str
-        What messages call it.
-
-    Returns
-    -------
-    object
-        Of dicts, lists, strings, numbers, bools and None.
-
-    Raises
-    ------
-    TypeError
-        If something in it, such as a lock or an open file, has no value to be told by.
+    Functions and classes of installed packages count by name. Raises TypeError, which calls the
+    object `name`, if something in it, such as a lock or an open file, has no value to be told by.
     """
     try:
         return _Describer().parameter(obj)

@@ -22,13 +22,7 @@ from skfishermask.first_batch import first_batch
 
 
 def check_counts(**counts: object) -> None:
-    """Raise ValueError for what is not an int of at least 1.
-
-    Parameters
-    ----------
-    **counts : object
-        What was given, by name.
-    """
+    """Raise ValueError, with its name, for what is not an int of at least 1."""
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"Expected {name} to be an int of at least 1, found {value!r}.")
@@ -52,34 +46,12 @@ def initial_samples(
     splits: Sequence[tuple[np.ndarray, np.ndarray]],
     seeds: Sequence[int],
 ) -> list[np.ndarray]:
-    """Return the rows to start from.
+    """Return the rows to start from, ascending, in the training part of each split.
 
-    Parameters
-    ----------
-    n_initial : int, array-like of int, or sequence of these
-        How many, or which: for all splits, or for each.
-    initial : {"random", "coverage"}
-        How a number of them is chosen: stratified by class, or by the inputs alone.
-    estimator : estimator
-        Its transformers are fitted to the training part, for coverage.
-    X : array-like, DataFrame, sparse matrix, tensor, dict of arrays or Dataset
-        The samples.
-    y : ndarray of shape (n_samples,)
-        Labels, to stratify by.
-    splits : sequence of (train, test)
-        Rows of each split.
-    seeds : sequence of int
-        For the draws in each split.
-
-    Returns
-    -------
-    list of ndarray of shape (n_initial,), int
-        Rows in the training part of each split, ascending.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range, or rows do not fit the splits.
+    `n_initial` says how many, or which: for all splits, or for each. A number of them is chosen
+    stratified by the classes y, or by coverage of X alone, for which the estimator's transformers
+    are fitted to the training part; with a seed for each split. Raises ValueError if a number is
+    out of range, or rows do not fit the splits.
     """
     if initial not in ("random", "coverage"):
         raise ValueError(f'Expected initial to be "random" or "coverage", found {initial!r}.')

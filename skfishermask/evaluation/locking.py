@@ -49,10 +49,7 @@ def _without_links(path: str, flags: int) -> int:
 class FileLock:
     """An exclusive lock, also between threads of one process. The file stays, and stays empty.
 
-    Parameters
-    ----------
-    file : Path
-        Made if it is missing; a symbolic link is refused.
+    It is made if it is missing; a symbolic link is refused.
     """
 
     def __init__(self, file: Path) -> None:

@@ -120,19 +120,7 @@ def diagonal_sums(
 ) -> tuple[int, dict[str, Tensor]]:
     """Count the samples, and sum what :func:`skfishermask.fisher_diagonal` averages over them.
 
-    Parameters
-    ----------
-    module, batches, likelihood, n_directions, to_logits
-        As in :func:`skfishermask.fisher_diagonal`.
-    first_row : int, default=0
-        The number of the first sample, on which random combinations depend.
-
-    Returns
-    -------
-    n : int
-        Number of samples.
-    totals : dict of str to Tensor
-        Sums, as :func:`skfishermask.fisher_diagonal` returns means.
+    `first_row` is the number of the first sample, on which random combinations depend.
     """
     check_n_directions(n_directions, shares=False)
     model = as_likelihood(likelihood)
@@ -185,20 +173,11 @@ def embedding_blocks(
     to_logits: ToOutputs | None = None,
     first_row: int = 0,
 ) -> Iterator[Tensor]:
-    """Compute the Fisher embedding batch by batch.
+    """Compute what :func:`skfishermask.fisher_embedding` does batch by batch, (n_batch, r, k).
 
-    Parameters
-    ----------
-    module, batches, mask, likelihood, n_directions, to_logits
-        As in :func:`skfishermask.fisher_embedding`, with `n_directions` an int or None.
-    first_row : int, default=0
-        As in :func:`diagonal_sums`.
-
-    Yields
-    ------
-    Tensor of shape (n_batch, r, k)
-        In the widest dtype of the parameters, float32 at least, on the module's device. The
-        network is isolated until the generator is exhausted or closed.
+    The blocks are in the widest dtype of the parameters, float32 at least, on the module's device.
+    The network is isolated until the generator is exhausted or closed. `first_row` is as in
+    :func:`diagonal_sums`.
     """
     shapes = {name: p.shape for name, p in module.named_parameters()}
     trainable = {name: shapes[name] for name in trainable_parameters(module)}

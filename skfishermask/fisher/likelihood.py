@@ -209,18 +209,7 @@ LIKELIHOODS: dict[str, type[OutputLikelihood]] = {
 
 
 def as_likelihood(likelihood: str | Likelihood) -> OutputLikelihood:
-    """Return the likelihood of a name, or that of a user with all methods.
-
-    Parameters
-    ----------
-    likelihood : {"categorical", "bernoulli", "gaussian"} or Likelihood
-        A name or an object.
-
-    Raises
-    ------
-    TypeError
-        If it is neither.
-    """
+    """Return the likelihood of a name, or a user's with all methods; TypeError if it is neither."""
     if isinstance(likelihood, OutputLikelihood):
         return likelihood
     if isinstance(likelihood, str) and likelihood in LIKELIHOODS:
@@ -291,17 +280,9 @@ def categorical_factor(probabilities: Tensor, n_directions: int | None = None) -
 
 
 def margin_uncertainty(probabilities: Tensor) -> Tensor:
-    """Compute one minus the difference of the two largest probabilities of each sample.
+    """Compute one minus the difference of the two largest of the class probabilities (n, C, ...).
 
-    Parameters
-    ----------
-    probabilities : Tensor of shape (n, C, ...)
-        Of the classes.
-
-    Returns
-    -------
-    Tensor of shape (n, ...)
-        From 0 (certain) to 1.
+    The result, (n, ...), goes from 0 (certain) to 1.
     """
     top = probabilities.topk(2, dim=1).values
     return 1 - (top[:, 0] - top[:, 1])

@@ -325,22 +325,14 @@ def _whole(diagonal: Flat, names: Collection[str]) -> Flat:
 
 @dataclass(frozen=True)
 class MaskStrategy:
-    """A way to choose the parameters to keep.
+    """A way to choose the parameters to keep."""
 
-    Attributes
-    ----------
-    choose : callable
-        Diagonal, names of the output layer's parameters, size and random state -> indices.
-    known_size : callable or None
-        Size, number of all parameters and of those of the output layer -> number of parameters to
-        keep; None where that depends on the diagonal.
-    uses_diagonal : bool
-        Whether the choice depends on the diagonal Fisher information.
-    """
-
+    # Diagonal, names of the output layer's parameters, size and random state -> indices.
     choose: Choose
+    # Size, number of all parameters and of those of the output layer -> number of parameters to
+    # keep; None where that depends on the diagonal.
     known_size: Callable[[MaskSize, int, int], int] | None
-    uses_diagonal: bool = True
+    uses_diagonal: bool = True  # whether the choice depends on the diagonal Fisher information
 
 
 MASK_STRATEGIES: Mapping[str, MaskStrategy] = MappingProxyType(

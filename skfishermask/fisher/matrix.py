@@ -14,15 +14,7 @@ _N_BLOCKS = 8
 
 
 class FisherSum:
-    """The mean Fisher information of embedded samples, chunk by chunk.
-
-    Parameters
-    ----------
-    k : int
-        Size of the mask.
-    device : torch.device
-        Where the embeddings are.
-    """
+    """The mean Fisher information of samples embedded in k dimensions, chunk by chunk."""
 
     def __init__(self, k: int, device: torch.device) -> None:
         self._total = torch.zeros(k, k, dtype=torch.float64, device=device)
