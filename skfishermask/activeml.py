@@ -24,6 +24,7 @@ from skfishermask.data import (
     NetSamples,
     SampleRole,
     Unwrapped,
+    is_fitted,
     likelihood_of,
     residual_variance,
     unwrap,
@@ -248,7 +249,7 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
             of_candidates: np.ndarray | None = np.empty((0, len(X_candidates)))
             if batch_size > 0:  # else the candidates are exhausted
                 is_known = is_labeled(y, missing_label=self.missing_label_)
-                is_first = not is_known.any() and (fit_clf or _is_unfitted(clf))
+                is_first = not is_known.any() and (fit_clf or not is_fitted(clf))
                 if fit_clf and not is_first:
                     clf = self._fit_clone(clf, X, labels, sample_weight)
                     # A net can be fitted to one class, other classifiers cannot.
@@ -386,14 +387,6 @@ def _unchanged_by_errors(strategy: FisherMask) -> Iterator[None]:
 def _could_be_fitted(clf: Estimator) -> bool:
     # SklearnClassifier makes a warning of an exception in the fit of what it wraps.
     return getattr(clf, "is_fitted_", True)
-
-
-def _is_unfitted(clf: Estimator) -> bool:
-    try:
-        check_is_fitted(clf)
-    except NotFittedError:
-        return True
-    return False
 
 
 def _unwrap(clf: Estimator) -> Unwrapped:

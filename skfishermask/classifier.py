@@ -49,6 +49,7 @@ from skfishermask.data import (
     to_logits_of,
     unwrap,
     warn_of_outputs,
+    with_labels,
 )
 from skfishermask.fisher import Likelihood
 from skfishermask.jacobian import ToOutputs, seeded
@@ -93,18 +94,7 @@ def _is_complex(X: Data) -> bool:
 class NetEstimator(BaseEstimator):
     """What `FisherMaskSampler` is besides a query strategy: a classifier, or a regressor.
 
-    A subclass stores the parameters in its ``__init__``.
-
-    Parameters
-    ----------
-    estimator : skorch net, or a Pipeline or search object around one, or None
-        The net to wrap; None: a small default network made from the data.
-    likelihood : str or Likelihood
-        Of the labels; "auto": by the net's criterion, without a net classes.
-    to_logits : callable or None
-        Maps what the net's ``infer`` gives to outputs.
-    random_state : int, RandomState or None
-        For :meth:`fit`.
+    The subclass has the parameters.
     """
 
     estimator: Estimator
@@ -163,7 +153,7 @@ class NetEstimator(BaseEstimator):
                     "NeuralNetBinaryClassifier is a binary classifier: expected 2 classes, found "
                     f"{len(self.classes_)}. Only binary classification is supported."
                 )
-        _check_fit_params(innermost(estimator), fit_params)
+        _check_fit_params(net, fit_params)
         with ExitStack() as stack:
             if self.random_state is not None:
                 seed = check_random_state(self.random_state).randint(2**31 - 1)
@@ -347,10 +337,7 @@ class NetEstimator(BaseEstimator):
 
     def _means(self, X: Data) -> np.ndarray:
         """Predict the mean of each label: probabilities, or numbers."""
-        X = self._check_input(X)
-        if isinstance(X, torch.utils.data.Dataset):
-            # skorch wants labels of it, which it then does not look at.
-            X = Relabeled(X, np.zeros(n_rows(X), dtype="int64"))
+        X = with_labels(self._check_input(X))
         with explained("The network cannot read X", X):
             means: np.ndarray
             if isinstance(self._target, Classes):

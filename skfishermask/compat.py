@@ -68,7 +68,7 @@ def client_that_computes(array: object) -> object:
     return client if distributed and isinstance(client, distributed.Client) else None
 
 
-def memory_limit_of(worker: object) -> int | None:
+def memory_limit_of(dask_worker: object) -> int | None:
     """Return the bytes that a Dask worker may take; None: without limit."""
-    limit: int | None = attrgetter("memory_manager.memory_limit")(worker)
+    limit: int | None = attrgetter("memory_manager.memory_limit")(dask_worker)
     return limit

@@ -11,10 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, check_consistent_length, check_random_state, get_tags
-from sklearn.utils.validation import check_is_fitted
 
 from skfishermask.data import (
     Data,
@@ -28,6 +26,7 @@ from skfishermask.data import (
     explaining_fit,
     innermost,
     input_arrays,
+    is_fitted,
     n_rows,
     stack_rows,
     take_rows,
@@ -153,11 +152,7 @@ class ActiveLearner(_ModALActiveLearner):
         return classes
 
     def __sklearn_is_fitted__(self) -> bool:
-        try:
-            check_is_fitted(self.estimator)
-        except NotFittedError:
-            return False
-        return True
+        return is_fitted(self.estimator)
 
     def __sklearn_tags__(self) -> Tags:
         # A learner is what its estimator is, so that cross-validation stratifies for a classifier.

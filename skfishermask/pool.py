@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from functools import partial
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from skfishermask.data import CoverageInputs, LayerValue, ReadableNet, Source, naming_rows
+from skfishermask.data import LayerValue, ReadableNet, Source, covered_predictions, naming_rows
 from skfishermask.fisher import (
     FisherSum,
     ParameterMask,
     Predictions,
-    direction_norms,
     embedding_blocks,
     fisher_diagonal,
     fisher_matrix,
-    largest_rank,
-    predict,
 )
 from skfishermask.jacobian import TENSOR_CACHE_BYTES
 from skfishermask.parameters import Settings
@@ -39,24 +36,16 @@ from skfishermask.selection import (
     stored,
 )
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Embedded:
-    """What an embedded pool says: mean Fisher matrices, all in the same coordinates.
+    """What an embedded pool says: mean Fisher matrices, float64, all in the same coordinates."""
 
-    Attributes
-    ----------
-    dimensions : int
-        Number of these coordinates.
-    fisher : Tensor of shape (dimensions, dimensions), float64, or None
-        Of the candidates; None where it was not asked for.
-    others : list of Tensor of shape (dimensions, dimensions), float64
-        Of each of the other sets of samples.
-    """
-
-    dimensions: int
-    fisher: Tensor | None
-    others: list[Tensor]
+    dimensions: int  # number of these coordinates
+    fisher: Tensor | None  # of the candidates; None where it was not asked for
+    others: list[Tensor]  # of each of the other sets of samples
 
 
 class Pool(Protocol):
@@ -64,34 +53,25 @@ class Pool(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
     def __len__(self) -> int: ...
 
     def place(self, n: int, r: int, k: int, n_others: int) -> Placement:
         """Decide where the embedding goes, and remember it; MemoryError where there is no room.
 
-        Parameters
-        ----------
-        n, r, k : int
-            Candidates, directions and masked parameters.
-        n_others : int
-            Labelled and target samples.
+        It is of n candidates with r directions and k masked parameters, beside `n_others` labelled
+        and target samples.
         """
 
     def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:
         """Return the mean diagonal Fisher information of some rows."""
 
-    def direction_norms(self, rows: np.ndarray) -> Tensor:
-        """Sum the squared norms of each direction over some rows, (rank,)."""
+    def predicted(self, function: Callable[..., T], rows: np.ndarray) -> list[T]:
+        """Return a function of the predictions of some rows: one value, or one a chunk.
 
-    def largest_rank(self, rows: np.ndarray) -> int:
-        """Return the number of directions of the sample among some rows that has the most."""
+        It is called as ``function(module, batches, likelihood=..., to_logits=...)``.
+        """
 
     def predictions(self, rows: np.ndarray, layer: LayerValue | None) -> Predictions:
         """Return predictions, and what coverage looks at: a layer's value or the inputs."""
@@ -105,16 +85,8 @@ class Pool(Protocol):
     ) -> Embedded:
         """Embed candidates where they were placed, to choose from later.
 
-        Parameters
-        ----------
-        rows : ndarray of int
-            The candidates.
-        mask : ParameterMask
-            The parameters to look at.
-        others : sequence of LocalSamples
-            Other samples; the objective needs their mean Fisher matrices.
-        wants_fisher : bool
-            Whether it needs that of the candidates.
+        The objective needs the mean Fisher matrices of the `others` and, if `wants_fisher`, that of
+        the candidates.
         """
 
     def select(self, problem: SelectionProblem, preselected: Sequence[int]) -> Batch:
@@ -125,19 +97,7 @@ class Pool(Protocol):
 
 
 class LocalSamples:
-    """Samples that this process reads.
-
-    Parameters
-    ----------
-    net : ReadableNet
-        Reads them.
-    source : Source
-        The samples.
-    settings : Settings
-        How they are embedded.
-    progress : Progress
-        Is told how far it is.
-    """
+    """Samples that this process reads, with a net and bars of progress."""
 
     def __init__(
         self, net: ReadableNet, source: Source, settings: Settings, progress: Progress
@@ -149,49 +109,33 @@ class LocalSamples:
 
     def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:
         """Return the mean diagonal Fisher information of some rows."""
-        batches = self.source.batches(rows)
-        shown = self.progress.each(batches, len(batches), "Fisher diagonal")
-        with naming_rows(batches, self.net.to_logits):
-            return fisher_diagonal(
-                self.net.module, shown, n_directions=n_directions, **self.net.read_options
-            )
+        diagonal = partial(fisher_diagonal, n_directions=n_directions)
+        return self._read(diagonal, rows, "Fisher diagonal")
 
-    def direction_norms(self, rows: np.ndarray) -> Tensor:
-        """Sum the squared norms of each direction over some rows, (rank,)."""
-        batches = self.source.batches(rows)
-        shown = self.progress.each(batches, len(batches), "Predictions")
-        with naming_rows(batches, self.net.to_logits):
-            return direction_norms(self.net.module, shown, **self.net.read_options)
-
-    def largest_rank(self, rows: np.ndarray) -> int:
-        """Return the number of directions of the sample among some rows that has the most."""
-        batches = self.source.batches(rows)
-        shown = self.progress.each(batches, len(batches), "Predictions")
-        with naming_rows(batches, self.net.to_logits):
-            return largest_rank(self.net.module, shown, **self.net.read_options)
+    def predicted(self, function: Callable[..., T], rows: np.ndarray | None) -> list[T]:
+        """Return a function of the predictions of some rows, or of all; see `Pool`."""
+        return [self._read(function, rows, "Predictions")]
 
     def predictions(self, rows: np.ndarray | None, layer: LayerValue | None) -> Predictions:
         """Return these of some rows, or of all; see `Pool`."""
+        return self._read(partial(covered_predictions, layer), rows, "Predictions")
+
+    def _read(self, function: Callable[..., T], rows: np.ndarray | None, text: str) -> T:
         batches = self.source.batches(rows)
-        shown = self.progress.each(batches, len(batches), "Predictions")
-        with (
-            naming_rows(batches, self.net.to_logits),
-            CoverageInputs(self.net.module, layer) as inputs,
-        ):
-            return predict(self.net.module, shown, inputs=inputs, **self.net.read_options)
+        shown = self.progress.each(batches, len(batches), text)
+        with naming_rows(batches, self.net.to_logits):
+            return function(self.net.module, shown, **self.net.read_options)
 
     def blocks(
         self, rows: np.ndarray | None, mask: ParameterMask, n_directions: int, text: str
     ) -> Iterator[Tensor]:
         """Yield the Fisher embeddings of some rows, or of all, block by block."""
         batches = self.source.batches(rows)
+        shown = self.progress.each(batches, len(batches), text)
+        options = self.net.read_options
         with naming_rows(batches, self.net.to_logits):
             yield from embedding_blocks(
-                self.net.module,
-                self.progress.each(batches, len(batches), text),
-                mask,
-                n_directions=n_directions,
-                **self.net.read_options,
+                self.net.module, shown, mask, n_directions=n_directions, **options
             )
 
     def mean_fisher(self, mask: ParameterMask, n_directions: int) -> Tensor:
@@ -225,12 +169,7 @@ class LocalPool(LocalSamples):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._embedding = None
         self._cleanup.close()
 

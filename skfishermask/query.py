@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
 
 import numpy as np
 import skorch
@@ -17,24 +16,24 @@ from skfishermask.data import (
     DaskObject,
     DaskSamples,
     NetSamples,
-    ReadableNet,
     check_as_predicted,
     first_sample,
     read_net,
 )
-from skfishermask.fisher import MASK_STRATEGIES, Gaussian, ParameterMask, directions_that_keep
+from skfishermask.fisher import (
+    MASK_STRATEGIES,
+    Gaussian,
+    ParameterMask,
+    direction_norms,
+    directions_that_keep,
+    largest_rank,
+)
 from skfishermask.jacobian import output_layer, same_grad_mode, trainable_parameters
 from skfishermask.parameters import Settings, check_n_instances, draw_candidates
 from skfishermask.placement import Placement
 from skfishermask.pool import Embedded, LocalPool, LocalSamples, Pool
 from skfishermask.progress import Progress
-from skfishermask.selection import (
-    Batch,
-    SelectionProblem,
-)
-
-if TYPE_CHECKING:
-    from skfishermask.cluster import Cluster
+from skfishermask.selection import Batch, SelectionProblem
 
 # Rows of V(x) by default: the share of the trace that they keep, and their number at most.
 _KEPT_TRACE, _MOST_DIRECTIONS = 0.9, 16
@@ -46,52 +45,24 @@ Sample = list[tuple[LocalSamples | Pool, np.ndarray]]
 
 @dataclass(frozen=True)
 class Result:
-    """What a query found.
+    """What a query found."""
 
-    Attributes
-    ----------
-    indices : ndarray of shape (n_instances,), int64
-        Rows of the pool in the order chosen.
-    gains : ndarray of shape (n_instances,), float64
-        Decrease of the objective when each was chosen.
-    mask : ParameterMask or None
-        The parameters looked at; None where coverage alone chose the batch.
-    diagonal : dict of str to Tensor, or None
-        Diagonal Fisher information, where the mask looks at it.
-    info : dict
-        As ``query_info_`` of :class:`skfishermask.FisherMaskSampler`.
-    utilities : ndarray of shape (n_instances, n_pool), or None
-        Gains of all samples before each choice, where they were asked for; NaN for those chosen
-        before or not embedded.
-    """
-
-    indices: np.ndarray
-    gains: np.ndarray
-    mask: ParameterMask | None
-    diagonal: dict[str, Tensor] | None
-    info: dict[str, object]
+    indices: np.ndarray  # rows of the pool in the order chosen, int64
+    gains: np.ndarray  # decrease of the objective when each was chosen, float64
+    mask: ParameterMask | None  # None where coverage alone chose the batch
+    diagonal: dict[str, Tensor] | None  # where the mask looks at it
+    info: dict[str, object]  # as ``query_info_`` of :class:`skfishermask.FisherMaskSampler`
+    # Gains of all samples before each choice, (n_instances, n_pool), where they were asked for; NaN
+    # for those chosen before or not embedded.
     utilities: np.ndarray | None
 
 
 class Query:
-    """One query: the net, the samples that it sees, and the steps of the method.
+    """One query: the fitted net, the samples that it sees, and the steps of the method.
 
-    Parameters
-    ----------
-    settings : Settings
-        The parameters.
-    net : skorch classifier
-        Fitted.
-    pool : NetSamples or DaskSamples
-        What to choose from.
-    n_instances : int
-        Number of samples to choose.
-    labeled, target : NetSamples or None
-        The labelled samples, and those on which the network is to do well.
-    client : distributed.Client, optional
-        Of the cluster that reads the pool's chunks. None: this process reads them.
-    variance : float, optional
-        Of labels that are numbers, about their mean, where the likelihood leaves it open.
+    The `target` are samples on which the network is to do well. The `client` is that of the cluster
+    that reads the pool's chunks; None: this process reads them. The `variance` is that of labels
+    that are numbers, about their mean, where the likelihood leaves it open.
     """
 
     def __init__(
@@ -116,7 +87,11 @@ class Query:
             len(pool), self._n_instances, settings.max_candidates, settings.rng
         )
         self._start = time.perf_counter()
-        cluster = None if client is None else _cluster(client)
+        cluster = None
+        if client is not None:
+            from skfishermask.cluster import Cluster
+
+            cluster = Cluster(client)
         self._first = first_sample(pool)
         self._net, self._outputs = read_net(
             net, self._first, settings.to_logits, settings.likelihood
@@ -133,7 +108,14 @@ class Query:
             check_as_predicted(self._net, source)
         self._labeled = self._here(labeled)
         self._target = self._here(target)
-        self._pool = _pool(self._net, pool, settings, self._progress, cluster)
+        how = settings, self._progress
+        self._pool: Pool
+        if cluster is None or isinstance(pool, NetSamples):
+            self._pool = LocalPool(self._net, pool, *how)
+        else:
+            from skfishermask.cluster import ClusterPool
+
+            self._pool = ClusterPool(self._net, pool, *how, cluster)
 
     def _here(self, samples: NetSamples | None) -> LocalSamples | None:
         if not samples:
@@ -141,13 +123,7 @@ class Query:
         return LocalSamples(self._net, samples, self._settings, self._progress)
 
     def run(self, *, wants_utilities: bool = False) -> Result:
-        """Go through the steps.
-
-        Parameters
-        ----------
-        wants_utilities : bool, default=False
-            Whether to go through the choices again, for the gains of all candidates.
-        """
+        """Go through the steps, and again through the choices if utilities are wanted."""
         with same_grad_mode(), self._pool:
             return self._run(wants_utilities)
 
@@ -156,7 +132,11 @@ class Query:
         rows = self._rows
         coverage = self._coverage(rows)
         if coverage is not None and len(coverage.indices) == self._n_instances:
-            return self._covered(coverage, wants_utilities)
+            # Without gradients.
+            entries = {"coverage_share": 1.0, "coverage_inputs": coverage.covered}
+            info = self._info(coverage.rows, coverage.batch, entries)
+            utilities = coverage.utilities(len(pool)) if wants_utilities else None
+            return Result(coverage.indices, coverage.gains, None, None, info, utilities)
         sample = self._mask_sample()
         r = self._n_directions(sample, rows)
         trainable = trainable_parameters(self._net.module)
@@ -170,36 +150,48 @@ class Query:
         if placement is None or placement.estimate.k != len(mask):
             placement = self._place(len(rows), r, len(mask))
         self._progress.tell(f"{placement.estimate} ({placement.storage_name})")
-        others = [samples for samples in (self._labeled, self._target) if samples is not None]
-        embedded = pool.embed(rows, mask, others, wants_fisher=self._aims_at_pool)
+        embedded = pool.embed(rows, mask, self._others, wants_fisher=self._aims_at_pool)
         problem = self._problem(embedded, len(rows))
         with self._progress.step("selection"):
             covered = [] if coverage is None else np.searchsorted(rows, coverage.indices).tolist()
             batch = pool.select(problem, covered)
         before, after = batch.objective
         outside = self._outside(len(mask) - embedded.dimensions)
-        info = {
-            "seconds": self._progress.seconds | {"total": time.perf_counter() - self._start},
-            "n_candidates": len(rows),
-            "n_labeled": self._n_labeled,
+        entries = {
             "n_directions": r,
             "mask_size": len(mask),
             "embedding_bytes": placement.estimate.embedding_bytes,
             "embedding_storage": placement.storage_name,
-            "dimensions": batch.dimensions,
             "objective": (before + outside, after + outside),
-            "candidates_read": batch.n_read,
             "coverage_share": len(covered) / self._n_instances,
             "coverage_inputs": None if coverage is None else coverage.covered,
-            **pool.info(),
         }
+        info = self._info(rows, batch, entries)
         utilities = self._utilities(rows, batch, problem) if wants_utilities else None
         indices, gains = rows[batch.positions.cpu().numpy()], batch.gains.cpu().numpy()
         return Result(indices, gains, mask, diagonal, info, utilities)
 
+    def _info(
+        self, rows: np.ndarray, batch: Batch, entries: dict[str, object]
+    ) -> dict[str, object]:
+        return {
+            "seconds": self._progress.seconds | {"total": time.perf_counter() - self._start},
+            "n_candidates": len(rows),
+            "n_labeled": self._n_labeled,
+            "dimensions": batch.dimensions,
+            "objective": batch.objective,
+            "candidates_read": batch.n_read,
+            **entries,
+            **self._pool.info(),
+        }
+
     @property
     def _n_labeled(self) -> int:
         return 0 if self._labeled is None else len(self._labeled)
+
+    @property
+    def _others(self) -> list[LocalSamples]:
+        return [samples for samples in (self._labeled, self._target) if samples is not None]
 
     @property
     def _aims_at_pool(self) -> bool:
@@ -225,7 +217,9 @@ class Query:
             most = _MOST_DIRECTIONS
             wanted = _KEPT_TRACE if self._net.likelihood.is_ordered(self._outputs) else most
         if isinstance(wanted, Real) and not isinstance(wanted, Integral):
-            norms = [samples.direction_norms(rows).cpu() for samples, rows in sample]
+            norms = [
+                n for samples, rows in sample for n in samples.predicted(direction_norms, rows)
+            ]
             wanted = directions_that_keep(torch.stack(norms).sum(0), float(wanted))
         if wanted is None:
             return self._largest_rank(sample, candidates) if has_positions else rank
@@ -236,9 +230,10 @@ class Query:
     def _largest_rank(self, sample: Sample, candidates: np.ndarray) -> int:
         """Return the number of directions of the longest sequence that is to be read."""
         of_pool = [candidates, *(rows for samples, rows in sample if samples is self._pool)]
-        others = [samples for samples in (self._labeled, self._target) if samples is not None]
-        ranks = [samples.largest_rank(np.arange(len(samples))) for samples in others]
-        return max(self._pool.largest_rank(np.unique(np.concatenate(of_pool))), *ranks, 0)
+        ranks = self._pool.predicted(largest_rank, np.unique(np.concatenate(of_pool)))
+        for samples in self._others:
+            ranks += samples.predicted(largest_rank, None)
+        return max(ranks)
 
     def _make_mask(
         self,
@@ -274,8 +269,7 @@ class Query:
         return known_size(self._settings.mask_fraction, sum(sizes.values()), n_output)
 
     def _place(self, n: int, r: int, k: int) -> Placement:
-        n_others = self._n_labeled + (0 if self._target is None else len(self._target))
-        return self._pool.place(n, r, k, n_others)
+        return self._pool.place(n, r, k, sum(map(len, self._others)))
 
     def _problem(self, embedded: Embedded, n: int) -> SelectionProblem:
         """Return the problem that the batch solves."""
@@ -315,23 +309,6 @@ class Query:
         with progress.step("coverage"):
             return cover_share(coverage, *samples, self._n_instances, settings, progress)
 
-    def _covered(self, coverage: CoveredShare, wants_utilities: bool) -> Result:
-        """Return the result of a query that is answered by coverage alone, without gradients."""
-        batch = coverage.batch
-        info = {
-            "seconds": self._progress.seconds | {"total": time.perf_counter() - self._start},
-            "n_candidates": len(coverage.rows),
-            "n_labeled": self._n_labeled,
-            "dimensions": batch.dimensions,
-            "objective": batch.objective,
-            "candidates_read": batch.n_read,
-            "coverage_share": 1.0,
-            "coverage_inputs": coverage.covered,
-            **self._pool.info(),
-        }
-        utilities = coverage.utilities(len(self._pool)) if wants_utilities else None
-        return Result(coverage.indices, coverage.gains, None, None, info, utilities)
-
     def _utilities(self, rows: np.ndarray, batch: Batch, problem: SelectionProblem) -> np.ndarray:
         if not isinstance(self._pool, LocalPool):
             raise TypeError("Utilities are there for pools in this process alone.")
@@ -339,26 +316,6 @@ class Query:
         gains = self._pool.gains_before_picks(batch.positions.tolist(), problem)
         utilities[:, rows] = gains.cpu().numpy()
         return utilities
-
-
-def _cluster(client: DaskObject) -> Cluster:
-    from skfishermask.cluster import Cluster
-
-    return Cluster(client)
-
-
-def _pool(
-    net: ReadableNet,
-    samples: NetSamples | DaskSamples,
-    settings: Settings,
-    progress: Progress,
-    cluster: Cluster | None,
-) -> Pool:
-    if cluster is None or isinstance(samples, NetSamples):
-        return LocalPool(net, samples, settings, progress)
-    from skfishermask.cluster import ClusterPool
-
-    return ClusterPool(net, samples, settings, progress, cluster)
 
 
 def _mean_diagonal(sets: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sklearn.base import is_regressor
-from torch.utils.data import Dataset
 
-from skfishermask.data import Data, Estimator, Relabeled, UserValue, file_of, take_rows
+from skfishermask.data import Data, Estimator, UserValue, file_of, take_rows, with_labels
 
 
 def query_table(
@@ -63,9 +62,7 @@ def query_table(
         table["gain"] = np.asarray(gains)
     is_fitted = getattr(estimator, "__sklearn_is_fitted__", lambda: True)
     if estimator is not None and is_fitted():
-        instances = take_rows(X_pool, rows)
-        if isinstance(instances, Dataset):
-            instances = Relabeled(instances, np.zeros(len(rows), dtype="int64"))
+        instances = with_labels(take_rows(X_pool, rows))
         predicted = np.asarray(estimator.predict(instances))
         table["predicted"] = predicted
         if predicted.ndim > 1:  # columns of a frame have one axis

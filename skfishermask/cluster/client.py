@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self, TypeAlias
 
-from skfishermask.cluster import worker
+import dask
+import distributed
+from dask.utils import parse_timedelta
+from distributed.comm.core import CommClosedError
+
+from skfishermask.compat import memory_limit_of
 from skfishermask.data import DaskObject
 
 # distributed.Future, which has no types.
@@ -21,42 +26,25 @@ _CHECK_INTERVAL = 2.0
 
 def _grace() -> float:
     """Return the seconds without a worker until a cluster is gone: the timeout of a connection."""
-    from dask.config import get
-    from dask.utils import parse_timedelta
-
-    seconds: float = parse_timedelta(get("distributed.comm.timeouts.connect"))
+    seconds: float = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
     return seconds
 
 
 class Cluster:
     """The workers of a Dask client, and the tasks of one query there.
 
-    Leaving the context releases all tasks.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        The cluster's.
-
-    Attributes
-    ----------
-    n_workers : int
-        Their number, at the start: ConnectionError, if there are none.
-    memory, least_memory : float
-        Bytes that they may take together, and that the smallest of them may take.
-    most_threads : int
-        Of a worker.
-    n_bytes : dict of str to int
-        Bytes that went from here to the workers or back, by phase.
+    Leaving the context releases all tasks. ConnectionError, if there are no workers.
     """
 
     def __init__(self, client: DaskObject) -> None:
         self._client = client
         self._held: set[Future] = set()
         self._empty_since = math.inf
+        # That went from here to the workers or back, by phase.
         self.n_bytes: dict[str, int] = {}
         limits = self._limits()
         self.n_workers = len(limits)
+        # Bytes that they may take together, and that the smallest of them may take.
         self.memory, self.least_memory = sum(limits), min(limits)
         self.most_threads = max(self._client.nthreads().values(), default=1)
 
@@ -95,13 +83,13 @@ class Cluster:
         self, futures: Sequence[Future], on_done: Callable[[int], object] | None = None
     ) -> None:
         """Wait for tasks, without their results; raise what one of them raised."""
-        from distributed import wait
-
         waiting, interval = set(futures), min(_CHECK_INTERVAL, _grace() / 2)
         with self._reaching():
             while waiting:
                 try:
-                    done, waiting = wait(waiting, interval, return_when="FIRST_COMPLETED")
+                    done, waiting = distributed.wait(
+                        waiting, interval, return_when="FIRST_COMPLETED"
+                    )
                 except TimeoutError:
                     self._check_alive()
                     continue
@@ -142,7 +130,7 @@ class Cluster:
                 self._client.wait_for_workers(1, timeout=_grace())
             except TimeoutError as error:
                 raise ConnectionError(self._gone(self._no_worker())) from error
-            limits = self._client.run(worker.memory_limit)
+            limits = self._client.run(memory_limit_of)
         return [limit or math.inf for limit in limits.values()]
 
     def _check_alive(self) -> None:
@@ -167,12 +155,9 @@ class Cluster:
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
-        from distributed import CancelledError
-        from distributed.comm.core import CommClosedError
-
         try:
             yield
-        except (CancelledError, CommClosedError) as error:
+        except (distributed.CancelledError, CommClosedError) as error:
             raise ConnectionError(self._gone(error)) from error
         except Exception as error:
             if self._client.status == "closed":

@@ -9,12 +9,13 @@ task (`skfishermask.cluster.worker`), so Dask computes it again where a worker d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Self, TypeVar
 
 import numpy as np
 import psutil
 import torch
+from dask.delayed import delayed
 from sklearn.utils import gen_batches
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from skfishermask.cluster import worker
 from skfishermask.cluster.client import Cluster, Future
 from skfishermask.cluster.remote import RemoteCandidatePool
 from skfishermask.cluster.shards import Shards
-from skfishermask.data import DaskObject, DaskSamples, LayerValue, ReadableNet
+from skfishermask.data import DaskObject, DaskSamples, LayerValue, ReadableNet, covered_predictions
 from skfishermask.fisher import ParameterMask, Predictions
 from skfishermask.parameters import Settings
 from skfishermask.placement import MemoryEstimate, Placement
@@ -48,18 +49,7 @@ _N_PACKED_MATRICES = 4
 class ClusterPool:
     """A pool on a Dask cluster. For the methods see :class:`skfishermask.pool.Pool`.
 
-    Parameters
-    ----------
-    net : ReadableNet
-        Read here for the labelled samples, and on the workers for the pool.
-    samples : DaskSamples
-        The pool.
-    settings : Settings
-        How it is embedded and chosen from.
-    progress : Progress
-        Shows the progress.
-    cluster : Cluster
-        The workers.
+    The net is read here for the labelled samples, and on the workers for the pool.
     """
 
     def __init__(
@@ -136,8 +126,6 @@ class ClusterPool:
 
         The function takes the network, the chunk, its rows to read, and the `arguments`.
         """
-        from dask.delayed import delayed
-
         task, samples = delayed(function, pure=False), self._samples
         chunks, tasks = samples.chunks(), []
         for number, positions in samples.rows_by_chunk(rows):
@@ -159,28 +147,20 @@ class ClusterPool:
         self._cluster.count("diagonal", sum(value.nbytes for value in sums.values()))
         return {name: value / n for name, value in sums.items()}
 
-    def direction_norms(self, rows: np.ndarray) -> Tensor:  # noqa: D102, see Pool
-        norms = torch.stack(self._predicted(worker.direction_norms_of, rows))
-        self._cluster.count("predictions", norms.nbytes)
-        return norms.sum(0)
-
-    def largest_rank(self, rows: np.ndarray) -> int:  # noqa: D102, see Pool
-        return max(self._predicted(worker.largest_rank_of, rows))
-
-    def _predicted(
-        self, function: Callable[..., T], rows: np.ndarray, *arguments: object
+    def predicted(  # noqa: D102, see Pool
+        self, function: Callable[..., T], rows: np.ndarray
     ) -> list[T]:
-        tasks = self._cluster.compute(self._tasks(function, rows, *arguments))
+        tasks = self._cluster.compute(self._tasks(worker.predicted_of, rows, function))
         with self._progress.bar(len(tasks), "Predictions", "chunk") as bar:
-            return self._cluster.results(tasks, bar.update)
+            values: list[T] = self._cluster.results(tasks, bar.update)
+        self._cluster.count("predictions", sum(getattr(value, "nbytes", 0) for value in values))
+        return values
 
     def predictions(  # noqa: D102, see Pool
         self, rows: np.ndarray, layer: LayerValue | None
     ) -> Predictions:
-        of_chunks = self._predicted(worker.predictions_of, rows, layer)
-        predicted = Predictions.concatenate(of_chunks)
-        self._cluster.count("predictions", predicted.n_bytes)
-        return predicted.to(self._net.device)
+        of_chunks = self.predicted(partial(covered_predictions, layer), rows)
+        return Predictions.concatenate(of_chunks).to(self._net.device)
 
     def embed(  # noqa: D102, see Pool
         self,
@@ -195,7 +175,8 @@ class ClusterPool:
         with self._progress.step("embedding"):
             fisher_of_others = [other.mean_fisher(mask, self._estimate.r) for other in others]
             tasks = self._tasks(worker.embedding_of, rows, *how)
-            in_total = [_tree(_fisher_tasks(tasks))] if wants_fisher else []
+            fisher_of = delayed(worker.fisher_of, pure=False)
+            in_total = [_tree([fisher_of(task) for task in tasks])] if wants_fisher else []
             futures = self._cluster.compute([*tasks, *in_total])
             self._embeddings, totals = futures[: len(tasks)], futures[len(tasks) :]
             with self._progress.bar(len(tasks), "Fisher embedding", "chunk") as bar:
@@ -259,15 +240,7 @@ class ClusterPool:
 
 def _tree(tasks: Sequence[DaskObject]) -> DaskObject:
     """Add the results of tasks in a tree."""
-    from dask.delayed import delayed
-
     add = delayed(worker.add_sums, pure=False)
     while len(tasks) > 1:
         tasks = [add(tasks[some]) for some in gen_batches(len(tasks), worker.FAN_IN)]
     return tasks[0]
-
-
-def _fisher_tasks(tasks: Sequence[DaskObject]) -> list[DaskObject]:
-    from dask.delayed import delayed
-
-    return [delayed(worker.fisher_of, pure=False)(task) for task in tasks]

@@ -9,18 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+import cloudpickle
+import distributed
 import numpy as np
 import torch
 from torch import Tensor
 
 from skfishermask.cluster.remote import Block, Reply, Request, merge_replies
-from skfishermask.compat import memory_limit_of
 from skfishermask.data import (
-    Batches,
-    CoverageInputs,
-    DaskObject,
     Data,
-    LayerValue,
+    NetBatches,
     NetModule,
     ReadableNet,
     chunk_batches,
@@ -31,13 +29,9 @@ from skfishermask.data import (
 )
 from skfishermask.fisher import (
     ParameterMask,
-    Predictions,
     diagonal_sums,
-    direction_norms,
     embedding_blocks,
     fisher_matrix,
-    largest_rank,
-    predict,
 )
 from skfishermask.jacobian import ToOutputs
 from skfishermask.selection import LocalCandidatePool, Pick, stored
@@ -54,8 +48,6 @@ Sums = tuple[int, dict[str, Tensor]]
 
 def pack(net: ReadableNet, to_logits: ToOutputs | None, transform: Callable[[Data], Data]) -> bytes:
     """Return what a task needs to read a chunk, pickled: the network and a transform of samples."""
-    import cloudpickle
-
     reading = net.module.criteria, to_logits, net.likelihood, transform
     packed: bytes = cloudpickle.dumps((*net_state(net.net), *reading))
     return packed
@@ -63,30 +55,16 @@ def pack(net: ReadableNet, to_logits: ToOutputs | None, transform: Callable[[Dat
 
 @dataclass(frozen=True)
 class ChunkRows:
-    """Samples of one chunk that a task reads.
+    """Samples of one chunk that a task reads."""
 
-    Attributes
-    ----------
-    rows : ndarray of int
-        Their rows in the pool.
-    start : int
-        The row of the chunk's first sample in the pool.
-    position : int
-        The number of the first of them among all that are read, in all chunks.
-    batch_size : int or None
-        Samples in a batch; None: the net's own.
-    """
-
-    rows: np.ndarray
-    start: int
-    position: int
-    batch_size: int | None
+    rows: np.ndarray  # in the pool
+    start: int  # the row of the chunk's first sample in the pool
+    position: int  # the number of the first of them among all that are read, in all chunks
+    batch_size: int | None  # None: the net's own
 
     @contextmanager
-    def read(self, packed: bytes, chunk: Data) -> Iterator[tuple[ReadableNet, Batches]]:
+    def read(self, packed: bytes, chunk: Data) -> Iterator[tuple[ReadableNet, NetBatches]]:
         """Return the network and the batches of its inputs."""
-        import cloudpickle
-
         # Anew in each task, because the tasks of a worker share its memory.
         kind, state, criteria, to_logits, likelihood, transform = cloudpickle.loads(packed)
         net = net_from_state(kind, state, "cuda" if torch.cuda.is_available() else "cpu")
@@ -106,27 +84,12 @@ def diagonal_of(packed: bytes, chunk: Data, samples: ChunkRows, r: int) -> Sums:
     return n, {name: total.cpu() for name, total in sums.items()}
 
 
-def direction_norms_of(packed: bytes, chunk: Data, samples: ChunkRows) -> Tensor:
-    """Sum the squared norms of each direction over a chunk's samples."""
+def predicted_of(packed: bytes, chunk: Data, samples: ChunkRows, function: Callable[..., T]) -> T:
+    """Return a function of the predictions of a chunk's samples, see `Pool.predicted`."""
     with samples.read(packed, chunk) as (net, batches):
-        return direction_norms(net.module, batches, **net.read_options).cpu()
-
-
-def largest_rank_of(packed: bytes, chunk: Data, samples: ChunkRows) -> int:
-    """Return the number of directions of the chunk's sample that has the most."""
-    with samples.read(packed, chunk) as (net, batches):
-        return largest_rank(net.module, batches, **net.read_options)
-
-
-def predictions_of(
-    packed: bytes, chunk: Data, samples: ChunkRows, layer: LayerValue | None
-) -> Predictions:
-    """Return predictions, and what coverage looks at: a layer's value or the inputs."""
-    with (
-        samples.read(packed, chunk) as (net, batches),
-        CoverageInputs(net.module, layer) as inputs,
-    ):
-        return predict(net.module, batches, inputs=inputs, **net.read_options).to("cpu")
+        value = function(net.module, batches, **net.read_options)
+    there: T = value.to("cpu") if hasattr(value, "to") else value
+    return there
 
 
 class ChunkEmbedding:
@@ -201,11 +164,6 @@ class Shard:
 
     The embeddings are the result of the task. The state follows from them and the picks so far; it
     is not pickled, and a shard that has lost it returns None in place of a reply.
-
-    Parameters
-    ----------
-    embeddings : sequence of ChunkEmbedding
-        Of the worker's chunks.
     """
 
     def __init__(self, embeddings: Sequence[ChunkEmbedding]) -> None:
@@ -258,9 +216,7 @@ class Shard:
     @staticmethod
     def _map(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
         """Apply a function to all items, in as many threads as the worker may use."""
-        from distributed import get_worker
-
-        with ThreadPoolExecutor(get_worker().state.nthreads) as threads:
+        with ThreadPoolExecutor(distributed.get_worker().state.nthreads) as threads:
             return list(threads.map(function, items))
 
 
@@ -279,8 +235,3 @@ def ask(
 def identity(value: T) -> T:
     """Return the value, which so becomes the result of a task."""
     return value
-
-
-def memory_limit(dask_worker: DaskObject) -> int | None:
-    """Return the bytes of memory that a worker may take."""
-    return memory_limit_of(dask_worker)

@@ -1,19 +1,15 @@
 """Input handling: from a user's estimator and samples to a fitted net and its batches."""
 
-from skfishermask.data.batches import (
-    Batches,
-    NetSamples,
-    Source,
-    naming_rows,
-)
+from skfishermask.data.batches import NetBatches, NetSamples, naming_rows
 from skfishermask.data.coverage_inputs import (
     CoverageInputs,
     LayerValue,
     coverage_layers,
+    covered_predictions,
     has_frozen_parameters,
     unit_inputs,
 )
-from skfishermask.data.dask import DaskSamples, chunk_batches
+from skfishermask.data.dask import DaskSamples, Source, chunk_batches
 from skfishermask.data.default_net import default_net
 from skfishermask.data.diagnostics import (
     check_classes,
@@ -22,8 +18,6 @@ from skfishermask.data.diagnostics import (
     explained,
     explaining_fit,
     file_of,
-    image_hint,
-    odd_sample,
 )
 from skfishermask.data.likelihoods import (
     check_labels_fit,
@@ -69,6 +63,7 @@ from skfishermask.data.samples import (
     check_no_text,
     check_rows,
     is_numeric,
+    with_labels,
 )
 from skfishermask.data.serialization import net_from_state, net_state
 from skfishermask.data.types import DaskObject, Data, Estimator, Labels, SampleRole, UserValue
@@ -78,12 +73,12 @@ from skfishermask.data.unwrap import (
     has_no_labels,
     has_transformers,
     innermost,
+    is_fitted,
     unwrap,
     unwrap_unfitted,
 )
 
 __all__ = [
-    "Batches",
     "CoverageInputs",
     "DaskObject",
     "DaskSamples",
@@ -91,6 +86,7 @@ __all__ = [
     "Estimator",
     "Labels",
     "LayerValue",
+    "NetBatches",
     "NetModule",
     "NetSamples",
     "ReadableNet",
@@ -114,6 +110,7 @@ __all__ = [
     "chunk_batches",
     "counted",
     "coverage_layers",
+    "covered_predictions",
     "default_net",
     "explained",
     "explaining_fit",
@@ -126,11 +123,11 @@ __all__ = [
     "has_rows",
     "has_transformers",
     "ignore_index_of",
-    "image_hint",
     "innermost",
     "input_arrays",
     "is_binary",
     "is_dask",
+    "is_fitted",
     "is_in_file",
     "is_linear",
     "is_multi_input",
@@ -142,7 +139,6 @@ __all__ = [
     "naming_rows",
     "net_from_state",
     "net_state",
-    "odd_sample",
     "read_net",
     "residual_variance",
     "stack_rows",
@@ -153,4 +149,5 @@ __all__ = [
     "unwrap",
     "unwrap_unfitted",
     "warn_of_outputs",
+    "with_labels",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import numpy as np
 import skorch
@@ -35,52 +34,6 @@ N_COMPARED = 32
 _NO_BATCH = object()
 
 
-class Batches(Protocol):
-    """Inputs of a net, batch by batch, readable again.
-
-    Attributes
-    ----------
-    role : SampleRole
-        Of the samples.
-    rows : ndarray of int
-        Which of their rows these are.
-    """
-
-    role: SampleRole
-    rows: np.ndarray
-
-    @property
-    def n_rows(self) -> int:
-        """Number of samples."""
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-
-    def __iter__(self) -> Iterator[Inputs]:
-        """Yield tensors on the net's device, what its module's forward takes first."""
-
-
-class Source(Protocol):
-    """Samples that a net reads.
-
-    Attributes
-    ----------
-    role : SampleRole
-        What they are in the query.
-    """
-
-    role: SampleRole
-
-    def __len__(self) -> int:
-        """Count the samples."""
-
-    def head(self, n: int) -> tuple[Data, Batches]:
-        """Return the first samples, as the net's ``predict`` takes them, and their batches."""
-
-    def batches(self, rows: np.ndarray | None = None) -> Batches:
-        """Return some rows, ascending, or all."""
-
-
 def _dataset(net: skorch.NeuralNet, X: Data) -> Data:
     dataset = net.get_dataset(X)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -93,20 +46,8 @@ def _dataset(net: skorch.NeuralNet, X: Data) -> Data:
 class NetBatches:
     """The inputs of a net, batch by batch, in the order of the rows: readable again.
 
-    The net's own dataset, collate function and workers are used; its order is not.
-
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        The net.
-    X : array-like, dict, or Dataset
-        What the net takes in ``predict``.
-    rows : array of int, optional
-        Which rows, in which order. None: all.
-    batch_size : int, optional
-        None: the net's own.
-    role : SampleRole, default=SampleRole.POOL
-        Of the samples.
+    The net's own dataset, collate function and workers are used; its order is not. X is what the
+    net takes in ``predict``; without `rows` all are read, without a `batch_size` in the net's own.
     """
 
     def __init__(
@@ -132,23 +73,19 @@ class NetBatches:
         size: int = batch_size or options.get("batch_size", net.batch_size)
         return size
 
-    @property
-    def n_rows(self) -> int:
-        """Number of samples."""
-        return len(self._dataset)
-
     def __len__(self) -> int:
         """Return the number of batches."""
         return -(-len(self._dataset) // self._size)
 
     def __iter__(self) -> Iterator[Inputs]:
         """Yield tensors on the net's device, what its module's forward takes first."""
-        if self.n_rows == 0:
+        n_rows = len(self.rows)
+        if n_rows == 0:
             return
         iterator = iter(self._loader())
         has_own_sizes = has_own_iterator(self._net)
         start = number = 0
-        while start < self.n_rows:
+        while start < n_rows:
             rows = self.rows[start : start + self._size]
             # PyTorch warns of arrays that it cannot write to, such as a memory map opened to read.
             # Nothing writes to them here.
@@ -164,7 +101,7 @@ class NetBatches:
                 raise self._wrong_length(number, rows, "no batch")
             inputs = to_tensor(inputs_of(batch), self._net.device)
             n = batch_length(inputs)
-            if n > self.n_rows - start or (n != len(rows) and not has_own_sizes):
+            if n > n_rows - start or (n != len(rows) and not has_own_sizes):
                 raise self._wrong_length(number, rows, str(n))
             yield inputs
             start, number = start + n, number + 1
@@ -205,19 +142,7 @@ def has_own_iterator(net: skorch.NeuralNet) -> bool:
 
 
 class NetSamples:
-    """Samples in any container, as a net sees them.
-
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        The net.
-    X : array-like, dict or tuple of arrays, or Dataset
-        What the net takes in ``predict``.
-    role : SampleRole
-        Of the samples.
-    batch_size : int, optional
-        None: the net's own.
-    """
+    """Samples in any container that a net takes in ``predict``, as it sees them."""
 
     def __init__(
         self, net: skorch.NeuralNet, X: Data, role: SampleRole, batch_size: int | None = None
@@ -252,7 +177,7 @@ class NetSamples:
 
 
 @contextmanager
-def naming_rows(batches: Batches, to_logits: ToOutputs) -> Iterator[None]:
+def naming_rows(batches: NetBatches, to_logits: ToOutputs) -> Iterator[None]:
     """Turn the count of samples read into a row of the user's data, in messages."""
     try:
         yield

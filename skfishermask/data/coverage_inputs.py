@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from torch.nn.functional import normalize
 
 from skfishermask.data.rows import is_mapping
 from skfishermask.data.types import UserValue
+from skfishermask.fisher import Predictions, ReadOptions, predict
 from skfishermask.jacobian import (
     Inputs,
     ToOutputs,
@@ -28,17 +27,9 @@ from skfishermask.jacobian import (
 
 @dataclass(frozen=True)
 class LayerValue:
-    """A value inside of a network: what a module is called with first, or what it returns.
+    """A value inside of a network: what a module is called with first, or what it returns."""
 
-    Attributes
-    ----------
-    module : str
-        Its name, as in ``named_modules()``.
-    side : {"input", "output"}
-        Which of the two.
-    """
-
-    module: str
+    module: str  # its name, as in ``named_modules()``
     side: Literal["input", "output"]
 
     def __str__(self) -> str:
@@ -50,27 +41,9 @@ def coverage_layers(
 ) -> list[LayerValue | None]:
     """Return what coverage may look at in a network, the preferred one first.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The network.
-    first : tensor, list of tensors or dict of tensors
-        A sample.
-    asked : str
-        The parameter `coverage_inputs`.
-    to_logits : callable
-        Maps what the module returns to logits.
-
-    Returns
-    -------
-    list of LayerValue or None
-        None stands for the inputs of the network. With ``"auto"``, what the first trained layer is
-        given goes before, where frozen layers come before that one.
-
-    Raises
-    ------
-    ValueError
-        If the network has no module of that name.
+    None stands for the inputs of the network. Where `asked`, the parameter `coverage_inputs`, is
+    ``"auto"``, what the first trained layer is given goes before, if frozen layers come before that
+    one. Raises ValueError if the network has no module of that name.
     """
     if asked == "inputs":
         return [None]
@@ -100,8 +73,8 @@ def _first_trained(module: nn.Module, first: Inputs, to_logits: ToOutputs) -> st
     for name, layer in module.named_modules():
         own = [p.requires_grad for p in layer.parameters(recurse=False)]
         if own:
-            note = partial(_note_call, order, (name, any(own)))
-            hooks.append(layer.register_forward_pre_hook(note))
+            item = name, any(own)
+            hooks.append(layer.register_forward_pre_hook(lambda *_, item=item: order.append(item)))
     try:
         with isolated(module), exact_mode(next(module.parameters()).device), torch.no_grad():
             read_outputs(module, first, to_logits)
@@ -112,24 +85,10 @@ def _first_trained(module: nn.Module, first: Inputs, to_logits: ToOutputs) -> st
     return order[trained][0] if trained else None
 
 
-def _note_call(
-    order: list[tuple[str, bool]],
-    item: tuple[str, bool],
-    module: nn.Module,
-    args: tuple[UserValue, ...],
-) -> None:
-    order.append(item)
-
-
 class CoverageInputs:
     """Returns what coverage looks at of a batch that a network has just read, in a ``with`` block.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The network.
-    layer : LayerValue or None, default=None
-        Where in it; None: what it is given.
+    That is the value of a `layer`; None: what the network is given.
     """
 
     def __init__(self, module: nn.Module, layer: LayerValue | None = None) -> None:
@@ -146,12 +105,7 @@ class CoverageInputs:
                 self._hook = there.register_forward_hook(self._note_output)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._layer is not None:
             self._hook.remove()
 
@@ -178,6 +132,17 @@ class CoverageInputs:
             if value is None or len(value) != batch_length(batch):
                 return None
         return unit_inputs(value)
+
+
+def covered_predictions(
+    layer: LayerValue | None,
+    module: nn.Module,
+    batches: Iterable[Inputs],
+    **options: Unpack[ReadOptions],
+) -> Predictions:
+    """Return predictions, and what coverage looks at: a layer's value or the inputs."""
+    with CoverageInputs(module, layer) as inputs:
+        return predict(module, batches, inputs=inputs, **options)
 
 
 def unit_inputs(batch: Inputs) -> Tensor | None:

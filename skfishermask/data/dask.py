@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import skorch
 
-from skfishermask.data.batches import N_COMPARED, NetBatches
+from skfishermask.data.batches import N_COMPARED, NetBatches, NetSamples
 from skfishermask.data.samples import as_rows, check_finite
 from skfishermask.data.types import DaskObject, Data, SampleRole
 from skfishermask.jacobian import Inputs
@@ -17,32 +18,9 @@ from skfishermask.jacobian import Inputs
 class DaskSamples:
     """Samples in chunks of rows, none of which is computed before it is asked for.
 
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        The net that reads them.
-    array : dask.array.Array
-        The samples, along the first axis.
-    transform : callable
-        Turns computed rows into what the network sees.
-    batch_size : int, optional
-        None: the net's own.
-
-    Attributes
-    ----------
-    array : dask.array.Array
-        The samples, in one chunk along every axis but the first.
-    transform : callable
-        As above.
-    starts : ndarray of shape (n_chunks + 1,), int64
-        First row of each chunk, and the number of rows.
-
-    Raises
-    ------
-    TypeError
-        If it is another collection of Dask's.
-    ValueError
-        If it holds no numbers, or if the lengths of its chunks are unknown.
+    `transform` turns computed rows into what the network sees. TypeError at another collection of
+    Dask's than an array; ValueError if it holds no numbers, or if the lengths of its chunks are
+    unknown.
     """
 
     role = SampleRole.POOL
@@ -75,6 +53,7 @@ class DaskSamples:
         self._net, self._batch_size = net, batch_size
         self.array = array.rechunk(dict.fromkeys(range(1, array.ndim), -1))
         self.transform = transform
+        # First row of each chunk, and the number of rows.
         self.starts = np.cumsum([0, *self.array.chunks[0]])
 
     def __len__(self) -> int:
@@ -106,6 +85,10 @@ class DaskSamples:
         return [(chunk, slice(a, b)) for chunk, (a, b) in cuts if a < b]
 
 
+# Samples that a net reads.
+Source: TypeAlias = NetSamples | DaskSamples
+
+
 def chunk_batches(
     net: skorch.NeuralNet,
     chunk: Data,
@@ -126,13 +109,11 @@ def chunk_batches(
     return batches
 
 
-class ChunkBatches:
+class ChunkBatches(NetBatches):
     """The network's inputs from chunks that this process computes, one after the other.
 
-    As `NetBatches`, except that no batch spans two chunks, and the rows are ascending.
+    No batch spans two chunks, and the rows are ascending.
     """
-
-    role = SampleRole.POOL
 
     def __init__(
         self,
@@ -142,12 +123,7 @@ class ChunkBatches:
         batch_size: int | None,
     ) -> None:
         self._net, self._samples, self._batch_size = net, samples, batch_size
-        self.rows = rows
-
-    @property
-    def n_rows(self) -> int:
-        """Number of samples."""
-        return len(self.rows)
+        self.role, self.rows = samples.role, rows
 
     def __len__(self) -> int:
         """Return the number of batches: one a chunk at least."""

@@ -16,11 +16,6 @@ def _first(bad: np.ndarray) -> int | None:
     return int(rows.argmax()) if rows.any() else None
 
 
-def first_bad_unknown(data: Data) -> None:
-    """Return None: it cannot be known without loading sample by sample."""
-    return None
-
-
 def first_bad_in_array(data: Data) -> int | None:
     """Look at an array, of which a part is read at a time where it is in a file."""
     if data.dtype.kind == "O":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import skorch
 import torch
@@ -51,17 +49,9 @@ def _kind_of(
 def linear_net(estimator: Estimator) -> skorch.NeuralNet:
     """Make a net of a fitted logistic regression, with its coefficients as parameters.
 
-    Parameters
-    ----------
-    estimator : LogisticRegression or SGDClassifier
-        Fitted.
-
-    Returns
-    -------
-    NeuralNet
-        Initialized. Of two classes one logit, of several a logit each. Where each class was fitted
-        against all others, their labels are those of binary models: the likelihood is Bernoulli for
-        each class, and what ``predict_proba`` makes of them is no part of it.
+    Of two classes it has one logit, of several a logit each. Where each class was fitted against
+    all others, their labels are those of binary models: the likelihood is Bernoulli for each class,
+    and what ``predict_proba`` makes of them is no part of it.
     """
     check_is_fitted(estimator)
     coef = estimator.coef_.toarray() if issparse(estimator.coef_) else estimator.coef_
@@ -78,13 +68,9 @@ def linear_net(estimator: Estimator) -> skorch.NeuralNet:
     return kind(module, criterion=criterion, batch_size=1024, callbacks="disable").initialize()
 
 
-def _checked(estimator: Estimator, X: Data) -> Data:
+def linear_inputs(estimator: Estimator, X: Data) -> Data:
+    """Return samples as an array, checked as the estimator's ``predict`` does."""
     # As float, also where they are integers: these are quantities.
     floats = [np.float64, np.float32]
     checks = {"accept_sparse": "csr", "dtype": floats, "ensure_all_finite": False}
     return validate_data(estimator, X, reset=False, **checks)
-
-
-def linear_inputs(estimator: Estimator) -> partial[Data]:
-    """Return what checks samples as the estimator's ``predict`` does, and returns an array."""
-    return partial(_checked, estimator)

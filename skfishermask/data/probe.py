@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import skorch
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from skfishermask.compat import without_mode_changes
-from skfishermask.data.batches import N_COMPARED, Source, has_own_iterator, naming_rows
+from skfishermask.data.batches import N_COMPARED, has_own_iterator, naming_rows
+from skfishermask.data.dask import Source
 from skfishermask.data.diagnostics import image_hint
 from skfishermask.data.likelihoods import likelihood_of
 from skfishermask.data.logits import not_finite, to_logits_of
 from skfishermask.data.net import NetModule, criterion_of, is_net, net_module, whole_net
 from skfishermask.data.rows import n_rows, take_rows
-from skfishermask.data.samples import Relabeled
+from skfishermask.data.samples import with_labels
 from skfishermask.data.types import Data, Estimator, SampleRole, UserValue
 from skfishermask.data.unwrap import Checking, innermost, unwrap
-from skfishermask.fisher import Likelihood, OutputLikelihood, map_outputs, predicted_means
+from skfishermask.fisher import (
+    Likelihood,
+    OutputLikelihood,
+    ReadOptions,
+    map_outputs,
+    predicted_means,
+)
 from skfishermask.jacobian import (
     Inputs,
     NonFiniteOutputError,
@@ -41,30 +46,16 @@ _TOLERANCE, _ABSOLUTE = 1e-3, 1e-2
 
 @dataclass(frozen=True)
 class ReadableNet:
-    """A fitted net, and how it is read.
-
-    Attributes
-    ----------
-    net : skorch classifier
-        As it is.
-    module : NetModule
-        What it infers.
-    to_logits : callable
-        What makes logits of that.
-    likelihood : Likelihood
-        The distribution of a label, given the logits.
-    has_own_logits : bool, default=False
-        Whether `to_logits` is the user's own.
-    """
+    """A fitted net, and how it is read."""
 
     net: skorch.NeuralNet
-    module: NetModule
-    to_logits: ToOutputs
-    likelihood: OutputLikelihood
-    has_own_logits: bool = False
+    module: NetModule  # what it infers
+    to_logits: ToOutputs  # what makes logits of that
+    likelihood: OutputLikelihood  # the distribution of a label, given the logits
+    has_own_logits: bool = False  # whether `to_logits` is the user's own
 
     @property
-    def read_options(self) -> dict[str, Any]:
+    def read_options(self) -> ReadOptions:
         """Keyword arguments of the functions that read the module."""
         return {"likelihood": self.likelihood, "to_logits": self.to_logits}
 
@@ -74,22 +65,15 @@ class ReadableNet:
         return next(self.module.parameters()).device
 
     def outputs_of(self, first: Inputs, role: SampleRole) -> Tensor:
-        """Try the net on one sample, and return its outputs.
-
-        Parameters
-        ----------
-        first : tensor, list of tensors or dict of tensors
-            The sample.
-        role : SampleRole
-            Of the samples.
-
-        Raises
-        ------
-        ValueError
-            If the net cannot read it, or gives NaN or infinity.
-        """
+        """Return the net's outputs for one sample; ValueError if it cannot read it."""
         try:
-            [outputs] = map_outputs(_outputs_alone, self.module, [first], **self.read_options)
+            outputs: Tensor
+            [outputs] = map_outputs(
+                lambda model, outputs, *_: outputs.detach(),
+                self.module,
+                [first],
+                **self.read_options,
+            )
         except torch.OutOfMemoryError:
             raise
         except NonFiniteOutputError as error:
@@ -117,25 +101,9 @@ def read_net(
     to_logits: ToOutputs | None,
     likelihood: str | Likelihood = "auto",
 ) -> tuple[ReadableNet, Tensor]:
-    """Try a net on the first sample of a pool.
+    """Try an initialized net on the first sample of a pool: how it is read, and its outputs.
 
-    Parameters
-    ----------
-    net : skorch classifier
-        Initialized.
-    first : tensor, list of tensors or dict of tensors
-        The sample.
-    to_logits : callable or None
-        The user's own.
-    likelihood : str or Likelihood
-        The user's parameter.
-
-    Returns
-    -------
-    readable : ReadableNet
-        How a query reads it.
-    outputs : Tensor of shape (1, ...)
-        Of the sample.
+    `to_logits` and `likelihood` are the user's parameters.
     """
     model = likelihood_of(net, likelihood)
     to_outputs = to_logits_of(net, to_logits, model)
@@ -144,24 +112,11 @@ def read_net(
     return replace(plain, module=net_module(net, first, plain.to_logits)), outputs
 
 
-def _outputs_alone(outputs: Tensor, counted: Tensor | None, batch: Inputs) -> Tensor:
-    return outputs.detach()
-
-
 def check_as_predicted(net: ReadableNet, samples: Source) -> None:
-    """Check that a query reads what the net predicts with, on the first samples.
+    """Check that a query reads what the net predicts with, on the first `N_COMPARED` samples.
 
-    Parameters
-    ----------
-    net : ReadableNet
-        How a query reads the net.
-    samples : Source
-        A set of samples; the first `N_COMPARED` are compared.
-
-    Raises
-    ------
-    ValueError
-        If the predictions that are read differ from those of the net's own ``predict_proba``.
+    Raises ValueError if the predictions that are read differ from those of the net's own
+    ``predict_proba``.
     """
     X, batches = samples.head(N_COMPARED)
     outputs: list[UserValue] = []
@@ -175,8 +130,9 @@ def check_as_predicted(net: ReadableNet, samples: Source) -> None:
         with seeded(0), naming_rows(batches, net.to_logits):
             # One draw, as the loader of a prediction makes one: then what a Dataset draws is equal.
             torch.empty((), dtype=torch.int64).random_()
-            options = net.read_options | {"to_logits": noting}
-            p = predicted_means(net.module, batches, **options).cpu()
+            p = predicted_means(
+                net.module, batches, likelihood=net.likelihood, to_logits=noting
+            ).cpu()
         with seeded(0):
             predicted = _predicted(net, X, p.shape)
     _warn_of_softmax(net.net, outputs[0])
@@ -198,7 +154,7 @@ def warn_of_outputs(estimator: Estimator, X: Data) -> None:
         return
     rows = take_rows(X, np.arange(min(N_COMPARED, n_rows(X))))
     with isolated(whole_net(net)), seeded(0), torch.no_grad():
-        inputs = _with_labels(unwrapped.transform(rows))
+        inputs = with_labels(unwrapped.transform(rows))
         output = next(iter(without_mode_changes(net).forward_iter(inputs)))
     _warn_of_softmax(net, output)
     takes_logarithm = type(net).get_loss is skorch.NeuralNetClassifier.get_loss
@@ -242,18 +198,12 @@ def _dtype_of(output: UserValue) -> torch.dtype:
     return tensor.dtype if is_float else torch.float32
 
 
-def _with_labels(X: Data) -> Data:
-    # skorch wants labels of a Dataset, which it ignores.
-    return Relabeled(X, np.zeros(n_rows(X), dtype="int64")) if isinstance(X, Dataset) else X
-
-
 def _predicted(net: ReadableNet, X: Data, shape: torch.Size) -> Tensor:
     """Predict means of this shape, of the first samples, as the net does by itself."""
     own, n = without_mode_changes(net.net), shape[0]
     # An iterator of the net's own might order the samples by what they are.
     rows = np.arange(n - 1, -1, -1) if has_own_iterator(own) else np.arange(n)
-    X = take_rows(X, rows)
-    X = _with_labels(X)
+    X = with_labels(take_rows(X, rows))
 
     def of_outputs() -> Tensor:
         outputs = [net.to_logits(output) for output in own.forward_iter(X)]

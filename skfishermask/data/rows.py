@@ -20,7 +20,6 @@ from skfishermask.data.finite import (
     first_bad_in_pandas,
     first_bad_in_sparse,
     first_bad_in_tensor,
-    first_bad_unknown,
 )
 from skfishermask.data.types import Data, UserValue
 
@@ -30,44 +29,26 @@ _WITH_CONCATENATION = ("dask", "datasets", "pandas", "polars", "pyarrow", "xarra
 
 @dataclass(frozen=True)
 class Container:
-    """A kind of container of samples, and how its rows are handled.
+    """A kind of container of samples, and how its rows are handled."""
 
-    Attributes
-    ----------
-    holds : callable
-        Whether an object is of this kind; told without its library, which may not be installed.
-    take : callable
-        Data and positions -> these rows, in the same kind of container. What is in a file comes
-        back as an array in memory, and a Dataset as a Subset.
-    concatenate : callable
-        Old rows and new ones -> both, in the container of the old ones.
-    as_input : callable
-        Data -> what skorch's own dataset takes, with the same rows.
-    first_bad : callable
-        Data -> the first row with NaN or infinity; None where there is none, or where that cannot
-        be known without loading sample by sample.
-    columns : callable
-        Data -> the names of its columns, or of its inputs; None where it has no names.
-    """
-
+    # Whether an object is of this kind; told without its library, which may not be installed.
     holds: Callable[[Data], bool]
+    # Data and positions -> these rows, in the same kind of container. What is in a file comes back
+    # as an array in memory, and a Dataset as a Subset.
     take: Callable[[Data, Data], Data]
+    # Old rows and new ones -> both, in the container of the old ones.
     concatenate: Callable[[Data, Data], Data]
+    # Data -> what skorch's own dataset takes, with the same rows.
     as_input: Callable[[Data], Data]
+    # Data -> the first row with NaN or infinity; None where there is none, or where that cannot be
+    # known without loading sample by sample.
     first_bad: Callable[[Data], int | None] = first_bad_in_memory
+    # Data -> the names of its columns, or of its inputs; None where it has no names.
     columns: Callable[[Data], list[object] | None] = lambda data: None
 
 
 class CastArray:
-    """An array in a file, in another dtype: its rows are cast when they are taken.
-
-    Parameters
-    ----------
-    array : memory map, HDF5 or zarr array, or another one that reads its rows when they are taken
-        The array.
-    dtype : dtype
-        The other dtype.
-    """
+    """An array that reads its rows when they are taken, as from a file: cast to another dtype."""
 
     def __init__(self, array: Data, dtype: object) -> None:
         self.array = array
@@ -332,7 +313,7 @@ CONTAINERS = {
         take=_subset,
         concatenate=lambda old, new: ConcatDataset([old, new]),
         as_input=_unchanged,
-        first_bad=first_bad_unknown,
+        first_bad=lambda data: None,
     ),
     "NumPy array": Container(
         lambda data: isinstance(data, np.ndarray) and data.ndim > 0,
@@ -372,7 +353,7 @@ CONTAINERS = {
         take=lambda data, rows: data.select(rows),
         concatenate=lambda old, new: _library_of(old).concatenate_datasets([old, new]),
         as_input=_refuse_hugging_face,
-        first_bad=first_bad_unknown,
+        first_bad=lambda data: None,
         columns=_column_names,
     ),
     "xarray.DataArray": Container(
@@ -427,10 +408,7 @@ def take_rows(data: Data, indices: Data) -> Data:
 def stack_rows(old: Data, new: Data) -> Data:
     """Concatenate old and new samples, in the container of the old ones.
 
-    Raises
-    ------
-    ValueError
-        If they have columns or inputs of other names.
+    Raises ValueError if they have columns or inputs of other names.
     """
     kind = container_of(old)
     if kind is None:

@@ -125,21 +125,8 @@ def check_no_text(data: Data, name: str) -> None:
 def as_rows(data: Data, name: str, *, has_own_dataset: bool = False) -> Data:
     """Return samples as a net's dataset takes them, with the same rows.
 
-    Parameters
-    ----------
-    data : container of samples
-        As the user gave it, or as transformers returned it.
-    name : str
-        What messages call it.
-    has_own_dataset : bool, default=False
-        Whether the net has a dataset of the user's: it is given the very same container.
-
-    Raises
-    ------
-    TypeError
-        If no rows can be taken.
-    ValueError
-        If these are no numbers, or not of one length.
+    A dataset of the user's is given the very same container. Raises TypeError if no rows can be
+    taken, ValueError if these are no numbers, or not of one length.
     """
     kind = check_rows(data, name)
     if has_own_dataset and not isinstance(data, np.ndarray):
@@ -160,16 +147,10 @@ def as_rows(data: Data, name: str, *, has_own_dataset: bool = False) -> Data:
 
 
 def cast(data: Data, dtype_of: Callable[[Data], torch.dtype], *, of_any_kind: bool = False) -> Data:
-    """Return floating-point numbers (or numbers `of_any_kind`) in another dtype.
+    """Return floating-point numbers (or `of_any_kind`: integers are no tokens) in another dtype.
 
-    Parameters
-    ----------
-    data : array, tensor, or several
-        Others are returned as they are. What is in a file is cast when it is read.
-    dtype_of : callable
-        The dtype for an array; called only where there is something to cast.
-    of_any_kind : bool, default=False
-        Whether integers are quantities too, not tokens.
+    What is neither an array nor a tensor is returned as it is, and what is in a file is cast when
+    it is read. `dtype_of` an array is called only where there is something to cast.
     """
     if is_multi_input(data):
         return map_inputs(data, lambda _, array: cast(array, dtype_of, of_any_kind=of_any_kind))
@@ -193,15 +174,7 @@ def inputs_of(item: Data) -> Data:
 
 
 class Relabeled(Dataset[tuple[Data, Labels]]):
-    """The samples of a Dataset with other labels: skorch would take the Dataset's own.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Gives samples, or tuples of a sample and what is left out here.
-    labels : ndarray of shape (n_samples,)
-        One for each.
-    """
+    """The samples of a Dataset with other labels, one for each: skorch would take its own."""
 
     def __init__(self, dataset: Data, labels: Labels) -> None:
         self.dataset = dataset
@@ -214,3 +187,8 @@ class Relabeled(Dataset[tuple[Data, Labels]]):
     def __getitem__(self, i: int) -> tuple[Data, Labels]:
         """Return a sample and its label."""
         return inputs_of(self.dataset[i]), self.labels[i]
+
+
+def with_labels(X: Data) -> Data:
+    """Return samples to predict: of a Dataset skorch wants labels, which it ignores."""
+    return Relabeled(X, np.zeros(n_rows(X), dtype="int64")) if isinstance(X, Dataset) else X

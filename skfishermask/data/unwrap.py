@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -40,30 +40,15 @@ _WRAP_SEVERAL = (
 
 @dataclass
 class Unwrapped:
-    """A skorch net, what lies between the user's data and it, and the learner's own data.
-
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        The fitted net.
-    transformers : list of callable
-        In the order in which data go through them.
-    X_training : array-like or None
-        Labelled samples that a modAL learner or a fitted sampler keeps.
-    y_training : array-like or None
-        A learner's labels of them.
-    variance : float or None
-        Mean squared residual of a fitted sampler's labels, where these are numbers.
-    n_before : int
-        How many of the transformers come before what keeps the samples.
-    """
+    """A fitted net, what lies between the user's data and it, and the learner's own data."""
 
     net: skorch.NeuralNet
+    # In the order in which data go through them.
     transformers: list[Callable[[Data], Data]] = field(default_factory=list)
-    X_training: Data = None
-    y_training: Labels = None
-    variance: float | None = None
-    n_before: int = 0
+    X_training: Data = None  # labelled samples that a modAL learner or a fitted sampler keeps
+    y_training: Labels = None  # a learner's labels of them
+    variance: float | None = None  # residual, of a fitted sampler's labels that are numbers
+    n_before: int = 0  # transformers that come before what keeps the samples
 
     @property
     def transform(self) -> Callable[[Data], Data]:
@@ -117,46 +102,31 @@ def _transforms(pipeline: Pipeline) -> list[Callable[[Data], Data]]:
     return [step.transform for step in steps if hasattr(step, "transform")]
 
 
+def _levels(estimator: Estimator) -> Iterator[Estimator]:
+    """Yield an estimator, and down to a net what pipelines end in or meta-estimators wrap."""
+    yield estimator
+    if isinstance(estimator, Pipeline):
+        yield from _levels(estimator[-1])
+    elif not is_net(estimator) and _wraps_one(estimator):
+        yield from _levels(estimator.estimator)
+
+
 def innermost(estimator: Estimator) -> Estimator:
     """Find what a pipeline ends in or a meta-estimator wraps, fitted or not."""
-    while not is_net(estimator):
-        if isinstance(estimator, Pipeline):
-            estimator = estimator[-1]
-        elif _wraps_one(estimator):
-            estimator = estimator.estimator
-        else:
-            break
-    return estimator
+    return list(_levels(estimator))[-1]
 
 
 def has_transformers(estimator: Estimator) -> bool:
     """Return whether samples come to a pipeline first, also inside search objects."""
-    while not isinstance(estimator, Pipeline) and not is_net(estimator) and _wraps_one(estimator):
-        estimator = estimator.estimator
-    return isinstance(estimator, Pipeline)
+    return any(isinstance(level, Pipeline) for level in _levels(estimator))
 
 
 def unwrap(classifier: Estimator) -> Unwrapped:
-    """Find the skorch net inside a classifier.
+    """Find the skorch net inside a classifier, or make one of a logistic regression inside.
 
-    Parameters
-    ----------
-    classifier : estimator
-        A skorch classifier or a logistic regression of scikit-learn, or one inside any nesting of
-        modAL learners, scikit-learn pipelines, search objects, and meta-estimators with an
-        ``estimator_``.
-
-    Returns
-    -------
-    Unwrapped
-        The net, the transformers before it and a modAL learner's training data.
-
-    Raises
-    ------
-    TypeError
-        If there is no skorch classifier inside.
-    sklearn.exceptions.NotFittedError
-        If the classifier or a part of it is not fitted.
+    It may be in any nesting of modAL learners, scikit-learn pipelines, search objects, and
+    meta-estimators with an ``estimator_``. Raises TypeError if there is none, NotFittedError if the
+    classifier or a part of it is not fitted.
     """
     inner, X_training, y_training, variance = classifier, None, None, None
     n_before = 0
@@ -183,7 +153,7 @@ def unwrap(classifier: Estimator) -> Unwrapped:
                 variance = getattr(inner, "_variance", None)
             inner = inner.estimator_
         elif is_linear(inner):
-            transformers.append(linear_inputs(inner))
+            transformers.append(partial(linear_inputs, inner))
             inner = linear_net(inner)
         else:
             check_no_module(inner)
@@ -211,21 +181,11 @@ def unwrap(classifier: Estimator) -> Unwrapped:
 
 @dataclass
 class Unfitted:
-    """A net that is not fitted, and the transformers before it.
+    """A net that is not fitted, and the transformers before it."""
 
-    Parameters
-    ----------
-    net : skorch.NeuralNet
-        Gives the dataset and the iterator that read samples.
-    transformers : list of transformer
-        Clones, in the order in which data go through them.
-    is_own : bool
-        Whether `net` is the user's: then integers may stand for tokens.
-    """
-
-    net: skorch.NeuralNet
-    transformers: list[Estimator]
-    is_own: bool
+    net: skorch.NeuralNet  # gives the dataset and the iterator that read samples
+    transformers: list[Estimator]  # clones, in the order in which data go through them
+    is_own: bool  # whether `net` is the user's: then integers may stand for tokens
 
     def fit_transform(self, X: Data) -> Data:
         """Fit the transformers to samples, and return these as the net would see them."""
@@ -243,10 +203,7 @@ class Unfitted:
     def of_chunks(self) -> Callable[[Data], Data]:
         """Return what turns the chunks of a Dask array into what the net would see.
 
-        Raises
-        ------
-        ValueError
-            If there are transformers: they would be fitted to each chunk by itself.
+        Raises ValueError if there are transformers: they would be fitted to each chunk by itself.
         """
         if self.transformers:
             raise ValueError(
@@ -274,11 +231,8 @@ class Unfitted:
 def unwrap_unfitted(estimator: Estimator) -> Unfitted:
     """Find what reads and transforms samples for an estimator that is not fitted.
 
-    Parameters
-    ----------
-    estimator : estimator or None
-        A skorch net, or one inside modAL learners, pipelines, search objects and
-        meta-estimators. Without one, samples are read as arrays.
+    It is a skorch net, or one inside modAL learners, pipelines, search objects and
+    meta-estimators. Without one, samples are read as arrays.
     """
     transformers: list[Estimator] = []
     while not is_net(estimator):
@@ -295,6 +249,15 @@ def unwrap_unfitted(estimator: Estimator) -> Unfitted:
     return Unfitted(estimator, transformers, is_own=True)
 
 
+def is_fitted(estimator: Estimator) -> bool:
+    """Return whether scikit-learn takes an estimator for fitted."""
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError:
+        return False
+    return True
+
+
 def has_no_labels(classifier: Estimator) -> bool:
     """Return whether this is a modAL learner without training data around an unfitted estimator."""
     if not (hasattr(classifier, "query_strategy") and hasattr(classifier, "estimator")):
@@ -307,8 +270,4 @@ def has_no_labels(classifier: Estimator) -> bool:
     if is_net(last):
         # scikit-learn's check takes nets of older versions of skorch for fitted.
         return not getattr(last, "initialized_", False)
-    try:
-        check_is_fitted(last)
-    except NotFittedError:
-        return True
-    return False
+    return not is_fitted(last)

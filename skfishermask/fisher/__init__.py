@@ -16,11 +16,12 @@ from skfishermask.fisher.likelihood import (
     as_likelihood,
     margin_uncertainty,
 )
-from skfishermask.fisher.mask import MASK_STRATEGIES, MaskStrategy, ParameterMask, mask_size
+from skfishermask.fisher.mask import MASK_STRATEGIES, ParameterMask, mask_size
 from skfishermask.fisher.matrix import FisherSum, fisher_matrix
 from skfishermask.fisher.output_likelihood import Likelihood, OutputLikelihood
 from skfishermask.fisher.predictions import (
     Predictions,
+    ReadOptions,
     direction_norms,
     directions_for_share,
     in_one_length,
@@ -38,10 +39,10 @@ __all__ = [
     "FisherSum",
     "Gaussian",
     "Likelihood",
-    "MaskStrategy",
     "OutputLikelihood",
     "ParameterMask",
     "Predictions",
+    "ReadOptions",
     "Weighting",
     "as_likelihood",
     "check_n_directions",

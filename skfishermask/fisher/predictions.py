@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from skfishermask.fisher.directions import directions_that_keep, squared_norms
 from skfishermask.fisher.likelihood import as_likelihood
-from skfishermask.fisher.output_likelihood import Likelihood
+from skfishermask.fisher.output_likelihood import Likelihood, OutputLikelihood
 from skfishermask.jacobian import (
     Inputs,
     ToOutputs,
@@ -23,6 +23,13 @@ from skfishermask.jacobian import (
 )
 
 _T = TypeVar("_T")
+
+
+class ReadOptions(TypedDict, total=False):
+    """How a network's outputs are read, see :func:`skfishermask.fisher_diagonal`."""
+
+    likelihood: str | Likelihood
+    to_logits: ToOutputs | None
 
 
 def read_all(batches: Iterable[Inputs], read: Callable[[Inputs, int], _T]) -> Iterator[_T]:
@@ -54,7 +61,7 @@ def read_all(batches: Iterable[Inputs], read: Callable[[Inputs, int], _T]) -> It
 
 
 def map_outputs(
-    function: Callable[[Tensor, Tensor | None, Inputs], _T],
+    function: Callable[[OutputLikelihood, Tensor, Tensor | None, Inputs], _T],
     module: nn.Module,
     batches: Iterable[Inputs],
     *,
@@ -63,25 +70,15 @@ def map_outputs(
 ) -> list[_T]:
     """Compute a function of each batch's outputs: the network in evaluation mode, left as it was.
 
-    Parameters
-    ----------
-    function : callable
-        Of outputs (n, ...) that the likelihood has checked, of the positions that count, and of the
-        batch.
-    module, batches, likelihood, to_logits
-        As in :func:`skfishermask.fisher_diagonal`.
-
-    Returns
-    -------
-    list
-        A result for each batch.
+    The function is given the likelihood, outputs (n, ...) that it has checked, the positions that
+    count, and the batch. The other arguments are those of :func:`skfishermask.fisher_diagonal`.
     """
     model = as_likelihood(likelihood)
 
     def read(batch: Inputs, first_row: int) -> _T:
         outputs = read_outputs(module, batch, to_logits, first_row)
         model.check_samples(outputs)
-        return function(outputs, model.counted(batch, outputs), batch)
+        return function(model, outputs, model.counted(batch, outputs), batch)
 
     device = next(module.parameters()).device
     with isolated(module), exact_mode(device), torch.no_grad():
@@ -108,27 +105,18 @@ def predicted_means(
         Class probabilities, float64, on the module's device; of other likelihoods as their
         outputs.
     """
-    model = as_likelihood(likelihood)
-
-    def mean(outputs: Tensor, counted: Tensor | None, batch: Inputs) -> Tensor:
-        return model.mean(outputs)
-
-    return torch.cat(map_outputs(mean, module, batches, likelihood=model, to_logits=to_logits))
+    options: ReadOptions = {"likelihood": likelihood, "to_logits": to_logits}
+    return torch.cat(
+        map_outputs(lambda model, outputs, *_: model.mean(outputs), module, batches, **options)
+    )
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network predicts for n samples, as far as a query needs it.
+    """What a network predicts for n samples, as far as a query needs it."""
 
-    Attributes
-    ----------
-    uncertainty : Tensor of shape (n,)
-        See `OutputLikelihood.uncertainty`.
-    inputs : Tensor of shape (n, d), or None
-        What the samples are described by; None where it is not wanted, or not of one length.
-    """
-
-    uncertainty: Tensor
+    uncertainty: Tensor  # (n,), see `OutputLikelihood.uncertainty`
+    # What the samples are described by, (n, d); None where it is not wanted, or not of one length.
     inputs: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Predictions:
@@ -137,7 +125,7 @@ class Predictions:
         return Predictions(self.uncertainty.to(device), inputs)
 
     @property
-    def n_bytes(self) -> int:
+    def nbytes(self) -> int:
         """Size of both tensors."""
         return self.uncertainty.nbytes + (0 if self.inputs is None else self.inputs.nbytes)
 
@@ -162,35 +150,28 @@ def predict(
     batches: Iterable[Inputs],
     *,
     inputs: Callable[[Inputs], Tensor | None] | None = None,
-    likelihood: str | Likelihood = "categorical",
-    to_logits: ToOutputs | None = None,
+    **options: Unpack[ReadOptions],
 ) -> Predictions:
     """Predict the label of each sample, in float64, on the module's device.
 
     `inputs` is given each batch after the network has read it, and returns what describes its
     samples, (n, d).
     """
-    model = as_likelihood(likelihood)
 
-    def of_batch(outputs: Tensor, counted: Tensor | None, batch: Inputs) -> Predictions:
+    def of_batch(
+        model: OutputLikelihood, outputs: Tensor, counted: Tensor | None, batch: Inputs
+    ) -> Predictions:
         return Predictions(model.uncertainty(outputs, counted), inputs and inputs(batch))
 
-    return Predictions.concatenate(
-        map_outputs(of_batch, module, batches, likelihood=model, to_logits=to_logits)
-    )
+    return Predictions.concatenate(map_outputs(of_batch, module, batches, **options))
 
 
 def direction_norms(
-    module: nn.Module,
-    batches: Iterable[Inputs],
-    *,
-    likelihood: str | Likelihood = "categorical",
-    to_logits: ToOutputs | None = None,
+    module: nn.Module, batches: Iterable[Inputs], **options: Unpack[ReadOptions]
 ) -> Tensor:
-    """Sum the squared norms of each row of R(x) over samples: (rank,), in float64."""
-    model = as_likelihood(likelihood)
+    """Sum the squared norms of each row of R(x) over samples: (rank,), float64, on the CPU."""
 
-    def norms(outputs: Tensor, counted: Tensor | None, batch: Inputs) -> Tensor:
+    def norms(model: OutputLikelihood, outputs: Tensor, *_: object) -> Tensor:
         if not model.is_ordered(outputs):
             raise ValueError(
                 "n_directions as a share of the trace needs directions in order of it, which "
@@ -199,32 +180,17 @@ def direction_norms(
             )
         return squared_norms(model.factor(outputs))
 
-    of_batches = map_outputs(norms, module, batches, likelihood=model, to_logits=to_logits)
-    return torch.stack(of_batches).sum(0)
+    return torch.stack(map_outputs(norms, module, batches, **options)).sum(0).cpu()
 
 
 def largest_rank(
-    module: nn.Module,
-    batches: Iterable[Inputs],
-    *,
-    likelihood: str | Likelihood = "categorical",
-    to_logits: ToOutputs | None = None,
+    module: nn.Module, batches: Iterable[Inputs], **options: Unpack[ReadOptions]
 ) -> int:
     """Return the number of rows of the exact factor R(x), in the batch with the most.
 
     Sequences of several lengths have several numbers of them.
-
-    Parameters
-    ----------
-    module, batches, likelihood, to_logits
-        As in :func:`skfishermask.fisher_diagonal`.
     """
-    model = as_likelihood(likelihood)
-
-    def rank(outputs: Tensor, counted: Tensor | None, batch: Inputs) -> int:
-        return model.rank(outputs)
-
-    ranks = map_outputs(rank, module, batches, likelihood=model, to_logits=to_logits)
+    ranks = map_outputs(lambda model, outputs, *_: model.rank(outputs), module, batches, **options)
     return max(ranks, default=0)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import pickle
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from skfishermask import PUBLISHED, FisherMaskSampler, fisher_diagonal, fisher_embedding
 from skfishermask.cluster import worker
 from skfishermask.cluster.remote import Request
-from skfishermask.data import ReadableNet, read_net
+from skfishermask.data import ReadableNet, covered_predictions, read_net
 from skfishermask.fisher import ParameterMask, margin_uncertainty
 from skfishermask.placement import MemoryEstimate
 from tests.cluster.local import UNEVEN, assert_same, cluster, da, distributed, sampler
@@ -62,7 +63,7 @@ def test_a_chunk_is_read_like_the_pool(
     assert n == 4
     for name, mean in fisher_diagonal(readable.module, [X], n_directions=9).items():
         torch.testing.assert_close(sums[name], 4 * mean, rtol=1e-5, atol=1e-6)
-    predicted = worker.predictions_of(packed, chunk, rows, None)
+    predicted = worker.predicted_of(packed, chunk, rows, partial(covered_predictions, None))
     margins = margin_uncertainty(torch.as_tensor(net.predict_proba(X.numpy())).double())
     torch.testing.assert_close(predicted.uncertainty, margins, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(predicted.inputs, X / X.norm(dim=1, keepdim=True))

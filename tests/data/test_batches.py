@@ -64,7 +64,7 @@ def test_batch_size(size: int | None, batch_size: int, expected: list[int]) -> N
     batches = batches_of(net, X[:50], batch_size=size)
     assert [len(b) for b in batches] == expected
     assert len(batches) == len(expected)
-    assert batches.n_rows == 50
+    assert len(batches.rows) == 50
 
 
 def test_no_rows() -> None:

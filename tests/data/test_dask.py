@@ -122,7 +122,7 @@ def test_batches_are_those_of_the_array(net: Any, pool: np.ndarray) -> None:
     batches = DaskSamples(net, X, same, 2).batches(rows)
     found = list(batches)
     assert len(found) == len(batches) == 5
-    assert batches.n_rows == 6
+    assert len(batches.rows) == 6
     expected = NetSamples(net, pool, SampleRole.POOL).batches(rows)
     assert torch.equal(torch.cat(found), torch.cat(list(expected)))
     whole = list(DaskSamples(net.set_params(batch_size=-1), X, same).batches(rows))
