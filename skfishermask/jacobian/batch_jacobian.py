@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from skfishermask.jacobian.per_sample import (
     scatter_to_entries,
     squares_of_parameter,
 )
+from skfishermask.jacobian.rule_check import RuleCheck
 
 # The most that is held of other operands through the backward passes of a batch.
 TENSOR_CACHE_BYTES = 1 << 29
@@ -37,6 +38,8 @@ class BatchJacobian:
         The entries to read.
     run : callable
         Returns a batch's checked outputs.
+    rules : RuleCheck
+        Checks the rules of what is `unverified`.
     batch : tensor, list of tensors or dict of tensors
         On the network's device.
     outputs : Tensor of shape (n, ...)
@@ -45,16 +48,20 @@ class BatchJacobian:
         Parameter name -> its uses.
     unsupported : list of str
         Names of the parameters that are read sample by sample.
+    unverified : set of str
+        Names of those with rules that are checked as they are used; the verified ones leave it.
     hides_gradients : bool
         Whether these are made inside a backward pass, so that ``.backward()`` alone gives them.
     """
 
     entries: ParameterEntries
     run: Callable[[Inputs], Tensor]
+    rules: RuleCheck
     batch: Inputs
     outputs: Tensor
-    uses: Mapping[str, Sequence[LocatedUse]]
-    unsupported: Sequence[str]
+    uses: Mapping[str, Sequence[LocatedUse]] = field(default_factory=dict)
+    unsupported: Sequence[str] = ()
+    unverified: set[str] = field(default_factory=set)
     hides_gradients: bool = False
 
     def multiply(self, rows: Tensor) -> Tensor:
@@ -71,12 +78,14 @@ class BatchJacobian:
             cache, contractions = TensorCache(TENSOR_CACHE_BYTES), []
             for name, uses in self.uses.items():
                 for group, nodes in entries.use_groups(uses, entries.indices[name], cache):
-                    contractions.append((spans[name], group, group.contraction(), nodes))
+                    contractions.append((name, group, group.contraction(), nodes))
             groups = [nodes for *_, nodes in contractions]
             for i, gradients in self._backward_passes(rows, groups, keep_graph=cache.exceeded):
-                for span, group, contract, nodes in contractions:
-                    values = contract([gradients[node] for node in nodes])
-                    out[:, i, span] += scatter_to_entries(group, values, span.stop - span.start)
+                for name, group, contract, nodes in contractions:
+                    if name not in self.rules.wrong:
+                        span = spans[name]
+                        values = contract([gradients[node] for node in nodes])
+                        out[:, i, span] += scatter_to_entries(group, values, span.stop - span.start)
 
             def store(s: int, i: int, name: str, gradient: Tensor) -> None:
                 out[s, i, spans[name]] = gradient[entries.device_indices[name]]
@@ -107,10 +116,14 @@ class BatchJacobian:
             groups += [nodes for _, use_groups in several for _, nodes in use_groups]
             for _, gradients in self._backward_passes(rows, groups, keep_graph=cache.exceeded):
                 for name, group, square, nodes in single:
+                    if name in self.rules.wrong:
+                        continue
                     squares = square([gradients[node] for node in nodes])
                     index = group.operand_index
                     totals[name] += squares if index is None else squares[index]
                 for name, use_groups in several:
+                    if name in self.rules.wrong:
+                        continue
                     totals[name] += squares_of_parameter(
                         [group for group, _ in use_groups],
                         [[gradients[node] for node in nodes] for _, nodes in use_groups],
@@ -136,18 +149,25 @@ class BatchJacobian:
 
     def _backward_passes(
         self, rows: Tensor, groups: Sequence[Sequence[Node]], *, keep_graph: bool
-    ) -> Iterator[tuple[int, dict[Node, Tensor]]]:
+    ) -> Iterator[tuple[int, dict[Node | str, Tensor]]]:
         """Run a backward pass for each row, to the outputs of these operations.
 
-        The last one frees the graph, unless tensors that it has saved are still needed.
+        The first one goes on to the parameters with unverified rules. The last one frees the graph,
+        unless tensors that it has saved are still needed.
         """
         edges = output_edges(node for group in groups for node in group)
         if not edges:
             return
         rows = rows.to(self.outputs.dtype)
+        unverified = self.unverified & self.uses.keys()
+        further = self.rules.edges(unverified)
         for i in range(rows.shape[1]):
-            last = i == rows.shape[1] - 1 and not keep_graph
-            yield i, backward(self.outputs, edges, rows[:, i], last=last)
+            last = i == rows.shape[1] - 1 and not keep_graph and not further
+            gradients = backward(self.outputs, {**edges, **further}, rows[:, i], last=last)
+            if further:
+                self.unverified.difference_update(self.rules.check(self.uses, gradients))
+                further = {}
+            yield i, gradients
 
     def _read_sample_by_sample(
         self, rows: Tensor, store: Callable[[int, int, str, Tensor], None]
@@ -155,7 +175,8 @@ class BatchJacobian:
         """Read the unsupported parameters of each sample alone; of a single one, all parameters."""
         entries, n = self.entries, len(rows)
         is_new = n > 1 or self.hides_gradients
-        names = self.unsupported if is_new else [*entries.indices]
+        wrong = [name for name in self.uses if name in self.rules.wrong]
+        names = [*self.unsupported, *wrong] if is_new else [*entries.indices]
         if not names or not (self.outputs.requires_grad or self.hides_gradients):
             return
         for s in range(n):

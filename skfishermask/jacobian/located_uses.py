@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from skfishermask.jacobian.gradient_forms import Form
 from skfishermask.jacobian.graph import Graph, Use
@@ -47,16 +47,13 @@ class LayoutProbe:
         For each use; None: rows belong to several samples, or no rule covers the use.
     reusable : bool
         Whether the layouts hold for all batches with a graph of the same signature.
-    gradients : dict of node to Tensor
-        At the outputs of the operations, in the first of the backward passes.
-    parameter_gradients : dict of str to Tensor
-        Autograd's own gradients of the given parameters, in the same pass.
+    gradients : dict of node or str to Tensor
+        At the outputs of the operations, and at the further edges, in the first backward pass.
     """
 
     layouts: Sequence[SampleLayout | None]
     reusable: bool
-    gradients: Mapping[Node, Tensor]
-    parameter_gradients: Mapping[str, Tensor]
+    gradients: Mapping[Node | str, Tensor]
 
 
 def probe_layouts(
@@ -64,26 +61,24 @@ def probe_layouts(
     graph: Graph,
     uses: Sequence[Use],
     constants: Collection[int],
-    parameters: Mapping[str, Tensor],
+    further: Mapping[Node | str, GradientEdge],
 ) -> LayoutProbe:
     """Find which rows of each use belong to which sample of the outputs (n, ...).
 
-    `constants` are as for `groups_that_mix`; `parameters` those to return autograd's own gradients
-    of.
+    `constants` are as for `groups_that_mix`; gradients are returned at `further` edges, too.
     """
     n = len(outputs)
     forms = [form_of(use) for use in uses]
     mixing = groups_that_mix(graph, constants)
     nodes = [use.node for use, form in zip(uses, forms, strict=True) if form is not None]
-    edges = output_edges([*nodes, *(node for node, _ in mixing or ())])
+    nodes += [node for node, _ in mixing or ()]
+    edges = output_edges(nodes)
     if not edges:
-        return LayoutProbe([None] * len(uses), False, {}, {})
-    parameter_edges = {name: get_gradient_edge(p) for name, p in parameters.items()}
-    n_digits = radix({node._input_metadata[0].dtype for node in edges})
+        return LayoutProbe([None] * len(uses), False, {})
+    n_digits = radix({node._input_metadata[0].dtype for node in nodes})
     base = _base_weights(outputs)
-    first = backward(outputs, {**edges, **parameter_edges}, base, last=False)
-    gradients = {node: first[node] for node in edges if node in first}
-    passes = [gradients]
+    gradients = backward(outputs, {**edges, **further}, base, last=False)
+    passes: list[Mapping[Node | str, Tensor]] = [gradients]
     for weights in coded_weights(base, n_digits):
         passes.append(backward(outputs, edges, weights, last=False))
 
@@ -106,8 +101,7 @@ def probe_layouts(
             if node in gradients
         )
     )
-    own = {name: first[name] for name in parameters if name in first}
-    return LayoutProbe(layouts, reusable, gradients, own)
+    return LayoutProbe(layouts, reusable, gradients)
 
 
 def _base_weights(outputs: Tensor) -> Tensor:
@@ -146,7 +140,15 @@ def locate_uses(
     return [one for one in located if one.use.name not in unsupported], unsupported
 
 
-def output_edges(nodes: Iterable[Node]) -> dict[Node, GradientEdge]:
+def uses_by_name(located: Iterable[LocatedUse]) -> dict[str, list[LocatedUse]]:
+    """Return the uses of each parameter."""
+    uses: dict[str, list[LocatedUse]] = defaultdict(list)
+    for one in located:
+        uses[one.use.name].append(one)
+    return uses
+
+
+def output_edges(nodes: Iterable[Node]) -> dict[Node | str, GradientEdge]:
     """Return the edges at the outputs of nodes, for `backward`."""
     return {node: GradientEdge(cast(torch.autograd.graph.Node, node), 0) for node in nodes}
 

@@ -9,20 +9,20 @@ a use that no rule covers is *unsupported*: it is read by a forward pass of each
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from skfishermask.jacobian.batch_jacobian import BatchJacobian
 from skfishermask.jacobian.entries import ParameterEntries
-from skfishermask.jacobian.graph import Graph, Signature, Use
+from skfishermask.jacobian.graph import Graph, Signature
 from skfishermask.jacobian.hidden_gradients import hides_gradients, with_gradients
 from skfishermask.jacobian.interrupts import Reversible
 from skfishermask.jacobian.isolation import exact_mode, isolated
-from skfishermask.jacobian.located_uses import LayoutProbe, LocatedUse, locate_uses, probe_layouts
+from skfishermask.jacobian.located_uses import locate_uses, probe_layouts, uses_by_name
 from skfishermask.jacobian.module_io import (
     Inputs,
     ToOutputs,
@@ -32,17 +32,12 @@ from skfishermask.jacobian.module_io import (
     move,
     slice_batch,
 )
-from skfishermask.jacobian.per_sample import TensorCache, scatter_to_entries
 from skfishermask.jacobian.restoring import storage_of
-from skfishermask.jacobian.rules import form_of
+from skfishermask.jacobian.rule_check import RuleCheck
 from skfishermask.jacobian.sample_layout import SampleLayout
 
 # Samples of a batch that show which rows belong to which sample, where shapes alone decide.
 _N_PROBED = 4
-# Entries of each parameter at which the rules are checked against autograd's gradient.
-_CHECKED_ENTRIES = 64
-# Largest difference from autograd's gradient, in roundings of the sum of absolute values.
-_MAX_ROUNDINGS = 256
 
 
 @dataclass(frozen=True)
@@ -53,15 +48,15 @@ class _GraphLayout:
     ----------
     layouts : list of SampleLayout or None
         For each use.
-    wrong : set of str
-        Parameters for which the rules do not give autograd's gradient.
     reusable : bool
         Whether the layouts hold for all batches with such a graph.
+    unverified : set of str
+        Parameters with rules that are still to be checked.
     """
 
     layouts: Sequence[SampleLayout | None]
-    wrong: frozenset[str]
     reusable: bool
+    unverified: set[str]
 
     def of(self, n: int) -> Sequence[SampleLayout | None]:
         """Return the layouts in a batch of n samples."""
@@ -75,6 +70,9 @@ class _FewSamples:
     batch: Inputs
     outputs: Tensor
     graph: Graph
+
+
+_FirstFew = Callable[[], _FewSamples | None]
 
 
 class JacobianReader:
@@ -116,8 +114,8 @@ class JacobianReader:
         self._unmixed: set[Signature] = set()
         # By a graph's operations, and by the kind of a use.
         self._hides_gradients: dict[Hashable, bool] = {}
-        self._verified: set[Hashable] = set()
         self._warned: set[str] = set()
+        self._rules = RuleCheck(self.entries, self._warn)
 
     def open(self) -> Reversible:
         """Isolate the network: evaluation mode inside, no side effects afterwards."""
@@ -143,16 +141,27 @@ class JacobianReader:
             if len(outputs) > 1 and signature not in self._unmixed:
                 self._check_unmixed(batch, outputs)
                 self._unmixed.add(signature)
-            if self._has_hidden_gradients(graph, batch):
+            # Once at most, and only where something is to be found out.
+            first_few = cache(partial(self._first_few, batch, graph))
+            if self._has_hidden_gradients(graph, batch, first_few):
                 return self._by_backward(batch, outputs)
             if len(outputs) == 1 or not outputs.requires_grad:
-                return BatchJacobian(self.entries, self.outputs, batch, outputs, {}, [])
-            located, unsupported = self._locate(graph, signature, batch, outputs)
+                return BatchJacobian(self.entries, self.outputs, self._rules, batch, outputs)
+            known = self._known(graph, signature, outputs, first_few)
+            located, unsupported = locate_uses([*graph.uses()], known.of(len(outputs)))
+        unsupported |= self._rules.wrong
         self._warn(unsupported)
-        uses: dict[str, list[LocatedUse]] = defaultdict(list)
-        for one in located:
-            uses[one.use.name].append(one)
-        return BatchJacobian(self.entries, self.outputs, batch, outputs, uses, [*unsupported])
+        uses = uses_by_name(one for one in located if one.use.name not in unsupported)
+        return BatchJacobian(
+            self.entries,
+            self.outputs,
+            self._rules,
+            batch,
+            outputs,
+            uses,
+            [*unsupported],
+            known.unverified,
+        )
 
     def _signature(self, graph: Graph) -> Signature:
         """Return a graph's signature, or the first that is alike."""
@@ -163,11 +172,11 @@ class JacobianReader:
             self._first_alike[signature] = next(alike, signature)
         return self._first_alike[signature]
 
-    def _has_hidden_gradients(self, graph: Graph, batch: Inputs) -> bool:
+    def _has_hidden_gradients(self, graph: Graph, batch: Inputs, first_few: _FirstFew) -> bool:
         """Return whether parameters get gradients that a graph does not show; once for a kind."""
 
         def run() -> Tensor:
-            few = self._first_few(batch, graph)
+            few = first_few()
             return self._outputs_with_gradients(batch if few is None else few.batch)
 
         # Not for each shape: batches of other sizes call the same functions.
@@ -197,33 +206,33 @@ class JacobianReader:
         names = [*self.entries.parameters]
         self._warn(dict.fromkeys(names, "gradients are made inside a backward pass"))
         run = self._outputs_with_gradients
-        return BatchJacobian(self.entries, run, batch, outputs, {}, names, hides_gradients=True)
+        return BatchJacobian(
+            self.entries, run, self._rules, batch, outputs, unsupported=names, hides_gradients=True
+        )
 
-    def _locate(
-        self, graph: Graph, signature: Signature, batch: Inputs, outputs: Tensor
-    ) -> tuple[list[LocatedUse], dict[str, str]]:
-        """Locate the uses of parameters; name the unsupported ones, with the reason."""
+    def _known(
+        self, graph: Graph, signature: Signature, outputs: Tensor, first_few: _FirstFew
+    ) -> _GraphLayout:
+        """Return what is known of the batch's graph, or find it out, on a few samples if it can."""
         known = self._graph_layouts.get(signature)
-        few = self._first_few(batch, graph) if known is None else None
+        few = first_few() if known is None else None
         if few is not None and few.graph.signature().is_alike(graph.signature()):
             known = self._probe(few.graph, few.outputs)
         if known is None or not known.reusable:
             known = self._probe(graph, outputs)
         self._graph_layouts[signature] = known
-        located, unsupported = locate_uses([*graph.uses()], known.of(len(outputs)))
-        for name in known.wrong:
-            unsupported[name] = "its rule does not give autograd's gradient"
-        return [one for one in located if one.use.name not in unsupported], unsupported
+        return known
 
     @torch.no_grad()
     def _probe(self, graph: Graph, outputs: Tensor) -> _GraphLayout:
         """Find the layouts of a batch's graph, and check the rules."""
         uses = [*graph.uses()]
-        unverified = self._unverified_parameters(uses)
-        probe = probe_layouts(outputs, graph, uses, self._constants, unverified)
+        unverified = self._rules.unverified(uses)
+        edges = self._rules.edges(unverified)
+        probe = probe_layouts(outputs, graph, uses, self._constants, edges)
         located, _ = locate_uses(uses, probe.layouts)
-        wrong = self._wrong_parameters(located, probe)
-        return _GraphLayout(probe.layouts, wrong, probe.reusable)
+        verified = self._rules.check(uses_by_name(located), probe.gradients)
+        return _GraphLayout(probe.layouts, probe.reusable, unverified - verified)
 
     def _check_unmixed(self, batch: Inputs, outputs: Tensor) -> None:
         """Raise ValueError if the first or the last sample's outputs depend on the others."""
@@ -250,51 +259,6 @@ class JacobianReader:
                 "evaluation mode; expected one that does not draw random numbers there."
             )
         raise ValueError(f"{hint}; the output for one sample alone differs by {float(gap):.3g}.")
-
-    def _unverified_parameters(self, uses: Sequence[Use]) -> dict[str, Tensor]:
-        """Return the parameters with a kind of use that has not been verified yet."""
-        names = {
-            use.name for use in uses if use.kind not in self._verified and form_of(use) is not None
-        }
-        return {name: p for name, p in self.entries.parameters.items() if name in names}
-
-    def _wrong_parameters(
-        self, located: Sequence[LocatedUse], probe: LayoutProbe
-    ) -> frozenset[str]:
-        """Check the rules, summed over samples, against autograd's gradient of each parameter.
-
-        Returns the names of those that differ. Each kind of use is checked once.
-        """
-        wrong = set()
-        for name, gradient in probe.parameter_gradients.items():
-            uses = [one for one in located if one.use.name == name]
-            if not uses:
-                continue
-            gradient = (gradient.to_dense() if gradient.is_sparse else gradient).flatten()
-            index = self.entries.sample(name, _CHECKED_ENTRIES)
-            sums, absolute_sums = (
-                self._sums_over_samples(uses, index, probe, absolute=absolute)
-                for absolute in (False, True)
-            )
-            eps = _largest_eps([*(probe.gradients[one.use.node] for one in uses), gradient])
-            gap = sums - gradient[index.to(gradient.device)]
-            if bool((gap.abs() > _MAX_ROUNDINGS * eps * absolute_sums).any()):
-                wrong.add(name)
-            elif bool(gap.isfinite().all()):
-                self._verified |= {one.use.kind for one in uses}
-        return frozenset(wrong)
-
-    def _sums_over_samples(
-        self, uses: Sequence[LocatedUse], index: Tensor, probe: LayoutProbe, *, absolute: bool
-    ) -> Tensor:
-        """Contract a parameter's uses at some entries, summed over samples."""
-        entries = self.entries
-        total = torch.zeros(len(index), dtype=entries.sum_dtype, device=entries.device)
-        for group, nodes in entries.use_groups(uses, index, TensorCache(0), sampled=True):
-            contract = group.contraction(absolute=absolute)
-            values = contract([probe.gradients[node] for node in nodes])
-            total += scatter_to_entries(group, values, len(index)).sum(0)
-        return total
 
     def _warn(self, unsupported: Mapping[str, str]) -> None:
         """Warn of parameters that are read sample by sample, once for each."""

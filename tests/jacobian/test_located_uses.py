@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from skfishermask import fisher_diagonal
 from skfishermask.jacobian.located_uses import (
@@ -36,7 +37,8 @@ def test_layouts_and_gradients_of_a_probe() -> None:
     outputs, graph = graph_of(module, x_of(4, 5))
     uses = [*graph.uses()]
     constants = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    probe = probe_layouts(outputs, graph, uses, constants, dict(module.named_parameters()))
+    edges = {name: get_gradient_edge(p) for name, p in module.named_parameters()}
+    probe = probe_layouts(outputs, graph, uses, constants, edges)
     # A bias is as if it had an axis before the output's own.
     axes = {"weight": 0, "bias": 1}
     assert probe.layouts == [SampleLayout(4, axes[use.name]) for use in uses]
@@ -45,8 +47,8 @@ def test_layouts_and_gradients_of_a_probe() -> None:
     # In one pass: the weights of the outputs are the gradient at the only operation.
     weights = probe.gradients[uses[0].node]
     expected = torch.autograd.grad((weights * outputs).sum(), [*module.parameters()])
-    for found, right in zip(probe.parameter_gradients.values(), expected, strict=True):
-        torch.testing.assert_close(found, right)
+    for name, right in zip(edges, expected, strict=True):
+        torch.testing.assert_close(probe.gradients[name], right)
 
 
 def test_a_copy_for_each_sample_is_contracted_where_it_is_expanded() -> None:
