@@ -12,7 +12,9 @@ from skorch import NeuralNetClassifier
 from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler, fisher_embedding, select_batch
+from skfishermask import query as steps
 from skfishermask.fisher import fisher_matrix
+from skfishermask.jacobian import reader
 from tests import nets, oracles
 from tests.nets import SMALL
 
@@ -260,7 +262,9 @@ def test_a_network_output_that_is_not_finite_names_the_row(options: dict, where:
         def forward(self, x: Tensor) -> Tensor:
             return self.mlp(x) / (x[:, :1] != 7)
 
-    net = NeuralNetClassifier(Sick, criterion=nn.CrossEntropyLoss, **nets.options()).initialize()
+    net = NeuralNetClassifier(
+        Sick, criterion=nn.CrossEntropyLoss, **nets.options(batch_size=128)
+    ).initialize()
     data = {"X_pool": X_POOL.copy(), "X_labeled": X_LABELED.copy()}
     data[where][41:, 0] = 7  # Enough of them that a drawn subset holds some.
     with pytest.raises(ValueError, match=rf"NaN or infinite for row \d+ of {where}") as caught:
@@ -281,3 +285,76 @@ def test_cpu_and_cuda_choose_the_same() -> None:
         indices, _ = FisherMaskSampler(**SMALL)(net, X_POOL, 10, X_labeled=X_LABELED)
         chosen.append(indices.tolist())
     assert chosen[0] == chosen[1]
+
+
+class Square(torch.autograd.Function):
+    """Written in Python, so that the graph does not show what it does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+class Counting(nn.Module):
+    """Counts the samples that pass forward."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 8), nn.Linear(8, 10)
+        self.unused = nn.Linear(2, 2) if how == "unused parameters" else None
+        self.how, self.n_forward = how, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_forward += len(x)
+        h = torch.tanh(self.first(x))
+        return self.last(Square.apply(h) if self.how == "function in Python" else h)
+
+
+# Samples forward and backward. Each of three sets of samples is compared with predict_proba, and
+# read for the diagonal (but for the target's) and for the embedding: 3 x 2 x 16, and 5 x 4. A mask
+# does not reach unused parameters.
+COSTS = {"plain": (96, 0), "unused parameters": (104, 8), "function in Python": (116, 40)}
+
+
+@pytest.mark.parametrize(("how", "costs"), COSTS.items(), ids=COSTS)
+def test_both_checks_together_cost_less_than_a_batch(
+    how: str, costs: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples that pass forward and backward, beside a query without the checks."""
+    torch.manual_seed(0)
+    net = nets.fitted(
+        NeuralNetClassifier(
+            Counting(how), criterion=nn.CrossEntropyLoss, **nets.options(batch_size=128)
+        )
+    )
+    n_backward = 0
+
+    def count(name: str) -> None:
+        run = getattr(torch.autograd, name)
+
+        def counting(outputs: Any, *arguments: Any, **options: Any) -> Any:
+            nonlocal n_backward
+            n_backward += len(outputs[0] if isinstance(outputs, tuple) else outputs)
+            return run(outputs, *arguments, **options)
+
+        monkeypatch.setattr(torch.autograd, name, counting)
+
+    count("grad")
+    count("backward")
+    counts = []
+    for checks in (False, True):
+        with monkeypatch.context() as patched:
+            if not checks:
+                patched.setattr(steps, "check_as_predicted", lambda net, source: None)
+                patched.setattr(reader, "hides_gradients", lambda *args: False)
+            net.module_.n_forward = n_backward = 0
+            sampler = FisherMaskSampler(mask_fraction=60, coverage_share=0, random_state=0)
+            sampler(net, X[100:600], 5, X_labeled=X[:100], X_target=X[600:700])
+        counts.append((net.module_.n_forward, n_backward))
+    assert tuple(np.subtract(counts[1], counts[0])) == costs
+    assert max(costs) <= net.batch_size

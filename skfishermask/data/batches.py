@@ -29,7 +29,7 @@ from skfishermask.jacobian import (
 # What decides which rows come, and in which order: the user's choice is not asked.
 _ORDER = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "generator")
 # Samples of the first batch, at most, on which what is read is compared with predictions.
-N_COMPARED = 32
+N_COMPARED = 16
 # Stands for the end of an iterator.
 _NO_BATCH = object()
 
