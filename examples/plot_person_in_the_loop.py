@@ -234,10 +234,10 @@ print(f"{len(record.labels)} labels, accuracy {record.fit()[0].score(X_test, y_t
 temporary.cleanup()
 
 # %%
-# Tasks of this form, from an earlier version of this page, were imported into Label Studio 1.23.2.
-# A project with that interface showed ten in the order of their rank, with their predictions, and
-# sorted them by rank, uncertainty and score. Eight were labelled, one was skipped; of what it
-# exported ``read_label_studio`` gave those eight.
+# This file was imported into Label Studio 1.23.2. A project with that interface showed the ten in
+# the order of their rank, with their predictions, handed them out in that order, and sorted them by
+# rank, gain, uncertainty and score. Eight were labelled, one was skipped; of what it exported
+# ``read_label_studio`` gave those eight.
 #
 # Other tools take the table as it is. CVAT knows no score of an image: give it the files in the
 # order of the table, and "predefined" as its sorting method. FiftyOne keeps the columns as fields
