@@ -19,6 +19,11 @@ os.environ.setdefault("DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD", "forks
 
 SLOW = "slow: `make slow` runs it"
 
+if not torch.accelerator.is_available():
+    # PyTorch's own format the stack for each kind of accelerator that is missing.
+    torch.manual_seed = torch.default_generator.manual_seed
+    torch.cuda.manual_seed_all = lambda seed: None
+
 # Nothing that is imported or collected is ever garbage: to look through it takes seconds.
 gc.disable()
 
@@ -69,10 +74,7 @@ def any_device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    # `torch.manual_seed` formats the stack for each kind of accelerator that is missing.
-    torch.default_generator.manual_seed(0)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(0)
+    torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
 
