@@ -11,6 +11,9 @@ import pytest
 
 from tests.benchmarks.pages import ROOT, measured_pages
 
+# In one process: all intervals of the study are computed for both.
+pytestmark = pytest.mark.xdist_group("readme numbers")
+
 
 @pytest.fixture(scope="module")
 def module() -> ModuleType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import cloudpickle
@@ -56,6 +57,12 @@ def picks(net: Any, pool: Any = X_POOL, **more: Any) -> Any:
     return indices.tolist(), gains, sampler
 
 
+@cache
+def plain() -> Any:
+    """What is chosen by the network, in a net as simple as can be."""
+    return picks(net_of(whole()))
+
+
 def assert_same(found: Any, expected: Any) -> None:
     assert found[0] == expected[0]
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-4)
@@ -95,7 +102,7 @@ def test_infer_that_scales_its_input() -> None:
 
 
 def test_a_head_that_is_a_module_of_its_own() -> None:
-    expected, found = picks(net_of(whole())), picks(headed())
+    expected, found = plain(), picks(headed())
     assert_same(found, expected)
     names = {"module_.0.weight": "0.weight", "module_.0.bias": "0.bias"}
     names |= {"head_.weight": "2.weight", "head_.bias": "2.bias"}
@@ -113,7 +120,7 @@ class Apart(Headed):
 
 def test_modules_that_infer_does_not_use() -> None:
     net = net_of(whole(), Apart)
-    assert_same(picks(net), picks(net_of(whole())))
+    assert_same(picks(net), plain())
     assert [name for name, _ in NetModule(net).named_parameters()] == list(WEIGHTS)
 
 
@@ -142,10 +149,10 @@ class Centred(NeuralNetClassifier):
 def test_weights_in_the_criterion_count_where_infer_uses_them() -> None:
     net = net_of(nn.Sequential(*list(whole())[:2]), WithMargin, criterion=Margin)
     found = picks(net)
-    assert_same(found, picks(net_of(whole())))
+    assert_same(found, plain())
     assert "criterion_.head.weight" in found[2].mask_.indices
     apart = picks(net_of(whole(), Centred, criterion=Margin))
-    assert_same(apart, picks(net_of(whole())))
+    assert_same(apart, plain())
     assert "0.weight" in apart[2].mask_.indices
 
 
@@ -157,7 +164,7 @@ class Autocast(NeuralNetClassifier):
 
 def test_autocast_inside_infer() -> None:
     chosen, gains, _ = picks(net_of(whole(), Autocast))
-    expected = picks(net_of(whole()))
+    expected = plain()
     assert len(set(chosen) & set(expected[0])) >= 5
     assert gains.sum() == pytest.approx(expected[1].sum(), rel=0.05)
 
@@ -188,7 +195,7 @@ class HuggingFace(nn.Module):
 def test_outputs_with_logits(criterion: Any) -> None:
     # Such models have a loss of their own, so skorch's default is often left as it is.
     found = picks(net_of(HuggingFace(), criterion=criterion))
-    assert_same(found, picks(net_of(whole())))
+    assert_same(found, plain())
 
 
 class BinaryHuggingFace(NeuralNetBinaryClassifier):
@@ -211,18 +218,18 @@ def scores_of(output: Any) -> Tensor:
 @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss])
 def test_to_logits(criterion: Any) -> None:
     net = net_of(HuggingFace("scores"), criterion=criterion)
-    assert_same(picks(net, to_logits=scores_of), picks(net_of(whole())))
+    assert_same(picks(net, to_logits=scores_of), plain())
     with pytest.raises(ValueError, match=r"found ModelOutput\. to_logits"):
         picks(net)
 
 
 def test_to_logits_goes_before_all_rules() -> None:
     halved = net_of(whole(), predict_nonlinearity=lambda z: (3 * z).softmax(1))
-    assert_same(picks(halved, to_logits=lambda z: z), picks(net_of(whole())))
+    assert_same(picks(halved, to_logits=lambda z: z), plain())
 
 
 def test_to_logits_in_every_form_of_the_sampler() -> None:
-    expected, _, _ = picks(net_of(whole()))
+    expected, _, _ = plain()
     net = net_of(HuggingFace("scores"))
     by_function, _ = fisher_mask_sampling(
         net, X_POOL, 8, X_labeled=X_LABELED, to_logits=scores_of, **SMALL
@@ -296,12 +303,12 @@ def test_an_evaluation_step_that_says_otherwise() -> None:
 @pytest.mark.parametrize("data", [X_POOL, {"input": X_POOL}], ids=["array", "dict"])
 def test_an_evaluation_step_that_says_the_same(data: Any) -> None:
     Watched.n_steps = 0
-    assert_same(picks(net_of(whole(), Watched), data), picks(net_of(whole())))
+    assert_same(picks(net_of(whole(), Watched), data), plain())
     assert Watched.n_steps == 2  # pool and labelled samples
 
 
 def test_an_evaluation_step_that_picks_an_entry() -> None:
-    expected = picks(net_of(whole()))
+    expected = plain()
     assert_same(picks(net_of(HuggingFace(), Picking)), expected)
     assert_same(picks(net_of(HuggingFace("scores"), Picking), to_logits=scores_of), expected)
 
@@ -330,7 +337,7 @@ def test_dicts_reach_infer_as_dicts(kind: Any, names: tuple[str, str]) -> None:
         dict(zip(names, (data[:, :32], data[:, 32:]), strict=True)) for data in (X_POOL, X_LABELED)
     )
     found = picks(net_of(Keywords(), kind), pool, X_labeled=labeled)
-    assert_same(found, picks(net_of(whole())))
+    assert_same(found, plain())
 
 
 class Loose(nn.Module):

@@ -160,10 +160,13 @@ def test_no_random_state_differs_from_run_to_run() -> None:
     assert numbers(curve("random", random_state=None)) != numbers(one)
 
 
+# Both in one process, which starts other ones once.
+@pytest.mark.xdist_group("joblib")
 def test_parallel_is_serial() -> None:
     assert numbers(curve("random", n_jobs=2)) == numbers(curve("random"))
 
 
+@pytest.mark.xdist_group("joblib")
 def test_progress_counts_trainings(capsys: pytest.CaptureFixture[str]) -> None:
     curve()
     assert capsys.readouterr().err == ""
