@@ -100,7 +100,9 @@ def assert_queries(fitted: Any, pool: Any = X_POOL) -> None:
     [
         pytest.param(None, id="default net"),
         pytest.param(lazy_net(), id="lazy net", marks=pytest.mark.slow),
-        pytest.param(make_pipeline(StandardScaler(), lazy_net()), id="pipeline"),
+        pytest.param(
+            make_pipeline(StandardScaler(), lazy_net()), id="pipeline", marks=pytest.mark.slow
+        ),
         pytest.param(LogisticRegression(), id="LogisticRegression"),
     ],
 )

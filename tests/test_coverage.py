@@ -96,7 +96,9 @@ def few_distinct_rows(seed: int) -> tuple[Tensor, Tensor, Tensor, int]:
     return pool, labeled, w if w.any() else w + 1, int(rng.integers(1, min(n, 12) + 1))
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize(
+    "block", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2, 3))]
+)
 def test_few_distinct_rows_end_with_ties_to_the_first(block: int) -> None:
     for seed in range(50 * block, 50 * (block + 1)):
         pool, labeled, w, n = few_distinct_rows(seed)

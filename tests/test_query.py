@@ -62,20 +62,31 @@ def oracle_query(
     )
 
 
+OPTIONS = [
+    {},
+    {"target": "identity"},
+    {"use_labeled": False},
+    {"regularization": 0.01},
+    {"oversample": 2.0},
+    {"X_target": X[160:190]},
+    {"X_target": X[160:190], "target": "identity", "use_labeled": False},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "labeled"),
     [
-        {},
-        {"target": "identity"},
-        {"use_labeled": False},
-        {"regularization": 0.01},
-        {"oversample": 2.0},
-        {"X_target": X[160:190]},
-        {"X_target": X[160:190], "target": "identity", "use_labeled": False},
+        pytest.param(
+            options,
+            labeled,
+            id=f"{' '.join(options) or 'plain'} {labeled}",
+            # With labelled samples all of them, without every other one.
+            marks=() if labeled or i % 2 == 0 else pytest.mark.slow,
+        )
+        for i, options in enumerate(OPTIONS)
+        for labeled in (True, False)
     ],
-    ids=lambda options: " ".join(options) or "plain",
 )
-@pytest.mark.parametrize("labeled", [True, False])
 def test_a_query_chooses_what_the_dense_oracle_chooses(options: dict, labeled: bool) -> None:
     # float64 from end to end, so that the choice is comparable pick by pick.
     net, *_ = double_net()
@@ -99,7 +110,7 @@ def test_a_query_chooses_what_the_dense_oracle_chooses(options: dict, labeled: b
 
 def test_the_choice_does_not_depend_on_the_batch_size(net: Any) -> None:
     chosen = [
-        FisherMaskSampler(batch_size=size, **SMALL)(net, X_POOL[:70], 10, X_labeled=X[:20])[0]
+        FisherMaskSampler(batch_size=size, **SMALL)(net, X_POOL[:30], 5, X_labeled=X[:10])[0]
         for size in (None, 1, 7, 1000)
     ]
     for other in chosen[1:]:

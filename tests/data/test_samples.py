@@ -26,6 +26,7 @@ from skfishermask import FisherMaskSampler, active_learning_curve
 from skfishermask.data import take_rows
 from skfishermask.modal import ActiveLearner
 from tests import nets
+from tests.pairs import each_with_one
 
 X, Y = nets.digits()
 X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:160]
@@ -133,21 +134,29 @@ def expected() -> list[int]:
     return fitted.query(X_POOL, 8)[0].tolist()
 
 
-@pytest.mark.parametrize(("make", "module"), KINDS.values(), ids=KINDS)
-def test_a_pool_for_the_bare_strategy(make: Any, module: Any) -> None:
+@cache
+def bare_net_and_choice(module: Any) -> tuple[Any, list[int]]:
+    """Return a net that has not been trained, and what it chooses from arrays."""
     torch.manual_seed(0)
     bare = net(module).initialize()
-    sampler = FisherMaskSampler(**TINY)
     split = {"left": X_POOL[:, :32], "right": X_POOL[:, 32:]}
-    plain, _ = sampler(bare, {TwoInputs: split, Pair: (*split.values(),)}.get(module, X_POOL), 8)
-    chosen, _ = sampler(bare, make(X_POOL), 8)
-    assert chosen.tolist() == plain.tolist()
+    pool = {TwoInputs: split, Pair: (*split.values(),)}.get(module, X_POOL)
+    return bare, FisherMaskSampler(**TINY)(bare, pool, 8)[0].tolist()
 
 
-@pytest.mark.parametrize("columns", [None, range(5, 69), [f"pixel {i}" for i in range(64)]])
-@pytest.mark.parametrize("inside", [False, True], ids=["sampler", "pipeline"])
-def test_data_frames(columns: Any, inside: bool) -> None:
-    make = named(columns)
+@pytest.mark.parametrize(("make", "module"), KINDS.values(), ids=KINDS)
+def test_a_pool_for_the_bare_strategy(make: Any, module: Any) -> None:
+    bare, expected = bare_net_and_choice(module)
+    chosen, _ = FisherMaskSampler(**TINY)(bare, make(X_POOL), 8)
+    assert chosen.tolist() == expected
+
+
+COLUMNS = {"none": None, "numbers": range(5, 69), "names": [f"pixel {i}" for i in range(64)]}
+
+
+@pytest.mark.parametrize(("columns", "within"), each_with_one(COLUMNS, ["sampler", "pipeline"]))
+def test_data_frames(columns: str, within: str) -> None:
+    make, inside = named(COLUMNS[columns]), within == "pipeline"
     estimator = make_pipeline(MinMaxScaler((0, 1)), net()) if inside else net()
     plain = FisherMaskSampler(estimator, **TINY).fit(X_LABELED, Y_LABELED)
     framed = FisherMaskSampler(estimator, **TINY).fit(make(X_LABELED), Y_LABELED)
@@ -248,14 +257,16 @@ def test_tensors_on_cuda(device: str) -> None:
 # -- kinds are mixed, and numbers are cast -------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize(
-    "make",
-    [lambda A: A, torch.tensor, lambda A: {"left": A[:, :32], "right": torch.tensor(A[:, 32:])}],
-    ids=["ndarray", "tensor", "dict"],
-)
-def test_floating_point_input_is_cast(make: Any, dtype: str) -> None:
-    module = TwoInputs if isinstance(make(X_POOL), dict) else AnyRank
+CAST: dict[str, Callable[[np.ndarray], Any]] = {
+    "ndarray": lambda A: A,
+    "tensor": torch.tensor,
+    "dict": lambda A: {"left": A[:, :32], "right": torch.tensor(A[:, 32:])},
+}
+
+
+@pytest.mark.parametrize(("kind", "dtype"), each_with_one(CAST, ["float16", "float64", "float32"]))
+def test_floating_point_input_is_cast(kind: str, dtype: str) -> None:
+    make, module = CAST[kind], TwoInputs if kind == "dict" else AnyRank
     fitted = FisherMaskSampler(net(module), **TINY)
     # The digits are sixteenths: exact in every one of these dtypes.
     fitted.fit(make(X_LABELED.astype(dtype)), Y_LABELED)
@@ -290,7 +301,8 @@ FITS = {
 @pytest.mark.parametrize(
     ("inside", "trained", "queried"),
     [
-        (inside, *kinds)
+        # Each kind with an array, in both directions; the rest is slow.
+        pytest.param(inside, *kinds, marks=() if kinds.count("ndarray") == 1 else pytest.mark.slow)
         for inside in ("net", "pipeline")
         for kinds in product(FITS, FITS)
         # A pipeline's transformers take no Dataset.
@@ -395,12 +407,12 @@ class ReadingNames(Reading):
         return Reading([Path(self.X[i])], None if self.y is None else self.y[i : i + 1])[0]
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["net", "sampler"])
-@pytest.mark.parametrize(("name", "make"), ITEMS.items(), ids=ITEMS)
-def test_a_dataset_of_the_net(name: str, make: Any, wrapped: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "wrapping"), each_with_one(ITEMS, ["net", "sampler"]))
+def test_a_dataset_of_the_net(name: str, wrapping: str, tmp_path: Path) -> None:
+    wrapped = wrapping == "sampler"
     own = net(dataset=ReadingNames if name == "names of files" else Reading)
     estimator = FisherMaskSampler(own, **TINY) if wrapped else own
-    items = make(X[:160], tmp_path)
+    items = ITEMS[name](X[:160], tmp_path)
     known, pool = (take_rows(items, np.arange(*rows)) for rows in ((60,), (60, 160)))
     torch.manual_seed(0)
     learner = ActiveLearner(estimator, FisherMaskSampler(**TINY), known, Y_LABELED)

@@ -118,15 +118,16 @@ def is_small(make: Callable[[], nn.Module]) -> bool:
     return sum(p.numel() for p in make().parameters()) < 1000
 
 
-@pytest.mark.parametrize("share", [0.1, 1.0])
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=in_one_process(name))
-        for name, (make, _) in networks.NETWORKS.items()
-        if is_small(make)
-    ],
-)
+def small_networks_and_shares() -> Iterator[Any]:
+    """Every small network with one of the shares; the other is slow."""
+    small = [name for name, (make, _) in networks.NETWORKS.items() if is_small(make)]
+    for i, name in enumerate(small):
+        for j, share in enumerate((0.1, 1.0)):
+            marks = [in_one_process(name), *([pytest.mark.slow] if (i + j) % 2 else [])]
+            yield pytest.param(name, share, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "share"), [*small_networks_and_shares()])
 def test_a_small_share_of_the_mask_and_the_mask_of_everything(name: str, share: float) -> None:
     module, x, g, p = case(name)
     module, x = copy.deepcopy(module).double(), oracles.cast(x)

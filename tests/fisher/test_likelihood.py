@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
-from typing import Any
 
 import pytest
 import torch
@@ -33,6 +31,7 @@ from tests.fisher.common import (
     flat,
     mask_of_all,
 )
+from tests.pairs import each_with_one
 
 
 def probabilities(n: int, n_classes: int, temperature: float, seed: int = 0) -> torch.Tensor:
@@ -111,19 +110,6 @@ NETWORKS = [
     "lora", "own_function", "frozen_and_unused", "checkpointed", "bag_mean", "norms",
     "transposed_convolutions",
 ]  # fmt: skip
-
-
-def each_with_one(names: list[str], kinds: list[str], always: Collection[str] = ()) -> list[Any]:
-    """Pair each network with one likelihood, some with all of them; the rest is slow."""
-    return [
-        pytest.param(
-            name,
-            kind,
-            marks=() if name in always or kind == kinds[i % len(kinds)] else pytest.mark.slow,
-        )
-        for i, name in enumerate(names)
-        for kind in kinds
-    ]
 
 
 KINDS = ["bernoulli", "gaussian", "own", "categorical"]

@@ -385,6 +385,20 @@ def together(cases: Cases) -> list[Any]:
     ]
 
 
+def in_layouts(layouts: dict[str, Callable], cases: Cases) -> list[Any]:
+    """Pair each ten cases with every other layout, a layout with every other ten; rest is slow."""
+    return [
+        pytest.param(
+            *ten.values,
+            layout,
+            id=f"{ten.id}-{name}",
+            marks=pytest.mark.slow if (i + j) % 2 else (),
+        )
+        for i, ten in enumerate(together(cases))
+        for j, (name, layout) in enumerate(layouts.items())
+    ]
+
+
 def with_inputs(makes: dict[str, Make], *shape: int) -> Cases:
     return {name: (make, shape) for name, make in makes.items()}
 
@@ -393,14 +407,12 @@ def n_columns(cases: Cases) -> int:
     return sum(math.prod(shape) for _, shape in cases.values())
 
 
-@pytest.mark.parametrize("layout", SEVERAL_AXES.values(), ids=SEVERAL_AXES)
-@pytest.mark.parametrize("cases", together(with_inputs(ROWS, 5)))
+@pytest.mark.parametrize(("cases", "layout"), in_layouts(SEVERAL_AXES, with_inputs(ROWS, 5)))
 def test_rows(cases: Cases, layout: Callable, device: str) -> None:
     check(cases, layout, numbers(n_columns(cases)), device)
 
 
-@pytest.mark.parametrize("layout", ONE_AXIS.values(), ids=ONE_AXIS)
-@pytest.mark.parametrize("cases", together(FLAT))
+@pytest.mark.parametrize(("cases", "layout"), in_layouts(ONE_AXIS, FLAT))
 def test_one_axis_of_rows(cases: Cases, layout: Callable, device: str) -> None:
     check(cases, layout, numbers(n_columns(cases)), device)
 
