@@ -382,7 +382,7 @@ BAD_COUNTS = st.one_of(
     NESTED.filter(lambda n: n is not None),
     st.sampled_from([None, True, np.float64(3), np.array([3]), object(), "3", [3]]),
 )
-EXAMPLES = pytest.mark.parametrize("n_examples", [50, pytest.param(200, marks=pytest.mark.slow)])
+EXAMPLES = pytest.mark.parametrize("n_examples", [20, pytest.param(200, marks=pytest.mark.slow)])
 
 
 def check(strategy: Any, refused: Any, n_examples: int) -> None:

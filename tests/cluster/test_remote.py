@@ -173,7 +173,7 @@ def asked(
     return select_and_prune(pool, inverse, problem, V.shape, **options), requests
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_the_picks_are_the_oracles(data: st.DataObject) -> None:
     check_any_problem(in_blocks, 60, data)

@@ -95,7 +95,7 @@ def on_shards(
 
 
 @pytest.mark.usefixtures("one_thread")
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_picks_are_the_oracles(data: st.DataObject) -> None:
     check_any_problem(lambda *args, **options: on_shards(*args, **options)[0], 20, data)

@@ -61,11 +61,12 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize("selector", QUICK)
-@settings(max_examples=30)
-@given(data=st.data())
-def test_the_picks_are_the_oracles(selector: Selector, data: st.DataObject) -> None:
-    check_any_problem(selector, 60, data)
+@pytest.mark.parametrize(("selector", "n_examples"), [(in_memory, 30), (in_a_scratch_file, 10)])
+def test_the_picks_are_the_oracles(selector: Selector, n_examples: int) -> None:
+    def picks(data: st.DataObject) -> None:
+        check_any_problem(selector, 60, data)
+
+    settings(max_examples=n_examples)(given(st.data())(picks))()
 
 
 @pytest.mark.parametrize("selector", SLOW)
