@@ -21,16 +21,10 @@ from skfishermask.data import (
     Data,
     Estimator,
     Labels,
-    NetSamples,
-    SampleRole,
     Unwrapped,
     is_fitted,
-    likelihood_of,
-    residual_variance,
     unwrap,
 )
-from skfishermask.first_batch import first_batch
-from skfishermask.fisher import Gaussian
 from skfishermask.jacobian import seeded
 from skfishermask.parameters import (
     MethodParameters,
@@ -40,7 +34,7 @@ from skfishermask.parameters import (
     parameter,
     with_method_parameters,
 )
-from skfishermask.query import Query, Result
+from skfishermask.query import Result, run_first_batch, run_query
 
 try:
     import skactiveml
@@ -254,9 +248,9 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
                     clf = self._fit_clone(clf, X, labels, sample_weight)
                     # A net can be fitted to one class, other classifiers cannot.
                     is_first = not _could_be_fitted(clf) and len({*y[is_known].tolist()}) == 1
-                choose = self._first_batch if is_first else self._query
-                known = X[is_known], labels[is_known]
-                result = choose(clf, X_candidates, known, batch_size, settings, return_utilities)
+                known = (X[is_known], labels[is_known]) if is_known.any() else (None, None)
+                asked = X_candidates, batch_size, settings
+                result = _run(clf, known, asked, is_first, return_utilities)
                 self.mask_, self.fisher_diagonal_ = result.mask, result.diagonal
                 self.query_info_ = result.info
                 indices, of_candidates = result.indices, result.utilities
@@ -316,50 +310,19 @@ class FisherMask(MethodParameters, SingleAnnotatorPoolQueryStrategy):
         self._check_target(clf)
         return clf
 
-    def _query(
-        self,
-        clf: Estimator,
-        X: np.ndarray,
-        known: tuple[np.ndarray, np.ndarray],
-        batch_size: int,
-        settings: Settings,
-        wants_utilities: bool,
-    ) -> Result:
-        unwrapped, labeled, variance = _unwrap(clf), None, None
-        if len(known[0]) > 0:
-            labeled = self._samples(unwrapped, known[0], SampleRole.LABELED)
-            if isinstance(likelihood_of(unwrapped.net, settings.likelihood), Gaussian):
-                predicted = unwrapped.net.predict(unwrapped.transform(known[0]))
-                variance = residual_variance(known[1], predicted)
-        pool = self._samples(unwrapped, X, SampleRole.POOL)
-        query = Query(settings, unwrapped.net, pool, batch_size, labeled=labeled, variance=variance)
-        return query.run(wants_utilities=wants_utilities)
 
-    def _first_batch(
-        self,
-        clf: Estimator,
-        X: np.ndarray,
-        known: tuple[np.ndarray, np.ndarray],
-        batch_size: int,
-        settings: Settings,
-        wants_utilities: bool,
-    ) -> Result:
-        batch, info = first_batch(
-            clf,
-            X,
-            batch_size,
-            settings.rng,
-            X_labeled=known[0] if len(known[0]) > 0 else None,
-            coverage_inputs=settings.coverage_inputs,
-            max_candidates=settings.max_candidates,
-            batch_size=settings.batch_size,
-            verbose=settings.verbose,
-        )
-        utilities = batch.utilities(len(X)) if wants_utilities else None
-        return Result(batch.indices, batch.gains, None, None, info, utilities)
-
-    def _samples(self, unwrapped: Unwrapped, X: np.ndarray, role: SampleRole) -> NetSamples:
-        return NetSamples(unwrapped.net, unwrapped.transform(X), role, self.net_batch_size)
+def _run(
+    clf: Estimator,
+    known: tuple[Data, Labels],
+    asked: tuple[Data, int, Settings],
+    is_first: bool,
+    wants_utilities: bool,
+) -> Result:
+    """Choose a batch with a classifier and the labelled samples, known as X and y."""
+    if is_first:
+        return run_first_batch(clf, *asked, known[0], wants_utilities=wants_utilities)
+    unwrapped = Unwrapped(*_unwrap(clf), *known)
+    return run_query(unwrapped, *asked, wants_utilities=wants_utilities)
 
 
 def _is_wide(y: Labels) -> bool:
@@ -389,13 +352,13 @@ def _could_be_fitted(clf: Estimator) -> bool:
     return getattr(clf, "is_fitted_", True)
 
 
-def _unwrap(clf: Estimator) -> Unwrapped:
-    """Find the fitted net, in scikit-activeml's wrappers too."""
+def _unwrap(clf: Estimator) -> tuple[NeuralNet, list[Callable[[Data], Data]]]:
+    """Find the fitted net, in scikit-activeml's wrappers too, and the transformers before it."""
     while isinstance(clf, _WRAPPERS):
         if isinstance(clf, SkorchClassifier | SkorchRegressor):
             check_is_fitted(clf, "neural_net_")
             cast = partial(np.asarray, dtype=clf.sample_dtype)
-            return Unwrapped(_as_skorch_net(clf), [cast])
+            return _as_skorch_net(clf), [cast]
         if "estimator" not in clf.get_params(deep=False):
             break
         check_is_fitted(clf)
@@ -405,7 +368,8 @@ def _unwrap(clf: Estimator) -> Unwrapped:
                 "why."
             )
         clf = clf.estimator_
-    return unwrap(clf)
+    unwrapped = unwrap(clf)
+    return unwrapped.net, unwrapped.transformers
 
 
 def _as_skorch_net(clf: Estimator) -> NeuralNet:

@@ -11,15 +11,27 @@ import skorch
 import torch
 from torch import Tensor
 
+from skfishermask.compat import client_that_computes
 from skfishermask.coverage_batch import CoveredShare, cover_share, find_coverage
 from skfishermask.data import (
     DaskObject,
     DaskSamples,
+    Data,
+    Estimator,
     NetSamples,
+    SampleRole,
+    Source,
+    Unwrapped,
     check_as_predicted,
     first_sample,
+    has_rows,
+    is_dask,
+    likelihood_of,
+    n_rows,
     read_net,
+    residual_variance,
 )
+from skfishermask.first_batch import first_batch
 from skfishermask.fisher import (
     MASK_STRATEGIES,
     Gaussian,
@@ -57,6 +69,96 @@ class Result:
     utilities: np.ndarray | None
 
 
+def run_query(
+    unwrapped: Unwrapped,
+    X_pool: Data,
+    n_instances: int,
+    settings: Settings,
+    X_labeled: Data = None,
+    X_target: Data = None,
+    *,
+    wants_utilities: bool = False,
+) -> Result:
+    """Choose a batch with a fitted net.
+
+    Without `X_labeled` the labelled samples are those of the learner, if it has any; an empty one
+    stands for none.
+    """
+    net, client, transform = unwrapped.net, None, unwrapped.transform
+    if X_labeled is None:
+        inputs = unwrapped.training_inputs
+    elif has_rows(X_labeled) and n_rows(X_labeled) == 0:
+        inputs = None
+    else:
+        inputs = transform(_in_memory(X_labeled))
+    aims = None if X_target is None else transform(_in_memory(X_target))
+    labeled, target = (
+        None if X is None else NetSamples(net, X, role, settings.batch_size)
+        for X, role in ((inputs, SampleRole.LABELED), (aims, SampleRole.TARGET))
+    )
+    pool: Source
+    if is_dask(X_pool):
+        pool = DaskSamples(net, X_pool, transform, settings.batch_size)
+        client = client_that_computes(pool.array)
+    else:
+        pool = NetSamples(net, transform(X_pool), SampleRole.POOL, settings.batch_size)
+    query = Query(
+        settings,
+        net,
+        pool,
+        n_instances,
+        labeled=labeled,
+        target=target,
+        client=client,
+        variance=_residual_variance(unwrapped, settings),
+    )
+    return query.run(wants_utilities=wants_utilities)
+
+
+def _in_memory(X: Data) -> Data:
+    return np.asarray(X) if is_dask(X) else X
+
+
+def _residual_variance(unwrapped: Unwrapped, settings: Settings) -> float | None:
+    """Return that of the learner's own labels, where they are numbers."""
+    net, y = unwrapped.net, unwrapped.y_training
+    if unwrapped.variance is not None or y is None:
+        return unwrapped.variance
+    if not isinstance(likelihood_of(net, settings.likelihood), Gaussian):
+        return None
+    return residual_variance(y, net.predict(unwrapped.transform(unwrapped.X_training)))
+
+
+def run_first_batch(
+    estimator: Estimator,
+    X_pool: Data,
+    n_instances: int,
+    settings: Settings,
+    X_labeled: Data = None,
+    X_target: Data = None,
+    *,
+    wants_utilities: bool = False,
+) -> Result:
+    """Choose a first batch, which covers the inputs: without labels or a fitted net."""
+    if X_target is not None:
+        raise ValueError(
+            "X_target needs a fitted network: a first batch covers the pool without one."
+        )
+    batch, info = first_batch(
+        estimator,
+        X_pool,
+        n_instances,
+        settings.rng,
+        X_labeled=X_labeled,
+        coverage_inputs=settings.coverage_inputs,
+        max_candidates=settings.max_candidates,
+        batch_size=settings.batch_size,
+        verbose=settings.verbose,
+    )
+    utilities = batch.utilities(len(X_pool)) if wants_utilities else None
+    return Result(batch.indices, batch.gains, None, None, info, utilities)
+
+
 class Query:
     """One query: the fitted net, the samples that it sees, and the steps of the method.
 
@@ -69,13 +171,13 @@ class Query:
         self,
         settings: Settings,
         net: skorch.NeuralNet,
-        pool: NetSamples | DaskSamples,
+        pool: Source,
         n_instances: int,
         *,
-        labeled: NetSamples | None = None,
-        target: NetSamples | None = None,
-        client: DaskObject = None,
-        variance: float | None = None,
+        labeled: NetSamples | None,
+        target: NetSamples | None,
+        client: DaskObject,
+        variance: float | None,
     ) -> None:
         self._settings = settings
         self._n_instances = check_n_instances(n_instances, len(pool))
@@ -330,7 +432,7 @@ def _mean_diagonal(sets: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tenso
     return diagonal
 
 
-def _check_samples(pool: NetSamples | DaskSamples, others: list[NetSamples]) -> None:
+def _check_samples(pool: Source, others: list[NetSamples]) -> None:
     for other in others:
         shape = pool.sample_shape if isinstance(pool, NetSamples) else ()
         if shape and other.sample_shape and shape != other.sample_shape:

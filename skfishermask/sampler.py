@@ -5,42 +5,30 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
-from sklearn.utils import check_random_state
 
 from skfishermask.classifier import NetEstimator
-from skfishermask.compat import HasMethods, client_that_computes
+from skfishermask.compat import HasMethods
 from skfishermask.data import (
-    DaskSamples,
     Data,
     Estimator,
-    NetSamples,
     SampleRole,
-    Unwrapped,
     UserValue,
     check_holds_samples,
     check_no_module,
     check_rows,
     has_no_labels,
-    has_rows,
-    is_dask,
-    likelihood_of,
-    n_rows,
-    residual_variance,
     take_rows,
     unwrap,
 )
-from skfishermask.first_batch import first_batch
-from skfishermask.fisher import Gaussian
 from skfishermask.parameters import (
     MethodParameters,
     Seed,
     Settings,
     at_least_one,
-    check_parameters,
     parameter,
     with_method_parameters,
 )
-from skfishermask.query import Query, Result
+from skfishermask.query import Result, run_first_batch, run_query
 
 
 @with_method_parameters
@@ -197,11 +185,11 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         ConnectionError
             If the Dask cluster that holds the pool is gone.
         """
-        self._check(X_pool, X_labeled, X_target)
-        samples = X_pool, n_instances, X_labeled, X_target
+        settings = self._checked(X_pool, X_labeled, X_target)
+        asked = X_pool, n_instances, settings, X_labeled, X_target
         if has_no_labels(classifier):
-            return self._keep(self._first_batch(classifier, *samples))
-        return self._keep(self._choose(unwrap(classifier), *samples))
+            return self._keep(run_first_batch(classifier, *asked))
+        return self._keep(run_query(unwrap(classifier), *asked))
 
     def _keep(self, result: Result) -> tuple[np.ndarray, np.ndarray]:
         """Store what a query says beside the batch; return the batch and its gains."""
@@ -209,74 +197,14 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         self.query_info_ = result.info
         return result.indices, result.gains
 
-    def _check(self, *samples: Data) -> None:
+    def _checked(self, *samples: Data) -> Settings:
+        """Check the parameters and samples of a query; return the parameters."""
         check_no_module(self.estimator)
-        check_parameters(self)
+        settings = Settings(self, self.batch_size, self.random_state)
         check_rows(samples[0], "X_pool")
         for X, role in zip(samples, SampleRole, strict=True):
             check_holds_samples(X, role.argument)
-
-    def _first_batch(
-        self, estimator: Estimator, X_pool: Data, n_instances: int, X_labeled: Data, X_target: Data
-    ) -> Result:
-        if X_target is not None:
-            raise ValueError(
-                "X_target needs a fitted network: a first batch covers the pool without one."
-            )
-        batch, info = first_batch(
-            estimator,
-            X_pool,
-            n_instances,
-            check_random_state(self.random_state),
-            X_labeled=X_labeled,
-            coverage_inputs=self.coverage_inputs,
-            max_candidates=self.max_candidates,
-            batch_size=self.batch_size,
-            verbose=self.verbose,
-        )
-        return Result(batch.indices, batch.gains, None, None, info, None)
-
-    def _choose(
-        self, unwrapped: Unwrapped, X_pool: Data, n_instances: int, X_labeled: Data, X_target: Data
-    ) -> Result:
-        net, client = unwrapped.net, None
-        if X_labeled is None:
-            inputs = unwrapped.training_inputs
-        elif has_rows(X_labeled) and n_rows(X_labeled) == 0:
-            inputs = None
-        else:
-            inputs = unwrapped.transform(_here(X_labeled))
-        aims = None if X_target is None else unwrapped.transform(_here(X_target))
-        labeled, target = (
-            None if X is None else NetSamples(net, X, role, self.batch_size)
-            for X, role in ((inputs, SampleRole.LABELED), (aims, SampleRole.TARGET))
-        )
-        pool: NetSamples | DaskSamples
-        if is_dask(X_pool):
-            pool = DaskSamples(net, X_pool, unwrapped.transform, self.batch_size)
-            client = client_that_computes(pool.array)
-        else:
-            pool = NetSamples(net, unwrapped.transform(X_pool), SampleRole.POOL, self.batch_size)
-        settings = Settings(self, self.batch_size, self.random_state)
-        return Query(
-            settings,
-            net,
-            pool,
-            n_instances,
-            labeled=labeled,
-            target=target,
-            client=client,
-            variance=self._residual_variance(unwrapped),
-        ).run()
-
-    def _residual_variance(self, unwrapped: Unwrapped) -> float | None:
-        """Return that of the learner's own labels, where they are numbers."""
-        net, y = unwrapped.net, unwrapped.y_training
-        if unwrapped.variance is not None or y is None:
-            return unwrapped.variance
-        if not isinstance(likelihood_of(net, self.likelihood), Gaussian):
-            return None
-        return residual_variance(y, net.predict(unwrapped.transform(unwrapped.X_training)))
+        return settings
 
     def query(
         self,
@@ -319,10 +247,9 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
             # As for any other classifier: its input is checked, and its net found inside.
             indices, gains = self(self, X_pool, n_instances, X_labeled=X_labeled, X_target=X_target)
         else:
-            self._check(X_pool, X_labeled, X_target)
-            indices, gains = self._keep(
-                self._first_batch(self.estimator, X_pool, n_instances, X_labeled, X_target)
-            )
+            settings = self._checked(X_pool, X_labeled, X_target)
+            asked = X_pool, n_instances, settings, X_labeled, X_target
+            indices, gains = self._keep(run_first_batch(self.estimator, *asked))
         instances = take_rows(X_pool, indices)
         return (indices, instances, gains) if return_metrics else (indices, instances)
 
@@ -382,7 +309,3 @@ def fisher_mask_sampling(
     """
     sampler = FisherMaskSampler(**parameters)
     return sampler(classifier, X_pool, n_instances, X_labeled=X_labeled, X_target=X_target)
-
-
-def _here(X: Data) -> Data:
-    return np.asarray(X) if is_dask(X) else X
