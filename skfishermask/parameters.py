@@ -84,7 +84,7 @@ class MethodParameters:
         Rows of V(x). None: all, exact. An int: that number of leading ones or, where no row leads
         (a label a position, numbers), of random combinations, exact in the mean. A float in
         (0, 1): as many leading ones as keep that share of the trace. The cost of everything falls
-        in proportion. ``"auto"``: the leading ones that keep 90% of the trace, or all where no row
+        in proportion. ``"auto"``: the leading ones that keep 95% of the trace, or all where no row
         leads; in both cases at most 16. The diagonal Fisher information, which ranks parameters
         and nothing else, then takes 3 of them.
     target : {"pool", "identity"}, default="pool"

@@ -48,7 +48,7 @@ from skfishermask.progress import Progress
 from skfishermask.selection import Batch, SelectionProblem
 
 # Rows of V(x) by default: the share of the trace that they keep, and their number at most.
-_KEPT_TRACE, _MOST_DIRECTIONS = 0.9, 16
+_KEPT_TRACE, _MOST_DIRECTIONS = 0.95, 16
 # Rows that rank the parameters by default: of 9, three keep 99.9% of what the batch gains.
 _RANKING_DIRECTIONS = 3
 # Rows of several sets of samples.
