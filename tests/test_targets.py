@@ -247,6 +247,8 @@ def test_another_ignore_index() -> None:
     [
         (FisherMaskSampler(), NUMBERS[:, 0], "Unknown label type: continuous"),
         (FisherMaskSampler(), LABELS, "y should be a 1d array"),
+        (FisherMaskSampler(), NUMBERS[:, 0].tolist(), 'numbers: likelihood="gaussian"'),
+        (FisherMaskSampler(), LABELS.tolist(), 'several labels a sample: likelihood="bernoulli"'),
         (FisherMaskSampler(likelihood="bernoulli"), LABELS[:, 0], r"y of shape \(n, n_labels\)"),
         (FisherMaskSampler(likelihood="bernoulli"), NUMBERS, "with 0 and 1"),
         (FisherMaskSampler(likelihood="gaussian"), np.full(120, np.nan), "y contains NaN"),

@@ -34,14 +34,19 @@ def restore_value(tensor: Tensor) -> Restore:
 
     def restore() -> None:
         with torch.no_grad():
-            # `tensor.data = other` has replaced its memory.
-            if storage_of(tensor) != storage_of(data):
+            # `tensor.data = other` has replaced its memory, or `resize_` has changed its shape.
+            if _place_of(tensor) != _place_of(data):
                 tensor.data = data
             # Only where needed: writing makes a graph that used the tensor invalid.
             if _differs(tensor, version, value):
                 tensor.copy_(value)
 
     return restore
+
+
+def _place_of(tensor: Tensor) -> object:
+    strides = tensor.stride() if tensor.layout == torch.strided else None
+    return storage_of(tensor), tensor.shape, strides
 
 
 def storage_of(tensor: Tensor) -> int | None:

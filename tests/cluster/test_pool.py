@@ -382,7 +382,18 @@ def test_too_little_memory_is_found_before_the_work(net: Any, pool: np.ndarray) 
     assert started == []
 
 
-def test_few_rows_need_all_of_the_matrices(net: Any, pool: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("rows", "chunks", "options"),
+    [
+        (8, 4, {}),
+        # Fewer rows still, of random combinations; chunks of one sample.
+        (8, 4, {"n_directions": 1}),
+        (3, 1, {}),
+    ],
+)
+def test_few_rows_need_all_of_the_matrices(
+    net: Any, pool: np.ndarray, rows: int, chunks: int, options: dict[str, Any]
+) -> None:
     # Eight samples have 72 rows; the 700 x 700 matrices of a worker take 47 MB.
     shares = ("target", "spill", "pause", "terminate")
     with (
@@ -390,4 +401,4 @@ def test_few_rows_need_all_of_the_matrices(net: Any, pool: np.ndarray) -> None:
         cluster(2, processes=False, memory_limit="40MB"),
         pytest.raises(MemoryError, match=r"each of which needs 0\.05 GB for 700 x 700"),
     ):
-        sampler(mask_fraction=700)(net, da.from_array(pool[:8], (4, 64)), 5)
+        sampler(mask_fraction=700, **options)(net, da.from_array(pool[:rows], (chunks, 64)), 2)

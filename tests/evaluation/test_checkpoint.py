@@ -69,6 +69,8 @@ DAMAGED = {
     "null": "null",
     "other keys": '{"steps": []}',
     "no dict inside": '{"sha256": "0", "content": []}',
+    "a list of its keys": '["sha256", "content"]',
+    "a byte order mark": b"\xef\xbb\xbf" + b'{"sha256": "0", "content": {}}',
     "deep": "[" * 200_000,
     "deep inside": '{"sha256": "0", "content": ' + "[" * 50_000 + "]" * 50_000 + "}",
     "not UTF-8": b"\xff\xfe\x00",

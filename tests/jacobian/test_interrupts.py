@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from skfishermask import FisherMaskSampler, fisher_diagonal
+from skfishermask.fisher import embedding_blocks
 from skfishermask.jacobian import interrupts, isolation
 from skfishermask.jacobian.interrupts import Reversible
 from skfishermask.jacobian.isolation import exact_mode, isolated, seeded
-from tests.jacobian.test_isolation import Careless, careless, changed, state
+from tests.jacobian.test_isolation import Careless, careless, changed, mask_of, state
 from tests.nets import digits, fitted, logits_net
 
 X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
@@ -37,6 +38,19 @@ def interruptible() -> Iterator[None]:
 def read(module: Careless) -> None:
     with seeded(1), isolated(module, module.parameters()), exact_mode():
         torch.rand(1)
+
+
+def read_inside_a_read(module: Careless) -> None:
+    """As `isolated` and `seeded` overlap where a net is queried in a query."""
+    with isolated(module, [module.hidden.weight]), exact_mode():
+        read(module)
+
+
+def read_in_part(module: Careless) -> None:
+    """As a loop over an embedding does that is left early."""
+    blocks = embedding_blocks(module, [X[:3], X[3:]], mask_of(module))
+    next(blocks)
+    blocks.close()
 
 
 class Interrupt:
@@ -65,21 +79,26 @@ def tracing(interrupt: Interrupt) -> Iterator[None]:
         sys.settrace(before)
 
 
-def n_instructions() -> int:
+def n_instructions(work: Callable[[Careless], None]) -> int:
     counter = Interrupt(-1)
     with tracing(counter):
-        read(careless())
+        work(careless())
     return counter.count
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_an_interrupt_at_any_instruction_leaves_no_trace(part: int) -> None:
-    numbers = np.linspace(1, n_instructions(), 160).astype(int)[part::4]
+@pytest.mark.parametrize(
+    ("work", "part"),
+    [*((read, part) for part in range(4)), (read_inside_a_read, 0), (read_in_part, 1)],
+)
+def test_an_interrupt_at_any_instruction_leaves_no_trace(
+    work: Callable[[Careless], None], part: int
+) -> None:
+    numbers = np.linspace(1, n_instructions(work), 160).astype(int)[part::4]
     module, handler = careless(), signal.getsignal(signal.SIGINT)
     before = state(module)
     for number in numbers.tolist():
         with pytest.raises(KeyboardInterrupt), tracing(Interrupt(number)):
-            read(module)
+            work(module)
         assert changed(before, state(module)) == [], number
         assert signal.getsignal(signal.SIGINT) is handler, number
 

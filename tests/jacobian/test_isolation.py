@@ -315,10 +315,16 @@ class WritesToItsInput(nn.Module):
                 x[:, :2] = 0
             case "fill":
                 x.masked_fill_(x > 0, 0.1)
+            case "NumPy":
+                x.numpy()[:, 0] *= 3
+            case "other memory":
+                x.set_(x + 1)
         return self.linear(x)
 
 
-@pytest.mark.parametrize("how", ["in place", "data", "out", "view", "fill"])
+@pytest.mark.parametrize(
+    "how", ["in place", "data", "out", "view", "fill", "NumPy", "other memory"]
+)
 def test_the_users_tensors_are_not_written_to(how: str) -> None:
     torch.manual_seed(0)
     module, x = WritesToItsInput(how), torch.randn(6, 5)
@@ -330,6 +336,38 @@ def test_the_users_tensors_are_not_written_to(how: str) -> None:
     module.how = "not at all"
     torch.testing.assert_close(found, fisher_diagonal(module, [x[:4], x[4:]]))
     torch.testing.assert_close(embedded, fisher_embedding(module, [x], mask_of(module)))
+
+
+class WritesToItself(nn.Module):
+    """In ways that no version of a tensor counts, or that change its shape."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.linear, self.how = nn.Linear(5, 3), how
+        self.register_buffer("total", torch.zeros(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.how:
+            case "a weight, through NumPy":
+                self.linear.weight.detach().numpy()[0] *= 1.000001
+            case "a buffer, resized":
+                self.total.resize_(len(self.total) + 2).fill_(1)
+            case "a buffer, deleted":
+                self._buffers.pop("total", None)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(
+    "how", ["a weight, through NumPy", "a buffer, resized", "a buffer, deleted"]
+)
+@pytest.mark.parametrize("read", [READS["diagonal"], READS["embedding"]])
+def test_what_a_forward_pass_writes_to_the_network_is_undone(
+    read: Callable[..., object], how: str
+) -> None:
+    module, x = WritesToItself(how), torch.randn(6, 5)
+    before = state(module)
+    read(module, x)
+    assert changed(before, state(module)) == []
 
 
 def test_only_wanted_parameters_are_trainable() -> None:

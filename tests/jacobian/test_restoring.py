@@ -22,8 +22,10 @@ from tests.jacobian.test_isolation import READS, fail
         lambda t: setattr(t, "data", t.data * 2),
         lambda t: setattr(t, "data", t.data.clone()),
         lambda t: t.fill_(torch.nan),
+        lambda t: t.resize_(2).zero_(),
+        lambda t: t.unsqueeze_(1),
     ],
-    ids=["in place", "data", "other memory", "equal memory", "NaN"],
+    ids=["in place", "data", "other memory", "equal memory", "NaN", "fewer", "another shape"],
 )
 def test_a_value_is_restored_in_its_memory(write: object) -> None:
     tensor = nn.Parameter(torch.tensor([1.0, torch.nan, 3.0]), requires_grad=False)

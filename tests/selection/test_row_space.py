@@ -107,20 +107,31 @@ def query(n, n_labeled, **more):
     return sampler.query_info_
 def peak():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-query(8, 4, memory_share=1e-9)
+query(8, 4, **MORE)
 before = peak()
-info = query(110, 30, memory_share=1e-9)
+info = query(*NUMBERS, **MORE)
 print(json.dumps([peak() - before, info["dimensions"], info["embedding_storage"]]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere another unit")
-def test_few_rows_on_disk_take_no_more_than_was_estimated() -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", QUERY], capture_output=True, text=True, check=True
-    )
+@pytest.mark.parametrize(
+    ("n", "n_labeled", "options", "place"),
+    [
+        (110, 30, {"memory_share": 1e-9}, "scratch file"),
+        # Most rows are of labelled samples; in memory, where the embedding counts too.
+        (20, 120, {"memory_share": 1e-9}, "scratch file"),
+        (110, 30, {}, "memory"),
+    ],
+)
+def test_few_rows_take_no_more_than_was_estimated(
+    n: int, n_labeled: int, options: dict[str, float], place: str
+) -> None:
+    code = f"NUMBERS, MORE = {(n, n_labeled)}, {options}\n{QUERY}"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     taken, dimensions, storage = json.loads(found.stdout)
-    estimate = MemoryEstimate(110, 9, N_COLUMNS, torch.float32, n_others=30)
-    assert (dimensions, storage) == (estimate.dimensions, "scratch file") == (1260, "scratch file")
+    estimate = MemoryEstimate(n, 9, N_COLUMNS, torch.float32, n_others=n_labeled)
+    assert (dimensions, storage) == (estimate.dimensions, place) == (1260, place)
     # All of it in float64, with a decomposition, would take several times that.
-    assert taken <= estimate.matrices_bytes + estimate.gains_bytes
+    in_memory = estimate.embedding_bytes if place == "memory" else 0
+    assert taken <= estimate.matrices_bytes + estimate.gains_bytes + in_memory
