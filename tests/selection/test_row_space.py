@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from skorch import NeuralNetClassifier
+from torch import Tensor, nn
 
+from skfishermask import PUBLISHED, FisherMaskSampler
 from skfishermask.fisher import fisher_matrix
 from skfishermask.placement import MemoryEstimate
 from skfishermask.selection import SelectionProblem, row_coordinates, select, stored
 from skfishermask.selection.storage import ScratchEmbedding
-from tests import oracles
+from tests import forked, oracles
 from tests.problems import problem
 
 
@@ -88,33 +89,32 @@ def labelled(V: Tensor, n_labeled: int) -> dict[str, Any]:
 # --- Memory ---------------------------------------------------------------------------
 
 N_COLUMNS = 16_000
-# A query of few rows with its embedding in a file, in a process of its own: what it takes at most
-# beside what it took before, and its estimate.
-QUERY = f"""
-import json, resource, numpy as np, torch
-from torch import nn
-from skorch import NeuralNetClassifier
-from skfishermask import PUBLISHED, FisherMaskSampler
-from skfishermask.query import Query
-torch.set_num_threads(1)
-X = np.random.default_rng(0).normal(size=(300, {N_COLUMNS // 10})).astype("float32")
-net = NeuralNetClassifier(nn.Linear, module__in_features={N_COLUMNS // 10},
-    module__out_features=10, module__bias=False, criterion=nn.CrossEntropyLoss).initialize()
-options = dict(mask="all", **PUBLISHED, batch_size=10, random_state=0)
-def query(n, n_labeled, **more):
-    sampler = FisherMaskSampler(**options, **more)
-    sampler(net, X[:n], 5, X_labeled=X[n:n + n_labeled])
-    return sampler.query_info_
-def peak():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-query(8, 4, **MORE)
-before = peak()
-info = query(*NUMBERS, **MORE)
-print(json.dumps([peak() - before, info["dimensions"], info["embedding_storage"]]))
-"""
+
+
+def query_of_few_rows(n: int, n_labeled: int, more: dict[str, float]) -> tuple[int, int, str]:
+    """Return the bytes that a query takes beside what was taken before, dimensions and place."""
+    import resource
+
+    def peak() -> int:
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def query(n: int, n_labeled: int) -> dict[str, Any]:
+        sampler = FisherMaskSampler(mask="all", batch_size=10, random_state=0, **PUBLISHED, **more)
+        sampler(net, X[:n], 5, X_labeled=X[n : n + n_labeled])
+        return sampler.query_info_
+
+    torch.set_num_threads(1)
+    X = np.random.default_rng(0).normal(size=(300, N_COLUMNS // 10)).astype("float32")
+    module = nn.Linear(N_COLUMNS // 10, 10, bias=False)
+    net = NeuralNetClassifier(module, criterion=nn.CrossEntropyLoss).initialize()
+    query(8, 4)
+    before = peak()
+    info = query(n, n_labeled)
+    return peak() - before, info["dimensions"], info["embedding_storage"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere another unit")
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize(
     ("n", "n_labeled", "options", "place"),
     [
@@ -127,9 +127,10 @@ print(json.dumps([peak() - before, info["dimensions"], info["embedding_storage"]
 def test_few_rows_take_no_more_than_was_estimated(
     n: int, n_labeled: int, options: dict[str, float], place: str
 ) -> None:
-    code = f"NUMBERS, MORE = {(n, n_labeled)}, {options}\n{QUERY}"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    taken, dimensions, storage = json.loads(found.stdout)
+    # In a process of its own: no other test has raised its peak.
+    status, found = forked.run(query_of_few_rows, n, n_labeled, options)
+    assert status == 0
+    taken, dimensions, storage = found
     estimate = MemoryEstimate(n, 9, N_COLUMNS, torch.float32, n_others=n_labeled)
     assert (dimensions, storage) == (estimate.dimensions, place) == (1260, place)
     # All of it in float64, with a decomposition, would take several times that.
