@@ -337,7 +337,9 @@ def test_a_search_inside() -> None:
 
 def learner(start: int = 0) -> ActiveLearner:
     rows = slice(start, start + 50)
-    return ActiveLearner(sampler(), FisherMaskSampler(**TINY), X[rows], HALVES[rows])
+    return ActiveLearner(
+        sampler(net(max_epochs=20)), FisherMaskSampler(**TINY), X[rows], HALVES[rows]
+    )
 
 
 def test_a_learner_with_a_sampler_as_estimator_and_as_strategy() -> None:
