@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from skfishermask import PUBLISHED, FisherMaskSampler, fisher_diagonal
 from skfishermask.modal import ActiveLearner
 from tests import nets, oracles
+from tests.pairs import each_with_one
 
 X, Y = nets.digits()
 # Parameters of all layers, chosen without a diagonal.
@@ -107,28 +109,29 @@ def assert_same(found: Any, expected: Any, rtol: float = 1e-4) -> None:
 DIGITS = (16 * X).astype("float64")
 
 
-@pytest.mark.parametrize(
-    ("net", "samples", "same"),
-    [
-        (lambda: net_of(Times()), 2.0**30 + X.astype("float64"), X),
-        (lambda: net_of(LargeIntegers()), 2**24 + DIGITS, X),
-        (lambda: net_of(Prepared().mlp, Scaling), 2.0**30 + X.astype("float64"), X),
-        (lambda: net_of(Narrow()), 2**10 + 2**4 * X, None),
-        (lambda: net_of(Bytes()), (16 * X).astype("uint8"), X),
-        (lambda: net_of(Signs()), X > 0.5, np.where(X > 0.5, 1, -1).astype("float32")),
-    ],
-    ids=[
-        "float64 times",
-        "integers as floats",
-        "scaling in infer",
-        "float32 into bfloat16",
-        "bytes",
-        "booleans",
-    ],
-)
-@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["array", "tensor"])
-def test_a_net_prepares_its_input_itself(net: Any, samples: Any, same: Any, kind: Any) -> None:
-    made, samples = net(), kind(samples)
+# How the net is made, its samples, and what it makes of them.
+PREPARING: dict[str, tuple[Callable[[], Any], np.ndarray, np.ndarray | None]] = {
+    "float64 times": (lambda: net_of(Times()), 2.0**30 + X.astype("float64"), X),
+    "integers as floats": (lambda: net_of(LargeIntegers()), 2**24 + DIGITS, X),
+    "scaling in infer": (
+        lambda: net_of(Prepared().mlp, Scaling),
+        2.0**30 + X.astype("float64"),
+        X,
+    ),
+    "float32 into bfloat16": (lambda: net_of(Narrow()), 2**10 + 2**4 * X, None),
+    "bytes": (lambda: net_of(Bytes()), (16 * X).astype("uint8"), X),
+    "booleans": (
+        lambda: net_of(Signs()),
+        X > 0.5,
+        np.where(X > 0.5, 1, -1).astype("float32"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("way", "kind"), each_with_one(PREPARING, ["array", "tensor"]))
+def test_a_net_prepares_its_input_itself(way: str, kind: str) -> None:
+    net, raw, same = PREPARING[way]
+    made, samples = net(), torch.as_tensor(raw) if kind == "tensor" else raw
     found = picks(made, samples[60:160], samples[:60])
     if same is None:
         p = made.predict_proba(samples[60:160])
@@ -231,7 +234,7 @@ def test_the_net_makes_batches_in_a_way_of_its_own(way: str) -> None:
     net = net_of(Prepared(), **OWN_WAYS[way])
     found = picks(net)
     assert_same(found, plain(np.float32(0.5)))
-    assert_same(picks(net, batch_size=7), found)
+    assert_same(picks(net, batch_size=25), found)
 
 
 class Tempered(NeuralNetClassifier):
@@ -421,14 +424,14 @@ class Divided(Prepared):
         return super().forward(x) + torch.where(size == 0, 0.0, 1e-9 / size)
 
 
-@pytest.mark.parametrize("module", [Rooted, Attending, Divided])
-@pytest.mark.parametrize("mask", ["all", "global"])
-@pytest.mark.parametrize("max_candidates", [None, 95])
-def test_gradients_that_are_not_finite_are_told_by_row(
-    module: Any, mask: str, max_candidates: Any
-) -> None:
+@pytest.mark.parametrize(
+    ("asked", "module"),
+    each_with_one(product(["all", "global"], [None, 95]), [Rooted, Attending, Divided]),
+)
+def test_gradients_that_are_not_finite_are_told_by_row(asked: Any, module: Any) -> None:
     pool = X[60:160].copy()
     pool[83, 0] = 7
+    mask, max_candidates = asked
     options = {"mask": mask, "n_mask_samples": None, "max_candidates": max_candidates}
     with pytest.raises(ValueError, match="gradients are NaN or infinite for row 83 of X_pool"):
         picks(net_of(module()), pool, **options)
