@@ -154,9 +154,9 @@ def test_no_batch_is_made_of_other_samples_in_a_query() -> None:
     """The next sample is taken for the one that was left out, and the last for no sample at all."""
     net = nets.fitted(nets.logits_net(iterator_valid__collate_fn=readable_only))
     sampler = FisherMaskSampler(mask="output_layer", **PUBLISHED, random_state=0)
-    with pytest.raises(ValueError, match=r"32 samples in batch 0 of X_pool .* found 31"):
+    with pytest.raises(ValueError, match=r"50 samples in batch 0 of X_pool .* found 49"):
         sampler(net, Faulty(unreadable), 5)
-    with pytest.raises(ValueError, match=r"32 samples in batch 0 of X_labeled .* found no batch"):
+    with pytest.raises(ValueError, match=r"50 samples in batch 0 of X_labeled .* found no batch"):
         sampler(net, X[:60], 5, X_labeled=Faulty(stop))
 
 
