@@ -24,7 +24,7 @@ BENCHMARKS = (
 )
 PACKAGES = [
     *("numpy", "scipy", "scikit-learn", "torch", "skorch", "modAL-python", "scikit-activeml"),
-    *("pandas", "matplotlib"),
+    *("pandas", "matplotlib", "transformers"),
 ]
 
 
