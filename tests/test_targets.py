@@ -66,6 +66,7 @@ def tagger(**more: Any) -> NeuralNetClassifier:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_training")
 def test_check_estimator_as_a_regressor() -> None:
     sampler = FisherMaskSampler(likelihood="gaussian", random_state=0)
@@ -95,6 +96,7 @@ NOT_OF_LABELS = {
     parse_version(sklearn.__version__) < parse_version("1.9"),
     reason="more checks of older suites bring their own labels",
 )
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_training")
 def test_check_estimator_with_several_labels() -> None:
     sampler = FisherMaskSampler(likelihood="bernoulli", random_state=0)

@@ -67,8 +67,8 @@ def forget_cases() -> Iterator[None]:
     case.cache_clear()
 
 
-# In float32 too: every third network, and where float32 is computed otherwise.
-IN_FLOAT32 = {*list(networks.NETWORKS)[::3], *BFLOAT16}
+# In float32 too: every fifth network, and where float32 is computed otherwise.
+IN_FLOAT32 = {*list(networks.NETWORKS)[::5], *BFLOAT16}
 
 
 def networks_and_dtypes() -> Iterator[Any]:

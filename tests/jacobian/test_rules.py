@@ -429,8 +429,7 @@ def test_bags(cases: Cases, layout: Callable, device: str) -> None:
     check(cases, layout, indices(n_columns(cases)), device)
 
 
-@pytest.mark.parametrize("layout", SEVERAL_AXES.values(), ids=SEVERAL_AXES)
-@pytest.mark.parametrize("cases", together(with_inputs(OTHERS, 5)))
+@pytest.mark.parametrize(("cases", "layout"), in_layouts(SEVERAL_AXES, with_inputs(OTHERS, 5)))
 def test_other_operations(cases: Cases, layout: Callable, device: str) -> None:
     check(cases, layout, numbers(n_columns(cases)), device, quiet=False)
 
