@@ -21,7 +21,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from skfishermask.selection import SelectionProblem, StoredEmbedding, in_one_thread, stored
+from skfishermask.fisher import fisher_matrix
+from skfishermask.selection import (
+    SelectionProblem,
+    StoredEmbedding,
+    fingerprints,
+    first_of_equals,
+    in_one_thread,
+    stored,
+    unit_roundoff,
+)
 
 # Landmarks of the kernel: 500 keep 97% of what exact features reduce, at a tenth of the cost.
 _N_LANDMARKS = 500
@@ -99,17 +108,23 @@ class KernelFeatures:
         whitening = vectors[:, kept] / values[kept].sqrt()
         return cls(centers, torch.cat([whitening, -solved @ whitening]), radius)
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return the features of samples of unit length, (n, d), as an embedding (n, 1, m).
 
-        They are float64, and so is the unit length, for samples that cover as much to tie: float32
-        rounds equal rows of a product differently.
+        In float32 they take half the time. Equal samples have equal features then too, and so tie,
+        although float32 rounds equal rows of a product differently.
         """
-        features = [
-            kernel(normalize(chunk.double()), self.centers, self.radius) @ self.weights
-            for chunk in inputs.split(_CHUNK_ROWS)
-        ]
-        return torch.cat(features)[:, None]
+        centers, weights = self.centers.to(dtype), self.weights.to(dtype)
+        features = inputs.new_empty((len(inputs), weights.shape[1]), dtype=dtype)
+        marks = []
+        for chunk, out in zip(inputs.split(_CHUNK_ROWS), features.split(_CHUNK_ROWS), strict=True):
+            units = normalize(chunk.double())
+            torch.mm(kernel(units.to(dtype), centers, self.radius), weights, out=out)
+            if dtype != torch.float64:
+                # Of samples that differ by a factor, units differ in float64's last digits.
+                marks.append(fingerprints(units.to(dtype)))
+        first = first_of_equals(torch.cat(marks)) if marks else None
+        return (features if first is None else features[first])[:, None]
 
 
 def kernel(a: Tensor, b: Tensor, radius: float) -> Tensor:
@@ -169,16 +184,20 @@ def coverage_problem(
         mean = weights.mean().expand(len(pool)) * (len(target) / len(pool))
         shares = torch.cat([mean, weights])
     n_landmarks = max(_N_LANDMARKS, _LANDMARKS_PER_PICK * n_instances)
-    if len(landmarks) > n_landmarks:
+    # Where features are exact, samples that differ may tie too; and the weights of the features
+    # enlarge what a mode of reduced precision leaves out.
+    is_large, is_exact = len(landmarks) > n_landmarks, unit_roundoff(torch.float32) < 1e-6
+    dtype = torch.float32 if is_large and is_exact else torch.float64
+    if is_large:
         share = shares.double().cpu().numpy() + _LEAST_WEIGHT * float(weights.mean())
         drawn = _drawn(rng, len(landmarks), n_landmarks, pool.device, share / share.sum())
         landmarks = landmarks[drawn]
     if len(labeled) > _N_CONDITIONED:
         labeled = labeled[_drawn(rng, len(labeled), _N_CONDITIONED, labeled.device)]
     features = KernelFeatures.at(landmarks, labeled)
-    embedding = features(pool)
-    covered = (embedding if target is None else features(target))[:, 0]
-    fisher = (covered.T * weights.to(covered)) @ covered / len(covered)
+    embedding = features(pool, dtype)
+    covered = embedding if target is None else features(target, dtype)
+    fisher = fisher_matrix(covered * weights.to(covered).sqrt()[:, None, None])
     problem = SelectionProblem(n_instances, fisher, regularization=_NOISE)
     return stored(embedding), problem
 

@@ -84,6 +84,32 @@ def test_equal_candidates_are_taken_once_each() -> None:
     assert selected(pool, pool[:0], weights(9, 1), 9) == [*range(9)]
 
 
+def test_equal_candidates_of_a_large_pool_tie() -> None:
+    """With features in float32, and where equal directions have several lengths."""
+    kinds = torch.arange(700) % 350
+    pool = units(350, 0, d=20)[kinds] * torch.linspace(1, 3, 700)[:, None]
+    embedding, problem = coverage_problem(
+        pool, pool[:0], torch.ones(700), 60, np.random.RandomState(0)
+    )
+    assert embedding.dtype == torch.float32
+    features = embedding.take(range(700))
+    assert torch.equal(features[:350], features[350:])
+    found = select(embedding, problem).positions.tolist()
+    assert all(position < 350 or position - 350 in found for position in found)
+
+
+def test_features_are_not_computed_in_a_mode_of_reduced_precision() -> None:
+    pool, mode = units(600, 0).float(), torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        embedding, _ = coverage_problem(
+            pool, pool[:0], pool[:, 0] ** 2, 3, np.random.RandomState(0)
+        )
+    finally:
+        torch.set_float32_matmul_precision(mode)
+    assert embedding.dtype == torch.float64
+
+
 def few_distinct_rows(seed: int) -> tuple[Tensor, Tensor, Tensor, int]:
     """A pool with many ties, labelled samples, weights, and a number of picks."""
     rng = np.random.default_rng(seed)

@@ -8,8 +8,10 @@ from skfishermask.selection.batch import (
     select_batch,
 )
 from skfishermask.selection.candidates import GainState
+from skfishermask.selection.linalg import fingerprints, first_of_equals
 from skfishermask.selection.local_pool import LocalCandidatePool
 from skfishermask.selection.problem import SelectionProblem
+from skfishermask.selection.rounding import unit_roundoff
 from skfishermask.selection.row_space import row_coordinates
 from skfishermask.selection.storage import (
     EMBEDDING_DTYPES,
@@ -37,6 +39,8 @@ __all__ = [
     "SelectionProblem",
     "StoredEmbedding",
     "chunk_bytes",
+    "fingerprints",
+    "first_of_equals",
     "free_bytes",
     "gains_before_picks",
     "gigabytes",
@@ -47,4 +51,5 @@ __all__ = [
     "select_batch",
     "state_bytes",
     "stored",
+    "unit_roundoff",
 ]

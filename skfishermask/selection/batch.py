@@ -30,10 +30,8 @@ from skfishermask.selection.validation import (
 
 # Picks that share one read of the embeddings where that waits for a file or a device,
 _PICKS_PER_FETCH = 8
-# where they are in memory and mostly not in a processor's cache,
-_PICKS_PER_UNCACHED_READ = 2
-# and where they are at most as large as _CACHE_BYTES.
-_PICKS_PER_CACHED_READ = 1
+# and where they are in memory: calls cost as much as the reading.
+_PICKS_PER_READ = 4
 # Embeddings of at most this size may be in a processor's cache; the operations of a pick on them
 # are so small that one thread is faster than several on a machine with other work.
 _CACHE_BYTES = 2**26
@@ -314,8 +312,7 @@ def choose_picks_per_round(embedding: StoredEmbedding) -> int:
     """Return the number of picks that share one read of the embeddings; it changes no pick."""
     wanted = _PICKS_PER_FETCH
     if embedding.device.type == "cpu" and not embedding.is_fetched:
-        is_cached = embedding.n_bytes <= _CACHE_BYTES
-        wanted = _PICKS_PER_CACHED_READ if is_cached else _PICKS_PER_UNCACHED_READ
+        wanted = _PICKS_PER_READ
     n, r, _ = embedding.shape
     states = int(_STATES_SHARE * free_bytes(embedding.device)) // state_bytes(n, r)
     return max(1, min(wanted, states - 1))

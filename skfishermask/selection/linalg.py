@@ -141,3 +141,12 @@ def is_duplicate(fingerprints: Tensor) -> Tensor:
     duplicate = torch.zeros_like(fingerprints, dtype=torch.bool)
     duplicate[order[1:]] = ordered[1:] == ordered[:-1]
     return duplicate
+
+
+def first_of_equals(fingerprints: Tensor) -> Tensor | None:
+    """Return the index of the first sample that equals each, (n,); None where none are equal."""
+    if not is_duplicate(fingerprints).any():
+        return None
+    _, kinds = torch.unique(fingerprints, return_inverse=True)
+    index = torch.arange(len(kinds), device=kinds.device)
+    return torch.full_like(kinds, len(kinds)).scatter_reduce(0, kinds, index, "amin")[kinds]

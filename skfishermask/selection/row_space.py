@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skfishermask.selection.candidates import check_finite
-from skfishermask.selection.linalg import fingerprints, is_duplicate
+from skfishermask.selection.linalg import fingerprints, first_of_equals
 from skfishermask.selection.storage import StoredEmbedding
 
 # Of the columns that are read at a time, in float64;
@@ -57,12 +57,9 @@ def row_coordinates(embedding: StoredEmbedding) -> Tensor:
     factor = _cholesky(gram)
     del gram
     coordinates = factor.contiguous().mul_(sizes[:, None]).view(n, r, n * r)
-    if is_duplicate(marks).any():
-        _, kinds = torch.unique(marks, return_inverse=True)
-        first = torch.full_like(kinds, n).scatter_reduce(
-            0, kinds, torch.arange(n, device=kinds.device), "amin"
-        )
-        coordinates = coordinates[first[kinds]]
+    first = first_of_equals(marks)
+    if first is not None:
+        coordinates = coordinates[first]
     return coordinates
 
 

@@ -94,9 +94,8 @@ def concatenate_factors(picks: Sequence[Pick], dtype: torch.dtype) -> tuple[Tens
     The factors, (k, picks 2 r) in `dtype`, are U and T of the first pick, then those of the second,
     and on; the norms, (picks, 2), are in float64.
     """
-    factors = picks[0].factors
-    k, width = factors.shape
-    if len(picks) > 1:
-        factors = torch.cat([pick.factors for pick in picks], 1)
-    norms = torch.linalg.vector_norm(factors.view(k, -1, 2, width // 2), dim=(0, 3))
-    return factors.to(dtype), norms.double()
+    k, width = picks[0].factors.shape
+    rows = torch.cat([pick.factors.T for pick in picks])
+    norms = torch.linalg.vector_norm(rows.view(-1, 2, width // 2, k), dim=(2, 3))
+    # Column after column: MKL multiplies by a few of them up to seven times faster than by rows.
+    return rows.to(dtype).T, norms.double()

@@ -6,6 +6,7 @@ import torch
 from skfishermask.selection.linalg import (
     QuadraticForm,
     fingerprints,
+    first_of_equals,
     is_duplicate,
     trace_gains,
 )
@@ -76,3 +77,11 @@ def test_fingerprints_are_equal_for_equal_samples() -> None:
     v[9, 1, 6] = torch.nextafter(v[8, 1, 6], torch.tensor(9.0))
     again = torch.nonzero(is_duplicate(fingerprints(v))).flatten().tolist()
     assert again == [40, 60, 100, 200]
+
+
+def test_first_of_equals(any_device: str) -> None:
+    marks = torch.tensor([7, -3, 7, 5, -3, 7], device=any_device)
+    first = first_of_equals(marks)
+    assert first is not None
+    assert first.tolist() == [0, 1, 0, 3, 1, 0]
+    assert first_of_equals(marks[:2]) is None
