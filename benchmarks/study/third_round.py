@@ -29,8 +29,8 @@ UHERDING = "UHerding, radius 1"
 # In the matrix of wins.
 SHORT = {ALONE: "the default", DEFAULT: "the default before", UHERDING: "UHerding"}
 ORACLE = "oracle"
-# Of the protocol: what a first batch should gain, and the level of a loss.
-WANTED_GAIN, LEVEL = 0.05, 0.05
+# Of the protocol: the level of a loss, and the largest standard error of a difference.
+LEVEL, WANTED_ERROR = 0.05, 0.006
 NAMES = DATASETS | {
     "cifar10-features": "CIFAR-10 features",
     "wordnet-verbs": "definitions of verbs",
@@ -139,6 +139,12 @@ def curves(settings: Sequence[Curve]) -> dict[str, Any] | None:
         for name, d in ahead.items()
         if len(d) > 1 and d.mean() + stats.t.ppf(quantile, len(d) - 1) * standard_error(d) < 0
     ]
+    errors = {
+        (s.name, other): standard_error((table[ALONE] - table[other]).to_numpy())
+        for s in settings
+        for other in (RANDOM, UHERDING)
+        if len(table := s.scores([ALONE, other])) > 1
+    }
     parts = {kind: [s for s in settings if s.kind == kind] for kind in KINDS} | {"all": settings}
     in_some = {n: [s for s in settings if n in s.curves] for n in ran if n not in names}
     least = min(ahead, key=lambda name: ahead[name].mean())
@@ -146,6 +152,8 @@ def curves(settings: Sequence[Curve]) -> dict[str, Any] | None:
     return {
         "n_settings": len(settings),
         "n_seeds": (min(numbers), max(numbers)),
+        "errors": (float(np.median([*errors.values()])), max(errors.values())),
+        "inexact": list(dict.fromkeys(n for (n, _), e in errors.items() if e > WANTED_ERROR)),
         "names": names,
         "minus": {
             kind: {other: minus(some, ALONE, other) for other in names if other != ALONE}

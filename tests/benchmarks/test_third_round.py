@@ -71,6 +71,8 @@ def test_values(folder: Path) -> None:
     assert found["wins"]["margin"][names.index("random")] == 1
     assert found["wins"]["the default before"][names.index("UHerding")] == 1  # where both ran
     assert found["below"] == []
+    assert found["errors"] == pytest.approx((0, 0))  # each seed gains the same
+    assert found["inexact"] == []
     assert found["least"][1] == pytest.approx(0.01)
     assert found["seconds"] == 2
     first = found["first"][20]
@@ -112,7 +114,7 @@ def test_the_page_shows_it(folder: Path) -> None:
     assert "a network needed about" in text
     assert "On balanced pools the default minus random sampling is +3.0 (+3.0 to +3.0)" in text
     assert "It is *not* shown to be better than UHerding" in text
-    assert "3 to 3 of the 20 seeds have run" in text
+    assert "3 to 3 seeds have run, so the tests are not decided" in text
     assert "with 20 labels that gains +3.5" in text
     assert "Here each beats the one before in 100, 100 percent" in text
     assert "so the order holds." in text
