@@ -146,9 +146,9 @@ def mark(verdict: str) -> str:
 
 
 def with_interval(comparison: Any) -> str:
-    """Return a difference in points, marked, with its 95% interval."""
+    """Return a difference in points with its 95% interval."""
     low, high = points(comparison.low), points(comparison.high)
-    return f"{mark(comparison.verdict)}{points(comparison.mean)} ({low} to {high})"
+    return f"{points(comparison.mean)} ({low} to {high})"
 
 
 def percent(share: float) -> str:
