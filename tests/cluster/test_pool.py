@@ -42,11 +42,11 @@ pytestmark = pytest.mark.xdist_group("processes")
     [
         {},
         {"oversample": 1.5, "n_mask_samples": 100},
-        {"n_directions": 0.9},
-        {"coverage_share": 0.5},
+        pytest.param({"n_directions": 0.9}, marks=pytest.mark.slow),
+        pytest.param({"coverage_share": 0.5}, marks=pytest.mark.slow),
         {"max_candidates": 200, "target": "identity", "use_labeled": False},
         {"mask": "output_layer", "batch_size": 7},
-        {"mask": "relative"},
+        pytest.param({"mask": "relative"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -167,9 +167,10 @@ class Scores(nn.Module):
             {"n_directions": 0.8},
         ),
         (DoubleNet(Scores, criterion=nn.CrossEntropyLoss), {"to_logits": lambda z: z["scores"]}),
-        (
+        pytest.param(
             DoubleNet(mlp(), criterion=nn.CrossEntropyLoss, compile=True, compile__backend="eager"),
             {},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["infer", "to_logits", "compiled"],
@@ -199,7 +200,7 @@ class Tagger(nn.Module):
     "more",
     [
         {"n_directions": 3, "n_mask_samples": 90, "max_candidates": 200},
-        {"n_directions": None, "batch_size": 7},
+        pytest.param({"n_directions": None, "batch_size": 7}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -361,9 +361,12 @@ NETS: dict[str, Callable[[], NeuralNetClassifier]] = {
 }
 
 
-@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
-def test_names_are_those_of_the_module(make: Any) -> None:
-    net = make()
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "compiled" else ()) for name in NETS],
+)
+def test_names_are_those_of_the_module(name: str) -> None:
+    net = NETS[name]()
     before = set(vars(net))
     module = NetModule(net)
     expected = dict(net.module_.named_parameters())
