@@ -42,8 +42,9 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
 
     By default the batch covers the inputs of the network, weighted by the uncertainty of its
     predictions (`coverage_share`): the objective below on the features of a kernel, which a
-    comparison of strategies decided. With ``**skfishermask.PUBLISHED`` it is the method as
-    published, and without such inputs a quicker form of it.
+    comparison of strategies decided. ``FisherMaskSampler(**skfishermask.PUBLISHED)`` is the method
+    as published, with ``mask_fraction=0.002`` that of the paper's experiments; without such inputs
+    the default is a quicker form of it.
 
     The method ranks the network's parameters by their diagonal Fisher information, keeps a mask of
     the most informative ones, describes each candidate x by the Fisher embedding V(x) of its
