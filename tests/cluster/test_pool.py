@@ -84,7 +84,7 @@ def test_same_choice_with_target_samples(
     assert_same(sampler()(net, da.from_array(pool, UNEVEN), 12, **asked), expected)
 
 
-@pytest.mark.parametrize("n_workers", [1, 4])
+@pytest.mark.parametrize("n_workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_same_choice_with_other_numbers_of_workers(
     net: Any, pool: np.ndarray, labeled: np.ndarray, n_workers: int
 ) -> None:
@@ -166,7 +166,11 @@ class Scores(nn.Module):
             Halved(nn.Sequential(*mlp(), nn.Linear(10, 12)), criterion=nn.CrossEntropyLoss),
             {"n_directions": 0.8},
         ),
-        (DoubleNet(Scores, criterion=nn.CrossEntropyLoss), {"to_logits": lambda z: z["scores"]}),
+        pytest.param(
+            DoubleNet(Scores, criterion=nn.CrossEntropyLoss),
+            {"to_logits": lambda z: z["scores"]},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             DoubleNet(mlp(), criterion=nn.CrossEntropyLoss, compile=True, compile__backend="eager"),
             {},

@@ -184,7 +184,7 @@ def test_larger_pools_in_float32(width: int) -> None:
     check_larger_pool(in_blocks, width)
 
 
-@pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("width", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_few_requests_and_few_rows(width: int) -> None:
     V, target = problem(2000, 3, 60)
     found, requests = asked(V, SelectionProblem(100, target), width)

@@ -78,6 +78,7 @@ def test_a_parameter_that_is_not_used(size: int) -> None:
     assert_close(V, categorical_factor(p) @ g)
 
 
+@pytest.mark.slow
 def test_one_sample_of_a_network_whose_gradients_are_taken_in_parts() -> None:
     # More numbers in two parameters than are asked for together.
     module = nn.Sequential(nn.Linear(5, 3000), nn.Tanh(), nn.Linear(3000, 3000), nn.Linear(3000, 3))
@@ -161,6 +162,7 @@ def memory_of_ten_entries() -> float:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's peak of memory")
 @pytest.mark.xdist_group("processes")
+@pytest.mark.slow
 def test_ten_entries_of_a_large_table_without_a_rule() -> None:
     # A process remembers its own peak.
     status, found = forked.run(memory_of_ten_entries)

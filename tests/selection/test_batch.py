@@ -182,7 +182,9 @@ def test_equal_candidates_are_taken_from_the_lowest_position(dtype: torch.dtype)
         assert position < 40 or twin in before
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize(
+    "block", [0, 1, *(pytest.param(i, marks=pytest.mark.slow) for i in (2, 3))]
+)
 def test_few_distinct_rows_end_with_ties_to_the_first(block: int) -> None:
     for seed in range(25 * block, 25 * (block + 1)):
         rng = np.random.default_rng(seed)
