@@ -43,27 +43,13 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Batch:
-    """A selected batch.
+    """A selected batch."""
 
-    Attributes
-    ----------
-    positions : Tensor of shape (n_instances,), int64
-        In the order of the picks.
-    gains : Tensor of shape (n_instances,), float64
-        Decrease of the objective by each pick.
-    objective : tuple of float
-        tr(M^-1 F) before the batch and after it.
-    dimensions : int
-        Number of columns of the embeddings.
-    n_read : int
-        Number of embeddings read for updates.
-    """
-
-    positions: Tensor
-    gains: Tensor
-    objective: tuple[float, float]
-    dimensions: int
-    n_read: int
+    positions: Tensor  # (n_instances,), int64, in the order of the picks
+    gains: Tensor  # (n_instances,), float64: decrease of the objective by each pick
+    objective: tuple[float, float]  # tr(M^-1 F) before the batch and after it
+    dimensions: int  # number of columns of the embeddings
+    n_read: int  # number of embeddings read for updates
 
 
 def n_forward(n: int, n_instances: int, oversample: float) -> int:

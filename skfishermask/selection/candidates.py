@@ -44,37 +44,16 @@ class GainState:
     """Candidates, their embeddings, and A, B and gains of each, before and after attempted picks.
 
     Products with the embedding run in float32, but in float64 for the first picks and where the
-    embedding is float64. A and B are float64.
-
-    Parameters
-    ----------
-    embedding : StoredEmbedding
-        Fisher embeddings, never changed.
-    positions : Tensor of shape (n,), int64
-        Positions in the pool, ascending.
-    n_states : int
-        Number of states held: one more than the picks that are attempted together.
-
-    Attributes
-    ----------
-    index : Tensor of shape (n,), int64
-        Indices among the candidates that these are a subset of.
-    taken : Tensor of shape (n,), bool
-        Which have been picked.
-    fingerprints : Tensor of shape (n,), int64
-        Equal for candidates with equal embeddings.
-    has_equals : bool
-        Whether any two are equal.
-    current : int
-        Number of the current state.
-    n_applied : int
-        Number of picks applied and committed.
+    embedding is float64. A and B are float64. The `positions` in the pool, (n,), are ascending;
+    `n_states` is one more than the picks that are attempted together.
     """
 
     def __init__(self, embedding: StoredEmbedding, positions: Tensor, n_states: int) -> None:
         n, r, _ = embedding.shape
-        self.embedding, self.positions, self.index = embedding, positions, positions
+        self.embedding, self.positions = embedding, positions
+        self.index = positions  # among the candidates that these are a subset of
         self.taken = torch.zeros(n, dtype=torch.bool, device=embedding.device)
+        # Equal for candidates with equal embeddings, and whether there are any.
         self.fingerprints, self.has_equals = torch.zeros_like(positions), False
         self.norms = torch.zeros(n, dtype=torch.float64, device=embedding.device)
         # Rows of A and of half of B in turn; of B only the symmetric part counts and is right.
@@ -83,8 +62,8 @@ class GainState:
         self._update_error = self._scalars[..., :2]
         self._gains = self._scalars[..., 2]
         self._gain_error = self._scalars[..., 3]
-        self.current = 0
-        self.n_applied = 0
+        self.current = 0  # number of the current state
+        self.n_applied = 0  # picks applied and committed
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -293,14 +272,8 @@ class GainState:
     def _products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Multiply all embeddings with the factors of picks, a group of candidates at a time.
 
-        What follows are small operations, so a group is many chunks of the embedding.
-
-        Yields
-        ------
-        group : slice
-            The candidates.
-        products : Tensor of shape (m, r, picks, 2, r)
-            Valid until the next ones.
+        Yields the group and its products, (m, r, picks, 2, r), valid until the next ones. What
+        follows are small operations, so a group is many chunks of the embedding.
         """
         (n, r, k), width, dtype = self.embedding.shape, factors.shape[1], factors.dtype
         size = self.embedding.chunk_rows

@@ -44,11 +44,6 @@ class CandidatePool(Protocol):
     """The candidates of a selection, in memory, in a file or on the workers of a cluster.
 
     Picks change it by `commit` and `apply` alone.
-
-    Attributes
-    ----------
-    n_read : int
-        Number of embeddings read since the start.
     """
 
     n_read: int
@@ -56,105 +51,47 @@ class CandidatePool(Protocol):
     def shortlist(self, count: int, n_picks: int) -> tuple[GainState, Tensor]:
         """Return the candidates with the largest bounds, and a bound of the others' gains.
 
-        Parameters
-        ----------
-        count : int
-            Length of the shortlist, about; never 0 if there is a candidate left.
-        n_picks : int
-            Picks to be made from it.
-
-        Returns
-        -------
-        shortlist : GainState
-            In memory.
-        others_bound : Tensor of shape ()
-            Largest upper bound of another's gain; minus infinity where there is no other.
+        There are about `count` of them, and at least one if any is left; they are in memory, for
+        `n_picks` picks. Without others the bound is minus infinity.
         """
 
     def attempt(self, picks: Sequence[Pick], shortlist: GainState, others_bound: Tensor) -> Tensor:
         """Update the others by some picks, until `commit` tells how many are kept.
 
-        Parameters
-        ----------
-        picks : sequence of Pick
-            In their order.
-        shortlist, others_bound
-            As returned by `shortlist`.
-
-        Returns
-        -------
-        Tensor of shape (len(picks) + 1,), float64
-            Largest upper bound of another's gain before the first pick, and after each.
+        Returns the largest upper bound of another's gain before the first pick and after each,
+        (len(picks) + 1,), float64.
         """
 
     def commit(self, picks: Sequence[Pick], shortlist: GainState) -> None:
-        """Keep these picks of those attempted, and undo the others.
+        """Keep these picks, the first of those attempted, and undo the others.
 
-        Parameters
-        ----------
-        picks : sequence of Pick
-            The first of those attempted; and the last one of all, which need not be attempted.
-        shortlist : GainState
-            As returned by `shortlist`, with all picks applied.
+        All of them have been applied to the shortlist. The last pick of a batch need not be
+        attempted.
         """
 
     def apply(self, picks: Sequence[Pick]) -> None:
-        """Update all candidates by some picks.
-
-        Parameters
-        ----------
-        picks : sequence of Pick
-            In their order.
-        """
+        """Update all candidates by some picks, in their order."""
 
     def rows(self, positions: Sequence[int]) -> Tensor:
-        """Return the embeddings of some samples, picked ones included.
-
-        Parameters
-        ----------
-        positions : sequence of int
-            Positions in the pool.
-
-        Returns
-        -------
-        Tensor of shape (n, r, k), float64
-        """
+        """Return the embeddings of some samples, picked ones too, (n, r, k), in float64."""
 
 
 @dataclass(frozen=True)
 class BestCandidate:
-    """The candidate with the largest gain on a shortlist.
+    """The candidate with the largest gain on a shortlist."""
 
-    Attributes
-    ----------
-    index, position : Tensor of shape (1,), int64
-        Its index on the shortlist, and its position in the pool.
-    exact : ExactGains
-        Exact gains of some candidates.
-    row : Tensor of shape (1,), int64
-        Its index among these.
-    is_verified : Tensor of shape ()
-        Whether no other on the shortlist may have a larger gain.
-    """
-
-    index: Tensor
-    position: Tensor
-    exact: ExactGains
-    row: Tensor
-    is_verified: Tensor
+    index: Tensor  # (1,), on the shortlist
+    position: Tensor  # (1,), in the pool
+    exact: ExactGains  # exact gains of some candidates
+    row: Tensor  # (1,), its index among these
+    is_verified: Tensor  # (), whether no other on the shortlist may have a larger gain
 
 
 class InverseFisher:
     """M^-1, as an initial matrix less the products U U^T of picks, together with F.
 
-    Parameters
-    ----------
-    initial : Tensor of shape (k, k), float64, or float
-        M_0^-1; a float stands for that multiple of the identity.
-    fisher : Tensor of shape (k, k), float64
-        F, symmetric.
-    sign : {1, -1}, default=1
-        -1 to drop samples: `initial` is then -M^-1, and a gain minus a cost.
+    A float as `initial` stands for that multiple of the identity. A `sign` of -1 is for dropping
+    samples: `initial` is then -M^-1, and a gain minus a cost.
     """
 
     def __init__(self, initial: Tensor | float, fisher: Tensor, sign: int = 1) -> None:
@@ -249,29 +186,10 @@ def greedy_select(
 ) -> tuple[list[int], Tensor]:
     """Pick samples one by one, each with the largest gain given those before it.
 
-    Parameters
-    ----------
-    pool : CandidatePool
-        At least `n_picks` candidates, in the state that `inverse_fisher` describes.
-    inverse_fisher : InverseFisher
-        M^-1 and F; updated by every pick.
-    n_picks : int
-        Number of samples to pick.
-    r : int
-        Rows of a sample's embedding.
-    picks_per_round : int, default=1
-        Picks that share one read of the pool. The picks are the same for every number.
-    preselected : sequence of int, default=()
-        Positions to pick first, in this order.
-    on_pick : callable, optional
-        Called with the number of picks since the last call.
-
-    Returns
-    -------
-    positions : list of int
-        In the order of the picks.
-    gains : Tensor of shape (n_picks,), float64
-        Decrease of tr(M^-1 F) by each, on the host.
+    The pool, of embeddings with r rows, is in the state that `inverse_fisher` describes, which
+    every pick updates. `picks_per_round` picks share one read of the pool; their number changes no
+    pick. Those `preselected` are picked first. Returns positions in the order of the picks, and the
+    decrease of tr(M^-1 F) by each, float64, on the host.
     """
     positions: list[Tensor] = []
     gains: list[Tensor] = []

@@ -29,22 +29,12 @@ def rms_eigenvalue(matrix: Tensor | float) -> float:
 
 
 def trace_gains(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Compute tr((I + A)^-1 B) and the size of (I + A)^-1.
+    """Compute tr((I + A)^-1 B) and the size of (I + A)^-1, for A and B of shape (n, r, r), float64.
 
-    Parameters
-    ----------
-    a, b : Tensor of shape (n, r, r), float64
-        A and B. Of B only the symmetric part counts; the other part may be much larger.
-    dtype : torch.dtype, default=torch.float64
-        In which the inverse is computed.
-
-    Returns
-    -------
-    gains : Tensor of shape (n,), float64
-        The traces; 0 where rounding has left I + A indefinite.
-    size : Tensor of shape (n,), float64
-        The largest diagonal entry of the inverse; infinite where I + A is indefinite, so that
-        exact gains are computed before the candidate is decided on.
+    Of B only the symmetric part counts; the other part may be much larger. The inverse is computed
+    in `dtype`; its size is its largest diagonal entry. Where rounding has left I + A indefinite the
+    trace is 0 and the size infinite, so that exact gains are computed before the candidate is
+    decided on.
     """
     n, r, _ = a.shape
     together = a.device.type == "cpu" and n >= _MIN_TOGETHER and r <= _MAX_TOGETHER_SIZE
@@ -86,15 +76,10 @@ def _invert_each(a: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
 
 
 class QuadraticForm:
-    """V Q V^T for many V and one symmetric Q.
+    """V Q V^T for many V and one symmetric Q; a float stands for that multiple of the identity.
 
     Q is the sum of a lower triangle and its transpose, so multiplications with one half of it
     suffice.
-
-    Parameters
-    ----------
-    matrix : Tensor of shape (k, k), or float
-        Q; a float stands for that multiple of the identity.
     """
 
     def __init__(self, matrix: Tensor | float) -> None:

@@ -14,25 +14,10 @@ from skfishermask.selection.updates import Pick
 
 
 class LocalCandidatePool:
-    """Candidates with embeddings that this process can read.
+    """Candidates with embeddings that this process can read; for the methods see `CandidatePool`.
 
-    For the methods see :class:`skfishermask.selection.greedy.CandidatePool`.
-
-    Parameters
-    ----------
-    embedding : StoredEmbedding
-        Fisher embeddings, read in chunks and never changed.
-    picks_per_round : int
-        Picks that are attempted together, at most.
-    start : int, optional
-        Position of the first, where these are a part of the pool. None: they are all of it.
-
-    Attributes
-    ----------
-    candidates : GainState
-        All of them.
-    n_read : int
-        Number of embeddings read since the start.
+    At most `picks_per_round` picks are attempted together. With a `start` these are a part of the
+    pool, from that position on.
     """
 
     def __init__(

@@ -15,30 +15,14 @@ _ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class SelectionProblem:
-    """M_0, F and the size of the batch.
+    """M_0, F and the size of the batch."""
 
-    Attributes
-    ----------
-    n_instances : int
-        K.
-    fisher : Tensor of shape (k, k)
-        F.
-    fisher_labeled : Tensor of shape (k, k), or None
-        F_L.
-    n_labeled : int
-        n_L.
-    regularization : float
-        lambda.
-    oversample : float
-        Forward picks, as a multiple of K.
-    """
-
-    n_instances: int
-    fisher: Tensor
-    fisher_labeled: Tensor | None = None
-    n_labeled: int = 0
-    regularization: float = 1.0
-    oversample: float = 1.0
+    n_instances: int  # K
+    fisher: Tensor  # F, (k, k)
+    fisher_labeled: Tensor | None = None  # F_L, (k, k)
+    n_labeled: int = 0  # n_L
+    regularization: float = 1.0  # lambda
+    oversample: float = 1.0  # forward picks, as a multiple of K
 
     @property
     def scale(self) -> float:
@@ -60,10 +44,7 @@ class SelectionProblem:
     def start(self) -> tuple[Tensor | float, Tensor]:
         """Return M_0^-1, a float if it is a multiple of the identity, and M_0^-1 F M_0^-1.
 
-        Raises
-        ------
-        ValueError
-            If M_0 is not positive definite.
+        Raises ValueError if M_0 is not positive definite.
         """
         labeled = self.weighted_labeled
         if labeled is None:

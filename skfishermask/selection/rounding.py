@@ -45,46 +45,21 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 def product_error(
     factors: Tensor, product: Tensor, k: int, dtype: torch.dtype, r: int = 0
 ) -> Tensor:
-    """Bound the error of V U.
+    """Bound the error of V U, from `factors` |V| |U| and `product` |V U|, with k terms in each sum.
 
     Where terms of either sign cancel it is relative to the factors; where they add up, to the
-    product, and grows as the root of the number of terms in a partial sum.
-
-    Parameters
-    ----------
-    factors : Tensor
-        |V| |U|.
-    product : Tensor of the same shape
-        |V U|.
-    k : int
-        Number of terms.
-    dtype : torch.dtype
-        Of the product.
-    r : int, default=0
-        Number of terms in a product of V U with itself, where its rounding is to be included.
+    product, and grows as the root of the number of terms in a partial sum. With r, the rounding of
+    a product of V U with itself, of r terms, is included.
     """
     terms = math.sqrt(min(k, _SUMMED_TERMS)) + (1 + math.sqrt(r) if r else 0)
     return torch.add(factors, product, alpha=terms / 2).mul_(unit_roundoff(dtype))
 
 
 def update_error(factors: Tensor, sizes: Tensor, k: int, r: int, dtype: torch.dtype) -> Tensor:
-    """Bound what a pick adds to the errors of A and of B.
+    """Bound what a pick adds to the errors of A and of B, (..., 2), float64, for V of shape (r, k).
 
-    Parameters
-    ----------
-    factors : Tensor of shape (..., 2), float64
-        |V| |U| and |V| |T|. Their products q = V U and t = V T change A by q q^T and B by
-        q t^T + t q^T.
-    sizes : Tensor of the same shape
-        |q| and |t|.
-    k, r : int
-        Columns and rows of V.
-    dtype : torch.dtype
-        In which all of it is computed.
-
-    Returns
-    -------
-    Tensor of the same shape, float64
+    The `factors` are |V| |U| and |V| |T|, the `sizes` those of the products q = V U and t = V T,
+    both (..., 2). These change A by q q^T and B by q t^T + t q^T, computed in `dtype`.
     """
     error = product_error(factors, sizes, k, dtype, r).mul_(2)
     crossed = sizes[..., :1] * error

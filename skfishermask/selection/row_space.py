@@ -30,21 +30,9 @@ def row_coordinates(embedding: StoredEmbedding) -> Tensor:
     the Cholesky factor C of the Gram matrix, :math:`C C^\top = V V^\top`. The embedding is read
     once, some columns at a time.
 
-    Parameters
-    ----------
-    embedding : StoredEmbedding of shape (n, r, k)
-        Fisher embeddings V.
-
-    Returns
-    -------
-    Tensor of shape (n, r, n r), float64
-        Inner products are exact to rounding, relative to the lengths of both rows. Samples with
-        equal embeddings have equal coordinates.
-
-    Raises
-    ------
-    ValueError
-        If the embedding holds NaN or infinity.
+    Returns (n, r, n r), float64, with inner products that are exact to rounding, relative to the
+    lengths of both rows. Samples with equal embeddings have equal coordinates. Raises ValueError if
+    the embedding holds NaN or infinity.
     """
     n, r, _ = embedding.shape
     gram, marks = _gram(embedding)

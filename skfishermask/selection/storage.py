@@ -39,21 +39,11 @@ _MIN_CHUNK_VECTORS = 512
 
 @dataclass(frozen=True)
 class Location:
-    """The memory of one machine, as far as embeddings may take it.
+    """The memory of one machine, as far as embeddings may take it."""
 
-    Attributes
-    ----------
-    device : torch.device
-        On which they are computed with.
-    memory_share : float
-        Share of the free memory that they may take; a file may take all there is.
-    folder : str or None
-        For a scratch file. None: the system's temporary folder.
-    """
-
-    device: torch.device
-    memory_share: float
-    folder: str | None
+    device: torch.device  # that computes with them
+    memory_share: float  # share of the free memory to take; a file may take all there is
+    folder: str | None  # for a scratch file; None: the system's temporary folder
 
     @property
     def scratch_folder(self) -> str:
@@ -62,25 +52,10 @@ class Location:
 
 
 class StoredEmbedding(ABC):
-    """Fisher embeddings of n samples, (n, r, k), in some kind of memory.
+    """Fisher embeddings of n samples, `shape` (n, r, k), kept in `dtype` in some kind of memory.
 
-    Parameters
-    ----------
-    shape : sequence of int
-        (n, r, k).
-    dtype : torch.dtype
-        In which they are kept.
-    device : torch.device or str
-        On which they are computed with, and where chunks are given.
-
-    Attributes
-    ----------
-    shape, dtype, device
-        As above.
-    work_dtype : torch.dtype
-        In which they are computed with: float64 where they are float64, else float32.
-    storage_name : str
-        The kind of memory, for users.
+    They are computed with on `device`, in the `work_dtype`: float64 where they are float64, else
+    float32. Users read the `storage_name`.
     """
 
     storage_name: ClassVar[str]
@@ -117,19 +92,10 @@ class StoredEmbedding(ABC):
         return max(1, math.ceil(len(self) / n_chunks))
 
     def chunks(self, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Read the whole embedding once, chunk by chunk.
+        """Read the whole embedding once: yield slices of samples, and their embeddings on `device`.
 
-        Parameters
-        ----------
-        dtype : torch.dtype, optional
-            Of the values given. None: `work_dtype`.
-
-        Yields
-        ------
-        chunk : slice
-            Which samples.
-        values : Tensor of shape (m, r, k)
-            Their embeddings on `device`, not to be written to, valid until the next ones.
+        These are in `dtype`, or else the `work_dtype`; not to be written to, and valid until the
+        next ones.
         """
         dtype = dtype or self.work_dtype
         size = self.chunk_rows
@@ -176,13 +142,8 @@ class StoredEmbedding(ABC):
 class TensorEmbedding(StoredEmbedding):
     """Embeddings in a tensor, on the computing device or else in the host's memory.
 
-    Parameters
-    ----------
-    values : Tensor of shape (n, r, k), floating point
-        The embeddings, or room for them.
-    device : torch.device, optional
-        The computing device; None: the tensor's. Where it is on CUDA, the next chunk travels
-        while one is computed with, if the tensor is in pinned memory.
+    Where that `device` is on CUDA, the next chunk travels while one is computed with, if the tensor
+    is in pinned memory.
     """
 
     storage_name = "memory"
@@ -259,17 +220,6 @@ class ScratchEmbedding(StoredEmbedding):
 
     The file is read, not mapped: pages of a map would count as memory of this process. The
     operating system keeps of it in free memory what it can.
-
-    Parameters
-    ----------
-    shape : sequence of int
-        (n, r, k).
-    dtype : torch.dtype
-        In which the embeddings are kept.
-    device : torch.device or str
-        On which they are computed with.
-    folder : str or Path, optional
-        Folder of the file. None: the system's temporary folder.
     """
 
     storage_name = "scratch file"

@@ -18,23 +18,12 @@ _PICKS_PER_UPDATE = 32
 
 @dataclass(frozen=True)
 class Pick:
-    """A chosen sample and the update of M^-1 by it; the list of picks is the whole history.
+    """A chosen sample and the update of M^-1 by it; the list of picks is the whole history."""
 
-    Attributes
-    ----------
-    position : Tensor of shape (), int64
-        Position in the pool.
-    gain : Tensor of shape (), float64
-        Decrease of tr(M^-1 F).
-    is_verified : Tensor of shape (), bool
-        Whether it is known to have the largest gain on its shortlist.
-    factors : Tensor of shape (k, 2 r)
-        U and T side by side; float64, or float32 where candidates are updated in that.
-    """
-
-    position: Tensor
-    gain: Tensor
-    is_verified: Tensor
+    position: Tensor  # (), in the pool
+    gain: Tensor  # (), float64: decrease of tr(M^-1 F)
+    is_verified: Tensor  # (), whether it is known to have the largest gain on its shortlist
+    # (k, 2 r), U and T side by side; float64, or float32 where candidates are updated in that
     factors: Tensor
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Pick:
@@ -45,26 +34,14 @@ class Pick:
 
 @dataclass(frozen=True)
 class ExactGains:
-    """Gains of a few candidates computed from their embeddings in float64.
+    """Gains of a few candidates computed from their embeddings in float64."""
 
-    Attributes
-    ----------
-    products : Tensor of shape (n, r, 2 k)
-        V M^-1 and V M^-1 F side by side, from which a pick is made.
-    a, b : Tensor of shape (n, r, r)
-        A and B.
-    update_error : Tensor of shape (n, 2)
-        Bounds of the errors of A and B in the Frobenius norm.
-    gains, gain_error : Tensor of shape (n,)
-        Gains, and bounds of their errors.
-    """
-
-    products: Tensor
-    a: Tensor
-    b: Tensor
-    update_error: Tensor
-    gains: Tensor
-    gain_error: Tensor
+    products: Tensor  # (n, r, 2 k), V M^-1 and V M^-1 F side by side, from which a pick is made
+    a: Tensor  # (n, r, r)
+    b: Tensor  # (n, r, r)
+    update_error: Tensor  # (n, 2), bounds of the errors of A and B in the Frobenius norm
+    gains: Tensor  # (n,)
+    gain_error: Tensor  # (n,), bounds of their errors
 
     @staticmethod
     def concatenate(several: Sequence[ExactGains]) -> ExactGains:
