@@ -30,38 +30,19 @@ _MAX_NUMBERS_TOGETHER = 1 << 23
 
 @dataclass(frozen=True)
 class BatchJacobian:
-    """The Jacobian of a batch's outputs, in the form of its autograd graph.
+    """The Jacobian of a batch's outputs, in the form of its autograd graph."""
 
-    Attributes
-    ----------
-    entries : ParameterEntries
-        The entries to read.
-    run : callable
-        Returns a batch's checked outputs.
-    rules : RuleCheck
-        Checks the rules of what is `unverified`.
-    batch : tensor, list of tensors or dict of tensors
-        On the network's device.
-    outputs : Tensor of shape (n, ...)
-        With their graph, which :meth:`multiply` and :meth:`sum_of_squares` free.
-    uses : dict of str to list of LocatedUse
-        Parameter name -> its uses.
-    unsupported : list of str
-        Names of the parameters that are read sample by sample.
-    unverified : set of str
-        Names of those with rules that are checked as they are used; the verified ones leave it.
-    hides_gradients : bool
-        Whether these are made inside a backward pass, so that ``.backward()`` alone gives them.
-    """
-
-    entries: ParameterEntries
-    run: Callable[[Inputs], Tensor]
-    rules: RuleCheck
-    batch: Inputs
-    outputs: Tensor
+    entries: ParameterEntries  # those to read
+    run: Callable[[Inputs], Tensor]  # returns a batch's checked outputs
+    rules: RuleCheck  # checks the rules of what is `unverified`
+    batch: Inputs  # on the network's device
+    outputs: Tensor  # with their graph, which `multiply` and `sum_of_squares` free
+    # by the name of the parameter
     uses: Mapping[str, Sequence[LocatedUse]] = field(default_factory=dict)
-    unsupported: Sequence[str] = ()
+    unsupported: Sequence[str] = ()  # parameters that are read sample by sample
+    # parameters with rules that are checked as they are used; the verified ones leave it
     unverified: set[str] = field(default_factory=set)
+    # made inside a backward pass, so that ``.backward()`` alone gives them
     hides_gradients: bool = False
 
     def multiply(self, rows: Tensor) -> Tensor:

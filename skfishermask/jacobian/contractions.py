@@ -19,20 +19,12 @@ _LARGE_PRODUCT_NUMBERS = 1 << 16
 
 @dataclass(frozen=True)
 class FeaturePairs:
-    """Pairs of a left and a right feature.
+    """Pairs of a left and a right feature."""
 
-    Attributes
-    ----------
-    left, right : Tensor of int64
-        The features that occur, increasing.
-    i, j : Tensor of int64
-        Of each pair, the positions of its features in these.
-    """
-
-    left: Tensor
-    right: Tensor
-    i: Tensor
-    j: Tensor
+    left: Tensor  # features that occur, increasing
+    right: Tensor  # the same
+    i: Tensor  # of each pair, the position in `left`
+    j: Tensor  # and in `right`
 
     @classmethod
     def at(

@@ -24,29 +24,10 @@ _OperandPositions = tuple[Tensor | None, Tensor | None, FeaturePairs | None]
 class ParameterEntries:
     """The entries of a network's parameters to read.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The network.
-    indices : dict of str to Tensor, optional
-        Parameter name -> flat indices of the entries, int64, on the CPU. None: all of the
-        trainable parameters.
-
-    Attributes
-    ----------
-    parameters : dict of str to Parameter
-        Those with entries to read.
-    indices, device_indices : dict of str to Tensor or None
-        As given, on the CPU and on the network's device; None: all of the parameter.
-    device : torch.device
-        The network's.
-    sum_dtype : torch.dtype
-        The dtype of sums: the widest of the parameters', float32 at least.
-
-    Raises
-    ------
-    ValueError
-        If the parameters differ in device, `indices` names an unknown one, or one that is not real.
+    The `indices` of each parameter are flat, int64, on the CPU, and so on its own device in
+    `device_indices`; None: all of it, or without `indices`, all of the trainable parameters. Sums
+    are made in `sum_dtype`. Raises ValueError if the parameters differ in device, or `indices`
+    names an unknown one, or one that is not real.
     """
 
     def __init__(self, module: nn.Module, indices: Mapping[str, Tensor] | None) -> None:

@@ -22,25 +22,10 @@ Features = Tensor | None
 class OuterProductGrad:
     """Sums over positions of left feature x right feature.
 
-    The operand, flattened, is (groups, left, right). One side is the saved other operand, the same
-    for all gradients; the other side is made of the gradient at the output. Rows come first, and
-    each belongs to one sample.
-
-    Attributes
-    ----------
-    groups, left, right : int
-        Numbers of groups, and of features of each side in a group.
-    saved_side : callable
-        Features (counted through all groups) -> (rows, features, positions).
-    grad_side : callable
-        Gradient at the output, features -> the same for the other side.
-    saved_is_left : bool
-        Whether the saved side is the left one.
-    saved_blocks : callable, optional
-        Returns all features of the saved side as (rows, positions, groups, features), in another
-        order, where that is faster to make.
-    restore_order : callable, optional
-        Maps (groups, left, right) in that order to the operand's.
+    The operand, flattened, is (groups, left, right), with features counted through all groups. One
+    side is the saved other operand, the same for all gradients; the other side is made of the
+    gradient at the output. Both are (rows, features, positions), and each row belongs to one
+    sample.
     """
 
     groups: int
@@ -49,6 +34,8 @@ class OuterProductGrad:
     saved_side: Callable[[Features], Tensor]
     grad_side: Callable[[Tensor, Features], Tensor]
     saved_is_left: bool = True
+    # All features of the saved side as (rows, positions, groups, features), in another order, where
+    # that is faster to make; and what maps (groups, left, right) in that order to the operand's.
     saved_blocks: Callable[[], Tensor] | None = None
     restore_order: Callable[[Tensor], Tensor] | None = None
 
@@ -64,37 +51,20 @@ class OuterProductGrad:
 
 @dataclass(frozen=True)
 class EmbeddingGrad(OuterProductGrad):
-    """An outer product with one-hot left features: the rows of a table that are looked up.
+    """An outer product with one-hot left features: the rows of a table that are looked up."""
 
-    Attributes
-    ----------
-    ids : Tensor of shape (rows,)
-        The row of the table that is looked up; -1: one that gets no gradient.
-    """
-
-    ids: Tensor | None = None
+    ids: Tensor | None = None  # (rows,), the row of the table; -1: one that gets no gradient
 
 
 @dataclass(frozen=True)
 class BroadcastGrad:
-    """Sums of the output's gradient over what an entry was broadcast to.
+    """Sums of the output's gradient over what an entry was broadcast to."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-        The operand's, with as many axes as the output's gradient.
-    factor : callable, optional
-        Returns what the gradient is multiplied by: a tensor that can be broadcast to it.
-    view : callable, optional
-        Maps the gradient to one with the axes of `shape`, where its own differ.
-    scale : float
-        Multiplies the sums.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # the operand's, with as many axes as the output's gradient
+    # multiplies the gradient: a tensor that can be broadcast to it
     factor: Callable[[], Tensor] | None = None
-    view: Callable[[Tensor], Tensor] = lambda g: g
-    scale: float = 1.0
+    view: Callable[[Tensor], Tensor] = lambda g: g  # gives it the axes of `shape`
+    scale: float = 1.0  # multiplies the sums
 
     @property
     def axes(self) -> Sequence[int]:

@@ -23,27 +23,13 @@ from skfishermask.jacobian.views import ViewStep, static_values
 
 @dataclass(frozen=True)
 class Use:
-    """A use of a parameter.
+    """A use of a parameter."""
 
-    Attributes
-    ----------
-    name : str
-        The parameter's name.
-    shape : torch.Size
-        The shape of the operand: of the parameter after its views.
-    views : tuple of ViewStep
-        From the parameter to the operation.
-    node : autograd node
-        The operation.
-    operand : int
-        The operand's number.
-    """
-
-    name: str
-    shape: torch.Size
-    views: tuple[ViewStep, ...]
-    node: Node
-    operand: int
+    name: str  # the parameter's
+    shape: torch.Size  # of the operand: of the parameter after its views
+    views: tuple[ViewStep, ...]  # from the parameter to the operation
+    node: Node  # the operation
+    operand: int  # its number
 
     @property
     def kind(self) -> Hashable:
@@ -59,21 +45,11 @@ class Use:
 
 @dataclass(frozen=True)
 class Signature:
-    """What is equal for batches with the same operations on the same shapes.
+    """What is equal for batches with the same operations on the same shapes."""
 
-    Attributes
-    ----------
-    n : int
-        Number of samples.
-    structure : tuple
-        `Graph.structure`.
-    sizes : tuple
-        Shapes and options.
-    """
-
-    n: int
-    structure: Hashable
-    sizes: Hashable
+    n: int  # samples
+    structure: Hashable  # `Graph.structure`
+    sizes: Hashable  # shapes and options
 
     def is_alike(self, other: Signature) -> bool:
         """Return whether another batch has another number of samples, and all else is the same."""
@@ -95,15 +71,7 @@ def _in_proportion(one: Hashable, other: Hashable, n: int, n_other: int) -> bool
 
 
 class Graph:
-    """The autograd graph of a batch's outputs.
-
-    Parameters
-    ----------
-    outputs : Tensor
-        The outputs.
-    parameters : dict of str to Tensor
-        The parameters to find the uses of.
-    """
+    """The autograd graph of a batch's outputs, with the uses of some parameters in it."""
 
     def __init__(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> None:
         name_of = {id(p): name for name, p in parameters.items()}

@@ -23,11 +23,8 @@ class Reversible:
     that is over. Other exceptions, raised by other signals' handlers, may come at any time: then
     what is left to undo is undone at a second attempt. Interrupts reach the main thread alone.
 
-    Parameters
-    ----------
-    change : callable
-        Makes the changes, and registers with the ExitStack that it is given what undoes them. To
-        undo a change twice must do no harm.
+    The `change` registers what undoes it with the ExitStack that it is given. To undo it twice must
+    do no harm.
     """
 
     def __init__(self, change: Callable[[ExitStack], None]) -> None:

@@ -348,13 +348,6 @@ def isolated(stack: ExitStack, module: nn.Module, trainable: Iterable[nn.Paramet
 
     Nothing that is set here belongs to one thread, so a generator may yield inside. What belongs
     to one is in :func:`exact_mode`.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The network to read.
-    trainable : iterable of nn.Parameter, default=()
-        Parameters to differentiate with regard to, also those that are frozen otherwise.
     """
     parameters = list(trainable)
     tensors: list[Tensor] = [*module.parameters(), *module.buffers(), *parameters]

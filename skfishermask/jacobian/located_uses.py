@@ -39,20 +39,12 @@ class LocatedUse:
 
 @dataclass(frozen=True)
 class LayoutProbe:
-    """What a few backward passes with coded weights show of a graph.
+    """What a few backward passes with coded weights show of a graph."""
 
-    Attributes
-    ----------
-    layouts : list of SampleLayout or None
-        For each use; None: rows belong to several samples, or no rule covers the use.
-    reusable : bool
-        Whether the layouts hold for all batches with a graph of the same signature.
-    gradients : dict of node or str to Tensor
-        At the outputs of the operations, and at the further edges, in the first backward pass.
-    """
-
+    # For each use; None: rows belong to several samples, or no rule covers the use.
     layouts: Sequence[SampleLayout | None]
-    reusable: bool
+    reusable: bool  # whether the layouts hold for all batches with a graph of the same signature
+    # At the outputs of the operations, and at the further edges, in the first backward pass.
     gradients: Mapping[Node | str, Tensor]
 
 

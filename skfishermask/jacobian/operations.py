@@ -67,28 +67,15 @@ class Mixing(Enum):
 
 @dataclass(frozen=True)
 class Operation:
-    """What is known of an operation.
+    """What is known of an operation."""
 
-    Attributes
-    ----------
-    view : View or None
-        Where it moves a parameter's entries; None: it is no view.
-    mixing : Mixing or None
-        What its output entries depend on; None: on values, or unknown.
-    transform : bool
-        Whether parameters may pass through it before samples come in. Not: what selects entries by
-        values that the graph does not show, such as a table of tokens.
-    product : bool
-        Whether it may be an output layer.
-    factors : tuple of str
-        For a matrix product, the attributes in which the node has saved its factors.
-    """
-
-    view: View | None = None
-    mixing: Mixing | None = None
+    view: View | None = None  # where it moves a parameter's entries; None: it is no view
+    mixing: Mixing | None = None  # what its output entries depend on; None: on values, or unknown
+    # Whether parameters may pass through it before samples come in. Not: what selects entries by
+    # values that the graph does not show, such as a table of tokens.
     transform: bool = False
-    product: bool = False
-    factors: tuple[str, ...] = ()
+    product: bool = False  # whether it may be an output layer
+    factors: tuple[str, ...] = ()  # of a matrix product, the names of what it has saved of them
 
     @property
     def keeps_parameters_apart(self) -> bool:

@@ -32,15 +32,7 @@ Gradients = Sequence[Tensor]
 class TensorCache:
     """Holds tensors through the backward passes of a batch, up to a number of bytes.
 
-    Parameters
-    ----------
-    n_bytes : int
-        The most that may be held.
-
-    Attributes
-    ----------
-    exceeded : bool
-        Whether a tensor was too large, and is made anew from what the graph has saved.
+    It is `exceeded` where a tensor was too large, and is made anew from what the graph has saved.
     """
 
     def __init__(self, n_bytes: int) -> None:
@@ -60,31 +52,15 @@ class TensorCache:
 
 @dataclass(frozen=True)
 class UseGroup:
-    """Uses of a parameter that are contracted together.
+    """Uses of a parameter that are contracted together."""
 
-    Attributes
-    ----------
-    forms : sequence of Form
-        All outer products of the same sizes, or all broadcast.
-    layouts : sequence of SampleLayout
-        Of the rows of each.
-    entry_index, operand_index : Tensor of int64, or None
-        See `EntryPositions.find`; on the device.
-    pairs : FeaturePairs or None
-        The features at `operand_index`, for an outer product.
-    sum_dtype : torch.dtype
-        The dtype of sums.
-    cache : TensorCache
-        For the operands that the operations have saved.
-    """
-
-    forms: Sequence[Form]
-    layouts: Sequence[SampleLayout]
-    entry_index: Tensor | None
-    operand_index: Tensor | None
-    pairs: FeaturePairs | None
+    forms: Sequence[Form]  # all outer products of the same sizes, or all broadcast
+    layouts: Sequence[SampleLayout]  # of the rows of each
+    entry_index: Tensor | None  # see `EntryPositions.find`; on the device
+    operand_index: Tensor | None  # the same
+    pairs: FeaturePairs | None  # the features at `operand_index`, for an outer product
     sum_dtype: torch.dtype
-    cache: TensorCache
+    cache: TensorCache  # for the operands that the operations have saved
 
     def contraction(self, *, absolute: bool = False) -> Callable[[Gradients], Tensor]:
         """Return a function of gradients: each sample's, (n, length of `operand_index`).

@@ -42,21 +42,11 @@ _N_PROBED = 4
 
 @dataclass(frozen=True)
 class _GraphLayout:
-    """What is known of all graphs with a signature, but for the number of samples.
+    """What is known of all graphs with a signature, but for the number of samples."""
 
-    Attributes
-    ----------
-    layouts : list of SampleLayout or None
-        For each use.
-    reusable : bool
-        Whether the layouts hold for all batches with such a graph.
-    unverified : set of str
-        Parameters with rules that are still to be checked.
-    """
-
-    layouts: Sequence[SampleLayout | None]
-    reusable: bool
-    unverified: set[str]
+    layouts: Sequence[SampleLayout | None]  # for each use
+    reusable: bool  # whether they hold for all batches with such a graph
+    unverified: set[str]  # parameters with rules that are still to be checked
 
     def of(self, n: int) -> Sequence[SampleLayout | None]:
         """Return the layouts in a batch of n samples."""
@@ -78,24 +68,10 @@ _FirstFew = Callable[[], _FewSamples | None]
 class JacobianReader:
     """Reads R(x) J(x) of one network, batch by batch.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The network. In evaluation mode its output for a sample must not depend on the other
-        samples of the batch.
-    indices : dict of str to Tensor, optional
-        Parameter name -> flat indices of the entries to read, int64, on the CPU. None: all of the
-        trainable parameters.
-    to_outputs : callable, optional
-        Maps what the module returns to outputs (n, ...). Default: it is the outputs, a tuple that
-        begins with them, or an object that has them as ``.logits``.
-
-    Raises
-    ------
-    ValueError
-        If the parameters differ in device, `indices` names an unknown one, or one that is not real.
-    TypeError
-        If a parameter or buffer is a subclass of Tensor that stands for other tensors.
+    In evaluation mode the network's output for a sample must not depend on the other samples of the
+    batch. For `indices` see `ParameterEntries`; `to_outputs` maps what the module returns to
+    outputs (n, ...), by default as `first_output` does. Raises TypeError if a parameter or buffer
+    is a subclass of Tensor that stands for other tensors.
     """
 
     def __init__(

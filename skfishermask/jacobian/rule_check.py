@@ -27,18 +27,8 @@ class RuleCheck:
 
     Each kind of use is verified once, on samples of which it adds something to the gradient: where
     all is zero (units that are off, rows of a table that are not read), a comparison shows nothing.
-
-    Parameters
-    ----------
-    entries : ParameterEntries
-        The entries to read.
-    warn : callable
-        Is given the parameters with a wrong rule, by name, with the reason.
-
-    Attributes
-    ----------
-    wrong : dict of str to str
-        The same, since the beginning.
+    The parameters with a `wrong` rule are collected by name, with the reason, and `warn` is given
+    them.
     """
 
     def __init__(

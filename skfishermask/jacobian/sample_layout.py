@@ -27,26 +27,17 @@ _RADIX_FLOAT16, _RADIX_FLOAT32, _RADIX_FLOAT64 = 8, 128, 512
 class SampleLayout:
     """How the rows of a tensor, along one axis, belong to n samples.
 
-    Attributes
-    ----------
-    n : int
-        Number of samples.
-    axis : int
-        The axis of the rows.
-    order : {"samples", "positions", "index"}
-        ``"samples"``: all rows of the first sample, then those of the second; ``"positions"``: the
-        first row of each sample, then the second ones; ``"index"``: any other way.
-    index : Tensor of shape (n, m), optional
-        The rows of each sample; where it has fewer than m, the number of all rows.
-    reusable : bool
-        Whether this batch admits no other order, so that it holds for all batches in which the
-        rows depend on shapes alone.
+    The order ``"samples"`` has all rows of the first sample, then those of the second;
+    ``"positions"`` the first row of each sample, then the second ones; ``"index"`` any other.
     """
 
     n: int
     axis: int = 0
     order: Literal["samples", "positions", "index"] = "samples"
+    # The rows of each sample, (n, m); where it has fewer than m, the number of all rows.
     index: Tensor | None = None
+    # Whether this batch admits no other order, so that it holds for all batches in which the rows
+    # depend on shapes alone.
     reusable: bool = True
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -92,19 +83,10 @@ def _shift(radix: int) -> int:
 
 
 def sample_of_row(passes: Sequence[Tensor], n: int, radix: int) -> Tensor:
-    """Find the sample that each row belongs to.
+    """Return the sample that each row belongs to, (rows,), or a negative constant like `SHARED`.
 
-    Parameters
-    ----------
-    passes : sequence of Tensor of shape (rows, features)
-        Gradients with the same weights for all, then with those of `coded_weights`.
-    n, radix : int
-        Number of samples, and the radix of their code.
-
-    Returns
-    -------
-    Tensor of shape (rows,), int64
-        The number of the sample, or a negative constant: `SHARED` where several have it.
+    The `passes` are gradients (rows, features) with the same weights for all of n samples, then
+    with those of `coded_weights`.
     """
     base, *coded = passes
     if base.shape[1] == 0:
@@ -140,21 +122,11 @@ def find_layout(
     n: int,
     radix: int,
 ) -> SampleLayout | None:
-    """Find how the rows of an operation's output belong to samples.
+    """Find how the rows of an operation's output belong to samples, along one of some axes.
 
-    Parameters
-    ----------
-    rows : callable
-        Returns a gradient at the output, along an axis, as (rows, ...).
-    axes : sequence of int
-        The axes that the rows may lie along.
-    passes, n, radix
-        As for `sample_of_row`; the gradients are those at the output.
-
-    Returns
-    -------
-    SampleLayout or None
-        None: rows belong to several samples, or the gradients do not show to which.
+    The function `rows` returns a gradient at the output, along an axis, as (rows, ...); `passes`
+    are such gradients, as for `sample_of_row`. None: rows belong to several samples, or the
+    gradients do not show to which.
     """
     possible = []
     for axis in axes:

@@ -57,15 +57,7 @@ def static_values(node: Node) -> tuple[Hashable, ...]:
 
 
 class EntryPositions:
-    """Where a parameter's entries lie in an operand.
-
-    Parameters
-    ----------
-    shape : torch.Size
-        The parameter's.
-    views : sequence of ViewStep
-        From the parameter to the operand.
-    """
+    """Where the entries of a parameter of some shape lie in an operand, after some views."""
 
     def __init__(self, shape: torch.Size, views: Sequence[ViewStep]) -> None:
         self.numel = shape.numel()
@@ -83,13 +75,8 @@ class EntryPositions:
     def find(self, index: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Find the entries at flat indices, increasing, on the CPU; None: all.
 
-        Returns
-        -------
-        entry_index : Tensor of int64, or None
-            Positions in `index`, one for each position in the operand; None: all of them once, in
-            order.
-        operand_index : Tensor of int64, or None
-            The flat positions in the operand; None: all, in order.
+        Returns for each position in the operand the position in `index` (None: all of them once, in
+        order), and the flat positions in the operand (None: all, in order).
         """
         if self._entries is None:
             return None, index
