@@ -30,27 +30,13 @@ _N_INPUTS = 2048
 
 @dataclass(frozen=True)
 class CoveredShare:
-    """The share of a batch that covers the inputs.
+    """The share of a batch that covers the inputs."""
 
-    Attributes
-    ----------
-    rows : ndarray of int
-        Rows of the pool that it was chosen from.
-    batch : Batch
-        Those chosen, among `rows`.
-    embedding : StoredEmbedding
-        Of `rows`.
-    problem : SelectionProblem
-        What they were chosen by.
-    covered : str, default="inputs"
-        What of the samples.
-    """
-
-    rows: np.ndarray
-    batch: Batch
-    embedding: StoredEmbedding
-    problem: SelectionProblem
-    covered: str = "inputs"
+    rows: np.ndarray  # of the pool, that it was chosen from
+    batch: Batch  # those chosen, among `rows`
+    embedding: StoredEmbedding  # of `rows`
+    problem: SelectionProblem  # what they were chosen by
+    covered: str = "inputs"  # what of the samples
 
     @property
     def indices(self) -> np.ndarray:
@@ -75,21 +61,11 @@ class CoveredShare:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a query covers, and how much of its batch is chosen for that.
+    """What a query covers, and how much of its batch is chosen for that."""
 
-    Attributes
-    ----------
-    layer : LayerValue or None
-        Where in the network; None: its inputs.
-    n_inputs : int
-        Numbers there, for a sample.
-    share : float
-        Of the batch.
-    """
-
-    layer: LayerValue | None
-    n_inputs: int
-    share: float
+    layer: LayerValue | None  # where in the network; None: its inputs
+    n_inputs: int  # numbers there, for a sample
+    share: float  # of the batch
 
     @property
     def text(self) -> str:
@@ -102,21 +78,9 @@ def find_coverage(
 ) -> Coverage | None:
     """Return what to cover; None where the whole batch is chosen by Fisher information.
 
-    Parameters
-    ----------
-    net : ReadableNet
-        The net.
-    first : tensor, list of tensors or dict of tensors
-        The first sample of the pool.
-    share : float or "auto"
-        The parameter `coverage_share`.
-    asked : str
-        The parameter `coverage_inputs`.
-
-    Raises
-    ------
-    ValueError
-        If a share was asked for and there are no real numbers to cover, or no such module.
+    It is found out on the first sample of the pool; `share` is the parameter `coverage_share`,
+    `asked` the parameter `coverage_inputs`. Raises ValueError if a share was asked for and there
+    are no real numbers to cover, or no such module.
     """
     if share == 0 or (share == "auto" and not net.likelihood.has_uncertainty):
         return None
@@ -150,29 +114,10 @@ def cover_share(
     settings: Settings,
     progress: Progress,
 ) -> CoveredShare | None:
-    """Choose the share of a batch that covers the inputs; None: there is none.
+    """Choose the share of a batch of n_instances that covers the inputs; None: there is none.
 
-    Parameters
-    ----------
-    coverage : Coverage
-        What to cover.
-    pool : Pool
-        What to choose from.
-    rows : ndarray of int
-        Candidates of the query.
-    labeled, target : LocalSamples or None
-        Labelled samples, and those to cover, if not the pool.
-    n_instances : int
-        Size of the whole batch.
-    settings : Settings
-        Parameters of the query.
-    progress : Progress
-        Shows the picks.
-
-    Raises
-    ------
-    ValueError
-        If a share was asked for and inputs have several lengths.
+    It is chosen among some `rows` of the pool; the `target` is covered in its place, if given.
+    Raises ValueError if a share was asked for and inputs have several lengths.
     """
     n = round(coverage.share * n_instances)
     if n == 0:

@@ -19,19 +19,9 @@ def random_signs(
 ) -> Tensor:
     """Return a random sign for each entry of a tensor (n, ...), in float64.
 
-    A sign follows from its coordinates alone (a hash of them, by the finaliser of SplitMix64):
-    not from batches, padding or the device, and no random state is touched.
-
-    Parameters
-    ----------
-    first_row : int
-        The number of the first sample.
-    direction : int
-        The number of the combination.
-    device : torch.device
-        Where the signs are wanted.
-    shape : tuple of int
-        Of the tensor.
+    A sign follows from its coordinates alone, the numbers of the combination and of the sample
+    among them (a hash of them, by the finaliser of SplitMix64): not from batches, padding or the
+    device, and no random state is touched.
     """
     key = torch.full((1,) * len(shape), _SEED + direction, dtype=torch.int64, device=device)
     for axis, size in enumerate(shape):
@@ -68,20 +58,7 @@ def kept_trace(norms: Tensor) -> Tensor:
 
 
 def directions_that_keep(norms: Tensor, share: float) -> int:
-    """Find how many rows keep a share, between 0 and 1, of the trace.
-
-    Parameters
-    ----------
-    norms : Tensor of shape (rank,)
-        As in :func:`kept_trace`.
-    share : float
-        Of the trace, summed over the samples.
-
-    Returns
-    -------
-    int
-        The smallest such number.
-    """
+    """Return how many rows, with norms as in `kept_trace`, keep a share (0 to 1) of the trace."""
     return 1 + int((kept_trace(norms) < share).sum())
 
 

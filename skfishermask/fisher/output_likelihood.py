@@ -60,12 +60,9 @@ class Likelihood(Protocol):
 class OutputLikelihood(ABC):
     """What the package asks of a likelihood; :class:`Likelihood` is what a user's must have.
 
-    Parameters
-    ----------
-    ignored : callable or None, default=None
-        For outputs with positions, (n, C, ...): maps a batch of inputs, as the module takes it, to
-        a bool tensor (n, ...) that is True at positions without a label, such as padding. They
-        count nothing.
+    For outputs with positions, (n, C, ...), `ignored` maps a batch of inputs, as the module takes
+    it, to a bool tensor (n, ...) that is True at positions without a label, such as padding. They
+    count nothing.
     """
 
     # Outputs of each sample, where they have no positions.
@@ -155,27 +152,14 @@ class OutputLikelihood(ABC):
         counted: Tensor | None = None,
         first_row: int = 0,
     ) -> Tensor:
-        r"""Compute the rows that a network is differentiated along.
+        r"""Compute the rows that a network is differentiated along, (n, r, ...), in float64.
 
-        Parameters
-        ----------
-        outputs : Tensor of shape (n, ...)
-            That :meth:`check` takes.
-        n_directions : int, optional
-            The number of rows. Fewer than the rank: the leading ones where these carry most of the
-            trace, else random combinations :math:`\frac{1}{\sqrt r} \sum_j \pm R_j`, for which
-            :math:`R^\top R` is exact in the mean over the signs. None: all rows.
-            With sequences of several lengths a batch of short ones may have all rows, and a longer
-            one combinations.
-        counted : Tensor of shape (n, ...), optional
-            Of :meth:`counted`.
-        first_row : int
-            The number of the first sample, on which the signs depend.
-
-        Returns
-        -------
-        Tensor of shape (n, r, ...)
-            In float64, and in the outputs' dtype for combinations.
+        Fewer than the rank are the leading ones where these carry most of the trace, else random
+        combinations :math:`\frac{1}{\sqrt r} \sum_j \pm R_j` in the outputs' dtype, for which
+        :math:`R^\top R` is exact in the mean over the signs; these depend on `first_row`, the
+        number of the first sample. None: all rows. With sequences of several lengths a batch of
+        short ones may have all rows, and a longer one combinations. The `counted` positions are
+        those of :meth:`counted`.
         """
         rank = self.rank(outputs)
         r = rank if n_directions is None else n_directions
