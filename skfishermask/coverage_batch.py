@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from skfishermask.coverage import coverage_problem
-from skfishermask.data import CoverageInputs, LayerValue, ReadableNet, coverage_layers
-from skfishermask.fisher import in_one_length, predict
+from skfishermask.data import LayerValue, ReadableNet, coverage_layers, covered_predictions
+from skfishermask.fisher import in_one_length
 from skfishermask.jacobian import Inputs
 from skfishermask.parameters import Settings
 from skfishermask.pool import LocalSamples, Pool
@@ -36,7 +36,7 @@ class CoveredShare:
     batch: Batch  # those chosen, among `rows`
     embedding: StoredEmbedding  # of `rows`
     problem: SelectionProblem  # what they were chosen by
-    covered: str = "inputs"  # what of the samples
+    covered: str  # what of the samples
 
     @property
     def indices(self) -> np.ndarray:
@@ -86,8 +86,7 @@ def find_coverage(
         return None
     numbers = {}
     for layer in coverage_layers(net.module, first, asked, net.to_logits):
-        with CoverageInputs(net.module, layer) as inputs:
-            flat = predict(net.module, [first], inputs=inputs, **net.read_options).inputs
+        flat = covered_predictions(layer, net.module, [first], **net.read_options).inputs
         if flat is not None:
             numbers[layer] = flat.numel()
     # The pixels of a photograph say little about what is in it.
@@ -139,9 +138,20 @@ def cover_share(
     inputs, *of_others = together.split([len(of_set.uncertainty) for of_set in predicted])
     known = inputs[:0] if labeled is None else of_others.pop(0)
     weights = predicted[0 if target is None else -1].uncertainty.to(inputs)
-    embedding, problem = coverage_problem(
+    problem = coverage_problem(
         inputs, known, weights, n, settings.rng, target=of_others[0] if of_others else None
     )
-    with progress.bar(n, "Coverage", "pick") as bar:
+    return select_share(rows, *problem, coverage.text, progress)
+
+
+def select_share(
+    rows: np.ndarray,
+    embedding: StoredEmbedding,
+    problem: SelectionProblem,
+    covered: str,
+    progress: Progress,
+) -> CoveredShare:
+    """Choose among rows of the pool, with an embedding of them and a problem of coverage."""
+    with progress.bar(problem.n_instances, "Coverage", "pick") as bar:
         batch = select(embedding, problem, on_pick=bar.update)
-    return CoveredShare(rows, batch, embedding, problem, coverage.text)
+    return CoveredShare(rows, batch, embedding, problem, covered)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 import numpy as np
 import skorch
@@ -11,9 +10,8 @@ import torch
 from sklearn.base import clone
 
 from skfishermask.coverage import coverage_problem
-from skfishermask.coverage_batch import Coverage, CoveredShare, find_coverage
+from skfishermask.coverage_batch import Coverage, CoveredShare, find_coverage, select_share
 from skfishermask.data import (
-    CoverageInputs,
     DaskSamples,
     Data,
     Estimator,
@@ -21,6 +19,7 @@ from skfishermask.data import (
     ReadableNet,
     SampleRole,
     Unfitted,
+    covered_predictions,
     first_sample,
     has_frozen_parameters,
     is_dask,
@@ -29,75 +28,40 @@ from skfishermask.data import (
     unit_inputs,
     unwrap_unfitted,
 )
-from skfishermask.fisher import in_one_length, predict
+from skfishermask.fisher import in_one_length
 from skfishermask.jacobian import seeded
-from skfishermask.parameters import check_n_instances, draw_candidates
+from skfishermask.parameters import Settings, check_n_instances, draw_candidates
 from skfishermask.progress import Progress
-from skfishermask.selection import select
 
 
 def first_batch(
     estimator: Estimator,
     X_pool: Data,
     n_instances: int,
-    rng: np.random.RandomState,
-    *,
+    settings: Settings,
     X_labeled: Data = None,
-    coverage_inputs: str = "auto",
-    max_candidates: int | Literal["auto"] | None = "auto",
-    batch_size: int | None = None,
-    verbose: int = 0,
 ) -> tuple[CoveredShare, dict[str, object]]:
-    """Select samples that cover the inputs of the pool, see :mod:`skfishermask.coverage`.
+    """Select samples that cover the inputs of the pool; return them, and ``query_info_``.
 
-    Parameters
-    ----------
-    estimator : estimator or None
-        Not fitted. The transformers of a pipeline in it are fitted to the pool; a skorch net in it
-        gives its dataset, its iterator and its batch size, and its frozen layers.
-    X_pool : array-like, dict or tuple of arrays, Dataset or dask.array of length N
-        What to choose from.
-    n_instances : int
-        Number of samples to choose.
-    rng : RandomState
-        Draws candidates and landmarks of large pools.
-    X_labeled : same kinds as `X_pool`, optional
-        Samples that are covered already.
-    coverage_inputs : str, default="auto"
-        What is covered, see :class:`skfishermask.FisherMaskSampler`. A module of the network is
-        read as it is initialized.
-    max_candidates : int, None or "auto", default="auto"
-        Samples of the pool to choose from, see :class:`skfishermask.FisherMaskSampler`.
-    batch_size : int or None, default=None
-        Samples that are read at a time; None: the net's own.
-    verbose : int, default=0
-        1 shows progress bars.
-
-    Returns
-    -------
-    batch : CoveredShare
-        All of the batch.
-    info : dict
-        As ``query_info_`` of :class:`skfishermask.FisherMaskSampler`.
-
-    Raises
-    ------
-    ValueError
-        If the pool is empty, `n_instances` is not between 1 and its length, or inputs are not
-        finite real numbers of one length.
+    The estimator, if any, is not fitted. Transformers of a pipeline in it are fitted to the pool; a
+    skorch net gives its dataset, its iterator and its batch size, and a layer of it to cover is
+    read as it is initialized. Those labelled are covered already. Raises ValueError if the pool is
+    empty, `n_instances` is not between 1 and its length, or inputs are not finite real numbers of
+    one length.
     """
     start = time.perf_counter()
+    batch_size = settings.batch_size
     unwrapped = unwrap_unfitted(estimator)
     pool: NetSamples | DaskSamples
-    net = _initialized(unwrapped, coverage_inputs)
+    net = _initialized(unwrapped, settings.coverage_inputs)
     if is_dask(X_pool):
         pool = DaskSamples(net, X_pool, unwrapped.of_chunks(), batch_size)
     else:
         pool = NetSamples(net, unwrapped.fit_transform(X_pool), SampleRole.POOL, batch_size)
     n_instances = check_n_instances(n_instances, len(pool))
-    of_layer = _layer_reader(net, pool, coverage_inputs)
-    progress = Progress(verbose > 0, torch.device("cpu"))
-    rows = draw_candidates(len(pool), n_instances, max_candidates, rng)
+    of_layer = _layer_reader(net, pool, settings.coverage_inputs)
+    progress = Progress(settings.verbose > 0, torch.device("cpu"))
+    rows = draw_candidates(len(pool), n_instances, settings.max_candidates, settings.rng)
     inputs = _inputs(pool, rows, of_layer, progress)
     labeled = inputs[:0]
     if X_labeled is not None and n_rows(X_labeled) > 0:
@@ -105,19 +69,18 @@ def first_batch(
         known = NetSamples(net, X, SampleRole.LABELED, batch_size)
         labeled = _inputs(known, None, of_layer, progress)
     weights = inputs.new_ones(len(inputs))
-    embedding, problem = coverage_problem(inputs, labeled, weights, n_instances, rng)
-    with progress.bar(n_instances, "Coverage", "pick") as bar:
-        batch = select(embedding, problem, on_pick=bar.update)
+    problem = coverage_problem(inputs, labeled, weights, n_instances, settings.rng)
     covered = "inputs" if of_layer is None else of_layer[1].text
+    batch = select_share(rows, *problem, covered, progress)
     info = {
         "seconds": {"total": time.perf_counter() - start},
         "n_candidates": len(rows),
         "n_labeled": len(labeled),
-        "objective": batch.objective,
+        "objective": batch.batch.objective,
         "coverage_share": 1.0,
         "coverage_inputs": covered,
     }
-    return CoveredShare(rows, batch, embedding, problem, covered), info
+    return batch, info
 
 
 def _initialized(unwrapped: Unfitted, coverage_inputs: str) -> skorch.NeuralNet:
@@ -164,8 +127,8 @@ def _inputs(
         together = in_one_length([unit_inputs(batch) for batch in shown])
     else:
         net, coverage = of_layer
-        with CoverageInputs(net.module, coverage.layer) as inputs:
-            together = predict(net.module, shown, inputs=inputs, **net.read_options).inputs
+        predictions = covered_predictions(coverage.layer, net.module, shown, **net.read_options)
+        together = predictions.inputs
     if together is None:
         raise ValueError(
             f"A batch without a trained network covers the inputs of {samples.role.argument}, "

@@ -144,17 +144,7 @@ def run_first_batch(
         raise ValueError(
             "X_target needs a fitted network: a first batch covers the pool without one."
         )
-    batch, info = first_batch(
-        estimator,
-        X_pool,
-        n_instances,
-        settings.rng,
-        X_labeled=X_labeled,
-        coverage_inputs=settings.coverage_inputs,
-        max_candidates=settings.max_candidates,
-        batch_size=settings.batch_size,
-        verbose=settings.verbose,
-    )
+    batch, info = first_batch(estimator, X_pool, n_instances, settings, X_labeled)
     utilities = batch.utilities(len(X_pool)) if wants_utilities else None
     return Result(batch.indices, batch.gains, None, None, info, utilities)
 

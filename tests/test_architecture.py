@@ -51,7 +51,7 @@ MAY_IMPORT: list[tuple[set[str], set[str], set[str]]] = [
     ),
     (
         {"evaluation", "modal"},
-        {"data", "jacobian", "progress", "first_batch"},
+        {"data", "jacobian", "progress", "parameters", "first_batch"},
         {"torch", "numpy", "sklearn", "joblib", "matplotlib", "modAL"},
     ),
     (

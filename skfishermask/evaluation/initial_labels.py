@@ -19,6 +19,7 @@ from skfishermask.data import (
     take_rows,
 )
 from skfishermask.first_batch import first_batch
+from skfishermask.parameters import MethodParameters, Settings
 
 
 def check_counts(**counts: object) -> None:
@@ -66,7 +67,8 @@ def initial_samples(
                 )
             rng = np.random.RandomState(seeds[i])
             if initial == "coverage":
-                covering, _ = first_batch(estimator, take_rows(X, train), n_initial, rng)
+                settings = Settings(MethodParameters(), None, rng)
+                covering, _ = first_batch(estimator, take_rows(X, train), n_initial, settings)
                 drawn = covering.indices
             else:
                 drawn = _stratified(y[train], n_initial, rng)
