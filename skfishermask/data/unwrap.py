@@ -92,14 +92,13 @@ def _wraps_one(estimator: Estimator) -> bool:
     return hasattr(estimator, "estimator") and not many_or_others
 
 
-def _transforms(pipeline: Pipeline) -> list[Callable[[Data], Data]]:
-    """List what the steps before the last one do in prediction, where resamplers do nothing.
+def _transformers(pipeline: Pipeline) -> list[Estimator]:
+    """List the steps before the last one, but for resamplers, which do nothing in prediction.
 
     They are called one by one: a pipeline of them alone would be asked whether it is fitted, which
     it cannot know where the last of them keeps no state.
     """
-    steps = [step for _, step in pipeline.steps[:-1] if step not in (None, "passthrough")]
-    return [step.transform for step in steps if hasattr(step, "transform")]
+    return [step for _, step in pipeline.steps[:-1] if hasattr(step, "transform")]
 
 
 def _levels(estimator: Estimator) -> Iterator[Estimator]:
@@ -139,7 +138,7 @@ def unwrap(classifier: Estimator) -> Unwrapped:
             inner = inner.estimator
         elif isinstance(inner, Pipeline):
             check_is_fitted(inner)
-            transformers += _transforms(inner)
+            transformers += [step.transform for step in _transformers(inner)]
             inner = inner[-1]
         elif hasattr(inner, "best_estimator_"):
             inner = inner.best_estimator_
@@ -237,9 +236,7 @@ def unwrap_unfitted(estimator: Estimator) -> Unfitted:
     transformers: list[Estimator] = []
     while not is_net(estimator):
         if isinstance(estimator, Pipeline):
-            steps = [step for _, step in estimator.steps[:-1] if step not in (None, "passthrough")]
-            # Resamplers change the training data alone.
-            transformers += [clone(step) for step in steps if hasattr(step, "transform")]
+            transformers += map(clone, _transformers(estimator))
             estimator = estimator.steps[-1][1]
         elif hasattr(estimator, "estimator"):
             estimator = estimator.estimator

@@ -16,7 +16,7 @@ from skfishermask.jacobian.isolation import trainable_parameters
 from skfishermask.jacobian.located_uses import LocatedUse
 from skfishermask.jacobian.operations import Node
 from skfishermask.jacobian.per_sample import TensorCache, UseGroup
-from skfishermask.jacobian.views import EntryPositions
+from skfishermask.jacobian.views import entry_positions
 
 _OperandPositions = tuple[Tensor | None, Tensor | None, FeaturePairs | None]
 
@@ -98,7 +98,7 @@ class ParameterEntries:
         return result
 
     def _operand_positions(self, use: Use, form: Form, index: Tensor | None) -> _OperandPositions:
-        positions = EntryPositions(self.parameters[use.name].shape, use.views).find(index)
+        positions = entry_positions(self.parameters[use.name].shape, use.views, index)
         _, operand_index = positions
         pairs = None
         if isinstance(form, OuterProductGrad) and index is not None:

@@ -56,7 +56,7 @@ class UseGroup:
 
     forms: Sequence[Form]  # all outer products of the same sizes, or all broadcast
     layouts: Sequence[SampleLayout]  # of the rows of each
-    entry_index: Tensor | None  # see `EntryPositions.find`; on the device
+    entry_index: Tensor | None  # see `entry_positions`; on the device
     operand_index: Tensor | None  # the same
     pairs: FeaturePairs | None  # the features at `operand_index`, for an outer product
     sum_dtype: torch.dtype
@@ -135,13 +135,10 @@ class UseGroup:
             n_rows = products[0].left
 
             def of_table(samples: slice) -> Tensor:
-                chunk = ids[samples]
-                sample = torch.arange(len(chunk), device=ids.device)[:, None]
-                # One row more, for the ids that get no gradient.
-                key = sample * (n_rows + 1) + torch.where(chunk < 0, n_rows, chunk)
-                n_keys = len(chunk) * (n_rows + 1)
-                sums = scatter_add_rows(n_keys, key.flatten(), rows[samples].flatten(0, 1))
-                return sums.view(len(chunk), n_rows + 1, -1)[:, :n_rows].flatten(1)
+                keys = _row_keys(ids[samples], n_rows)
+                n_keys = len(keys) * (n_rows + 1)
+                sums = scatter_add_rows(n_keys, keys.flatten(), rows[samples].flatten(0, 1))
+                return sums.view(len(keys), n_rows + 1, -1)[:, :n_rows].flatten(1)
 
             return of_table
         saved_is_left = products[0].saved_is_left
@@ -234,9 +231,7 @@ class UseGroup:
     def _square_sums_of_tables(self) -> Callable[[Gradients], Tensor]:
         # Equal rows of a sample are added up first, then squared, then added over samples.
         ids, n_rows = self._ids(), self._products()[0].left
-        sample = torch.arange(len(ids), device=ids.device)[:, None]
-        keys = sample * (n_rows + 1) + torch.where(ids < 0, n_rows, ids)
-        unique, inverse = torch.unique(keys, return_inverse=True)
+        unique, inverse = torch.unique(_row_keys(ids, n_rows), return_inverse=True)
         row = unique % (n_rows + 1)
 
         def square_sums(gradients: Gradients) -> Tensor:
@@ -245,6 +240,12 @@ class UseGroup:
             return scatter_add_rows(n_rows + 1, row, sums.square_())[:n_rows].flatten()
 
         return square_sums
+
+
+def _row_keys(ids: Tensor, n_rows: int) -> Tensor:
+    """Return numbers of the rows of each sample's own table, with one more for no gradient."""
+    sample = torch.arange(len(ids), device=ids.device)[:, None]
+    return sample * (n_rows + 1) + torch.where(ids < 0, n_rows, ids)
 
 
 def _joined(tensors: list[Tensor], axis: int) -> Tensor:

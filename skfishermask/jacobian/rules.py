@@ -314,13 +314,9 @@ def _group_norm_weight(node: Node, shape: torch.Size) -> Form:
 
 
 def _table(
-    shape: torch.Size,
-    ids: Tensor,
-    padding: int,
-    rows: Callable[[Tensor], Tensor],
-    dtype: torch.dtype,
+    node: Node, shape: torch.Size, ids: Tensor, padding: int, rows: Callable[[Tensor], Tensor]
 ) -> EmbeddingGrad:
-    ids = ids.flatten()
+    ids, dtype = ids.flatten(), node._input_metadata[0].dtype
     if padding >= 0:
         ids = torch.where(ids == padding, -1, ids)
 
@@ -341,13 +337,8 @@ def _table(
 
 @rule(("EmbeddingBackward0", 0))
 def _embedding(node: Node, shape: torch.Size) -> Form:
-    return _table(
-        shape,
-        node._saved_indices,
-        signed(node._saved_padding_idx),
-        lambda g: g.reshape(-1, g.shape[-1]),
-        node._input_metadata[0].dtype,
-    )
+    padding = signed(node._saved_padding_idx)
+    return _table(node, shape, node._saved_indices, padding, lambda g: g.reshape(-1, g.shape[-1]))
 
 
 @rule(("IndexBackward0", 0))
@@ -357,16 +348,14 @@ def _indexed(node: Node, shape: torch.Size) -> Form | None:
         return None
     ids = torch.where(ids[0] < 0, ids[0] + shape[0], ids[0])
     columns = shape[1:].numel()
-    dtype = node._input_metadata[0].dtype
-    return _table(shape, ids, -1, lambda g: g.reshape(-1, columns), dtype)
+    return _table(node, shape, ids, -1, lambda g: g.reshape(-1, columns))
 
 
 @rule(("IndexSelectBackward0", 0))
 def _selected(node: Node, shape: torch.Size) -> Form | None:
     if signed(node._saved_dim) not in (0, -len(shape)):
         return None
-    dtype = node._input_metadata[0].dtype
-    return _table(shape, node._saved_index, -1, lambda g: g.flatten(1), dtype)
+    return _table(node, shape, node._saved_index, -1, lambda g: g.flatten(1))
 
 
 @rule(("EmbeddingBagBackward0", 0))
@@ -388,4 +377,4 @@ def _embedding_bag(node: Node, shape: torch.Size) -> Form | None:
         g = g[bag]
         return g if weight is None else g * weight.to(g.dtype)
 
-    return _table(shape, ids, padding, rows, node._input_metadata[0].dtype)
+    return _table(node, shape, ids, padding, rows)

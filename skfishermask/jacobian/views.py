@@ -56,41 +56,35 @@ def static_values(node: Node) -> tuple[Hashable, ...]:
     return tuple(values)
 
 
-class EntryPositions:
-    """Where the entries of a parameter of some shape lie in an operand, after some views."""
+def entry_positions(
+    shape: torch.Size, views: Sequence[ViewStep], index: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Find where entries of a parameter of some shape lie in an operand, after some views.
 
-    def __init__(self, shape: torch.Size, views: Sequence[ViewStep]) -> None:
-        self.numel = shape.numel()
-        # The entry at each position of the operand, -1: of another tensor; None: in the same order.
-        self._entries: Tensor | None = None
-        steps = [step for step in views if operation_of(step.node).view is not View.SAME_ORDER]
-        if not steps:
-            return
-        entries = torch.arange(self.numel).view(shape)
-        for step in steps:
-            is_moved = operation_of(step.node).view is View.MOVED
-            entries = (_moved if is_moved else _copied)(step, entries)
-        self._entries = entries.flatten()
-
-    def find(self, index: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Find the entries at flat indices, increasing, on the CPU; None: all.
-
-        Returns for each position in the operand the position in `index` (None: all of them once, in
-        order), and the flat positions in the operand (None: all, in order).
-        """
-        if self._entries is None:
-            return None, index
-        index = torch.arange(self.numel) if index is None else index
-        # One more than there are entries: an entry of -1 finds it, and so is not in `index`.
-        position_in_index = torch.full((self.numel + 1,), -1)
-        position_in_index[index] = torch.arange(len(index))
-        positions = position_in_index[self._entries]
-        operand_index = torch.nonzero(positions >= 0).flatten()
-        entry_index, order = positions[operand_index].sort(stable=True)
-        operand_index = operand_index[order]
-        if len(entry_index) == len(index) and bool((entry_index == torch.arange(len(index))).all()):
-            return None, operand_index
-        return entry_index, operand_index
+    The `index` is flat, increasing, on the CPU; None: all entries. Returns for each position in the
+    operand the position in `index` (None: all of them once, in order), and the flat positions in
+    the operand (None: all, in order).
+    """
+    steps = [step for step in views if operation_of(step.node).view is not View.SAME_ORDER]
+    if not steps:
+        return None, index
+    n_entries = shape.numel()
+    # The entry at each position of the operand; -1: of another tensor.
+    entries = torch.arange(n_entries).view(shape)
+    for step in steps:
+        is_moved = operation_of(step.node).view is View.MOVED
+        entries = (_moved if is_moved else _copied)(step, entries)
+    index = torch.arange(n_entries) if index is None else index
+    # One more than there are entries: an entry of -1 finds it, and so is not in `index`.
+    position_in_index = torch.full((n_entries + 1,), -1)
+    position_in_index[index] = torch.arange(len(index))
+    positions = position_in_index[entries.flatten()]
+    operand_index = torch.nonzero(positions >= 0).flatten()
+    entry_index, order = positions[operand_index].sort(stable=True)
+    operand_index = operand_index[order]
+    if len(entry_index) == len(index) and bool((entry_index == torch.arange(len(index))).all()):
+        return None, operand_index
+    return entry_index, operand_index
 
 
 def _moved(step: ViewStep, entries: Tensor) -> Tensor:

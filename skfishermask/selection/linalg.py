@@ -28,6 +28,11 @@ def rms_eigenvalue(matrix: Tensor | float) -> float:
     return float(torch.linalg.matrix_norm(matrix)) / math.sqrt(len(matrix))
 
 
+def column_blocks(k: int) -> list[tuple[int, int]]:
+    """Divide the columns of a triangular (k, k) matrix, to multiply few zeros: start and stop."""
+    return [*pairwise(sorted({k * block // _N_BLOCKS for block in range(_N_BLOCKS + 1)}))]
+
+
 def trace_gains(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Compute tr((I + A)^-1 B) and the size of (I + A)^-1, for A and B of shape (n, r, r), float64.
 
@@ -97,8 +102,7 @@ class QuadraticForm:
         n, r, k = v.shape
         total = v.new_zeros(n, r, r)
         squares = v.new_zeros(n)
-        edges = [k * block // _N_BLOCKS for block in range(_N_BLOCKS + 1)]
-        for a, b in pairwise(sorted(set(edges))):
+        for a, b in column_blocks(k):
             w = (v[..., a:].reshape(n * r, -1) @ half[a:, a:b]).view(n, r, -1)
             total.baddbmm_(w, v[..., a:b].mT)
             squares += w.square().sum((1, 2))

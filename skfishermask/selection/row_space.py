@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from skfishermask.selection.candidates import check_finite
-from skfishermask.selection.linalg import fingerprints, first_of_equals
+from skfishermask.selection.linalg import column_blocks, fingerprints, first_of_equals
 from skfishermask.selection.storage import StoredEmbedding
 
 # Of the columns that are read at a time, in float64;
 _BLOCK_BYTES = 2**22
 # but no fewer columns than this, for the sake of files.
 _MIN_COLUMNS = 1024
-# Column blocks of a triangular matrix; those above the diagonal are not multiplied.
-_N_BLOCKS = 8
 # Odd, so that the fingerprint depends on the order of the blocks.
 _FINGERPRINT_FACTOR = 0x5851F42D4C957F2D
 # What the diagonal of a Gram matrix of dependent rows is raised by at first: two roundings.
@@ -56,13 +52,12 @@ def _gram(embedding: StoredEmbedding) -> tuple[Tensor, Tensor]:
     n, r, k = embedding.shape
     gram = torch.zeros(n * r, n * r, dtype=torch.float64, device=embedding.device)
     marks = torch.zeros(n, dtype=torch.int64, device=embedding.device)
-    edges = sorted({n * r * block // _N_BLOCKS for block in range(_N_BLOCKS + 1)})
-    width = max(_MIN_COLUMNS, _BLOCK_BYTES // (8 * n * r))
+    blocks, width = column_blocks(n * r), max(_MIN_COLUMNS, _BLOCK_BYTES // (8 * n * r))
     for start in range(0, k, width):
         columns = embedding.columns(start, min(k, start + width)).double()
         marks = marks * _FINGERPRINT_FACTOR + fingerprints(columns)
         rows = columns.flatten(0, 1)
-        for a, b in pairwise(edges):
+        for a, b in blocks:
             gram[a:, a:b].addmm_(rows[a:], rows[a:b].T)
     return gram, marks
 

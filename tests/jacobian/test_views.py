@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from skfishermask.jacobian.views import EntryPositions, ViewStep, static_values
+from skfishermask.jacobian.views import ViewStep, entry_positions, static_values
 from tests.jacobian.common import graph_of, with_parameters
 
 # A view of a parameter (4, 6).
@@ -52,7 +52,7 @@ def test_entry_positions(name: str, index: Tensor | None) -> None:
     shape, steps = steps_of(view)
     if name == "last part":
         steps[-1] = ViewStep(steps[-1].node, 0, 1)
-    entry_index, operand_index = EntryPositions(shape, steps).find(index)
+    entry_index, operand_index = entry_positions(shape, steps, index)
     # Numbers from one: padding and what a triangle leaves out are zero.
     numbers = view(torch.arange(1.0, shape.numel() + 1).view(shape)).flatten().tolist()
     entries = range(shape.numel()) if index is None else index.tolist()
@@ -74,7 +74,7 @@ def test_entries_of_two_joined_parameters() -> None:
     _, graph = graph_of(module, torch.randn(2, 3).double())
     for use in graph.uses():
         size = module.get_parameter(use.name).shape
-        entry_index, operand_index = EntryPositions(size, use.views).find(None)
+        entry_index, operand_index = entry_positions(size, use.views, None)
         columns = range(2) if use.name == "p0" else range(2, 6)
         assert entry_index is None
         assert operand_index is not None
