@@ -34,6 +34,13 @@ def check_finite(norms: Tensor, positions: Tensor) -> None:
         raise ValueError(f"embedding must be finite, row {row} holds NaN or infinity.")
 
 
+def _outer(pair: Tensor) -> Tensor:
+    """Return q q^T and t q^T in turn, for rows of q and t in turn, (..., 2 r, r)."""
+    q = pair[..., ::2, :].mT
+    # A batch of products of single numbers is slow.
+    return pair * q if pair.shape[-1] == 1 else pair @ q
+
+
 def _in_marked_pair(pairs: Tensor) -> Tensor:
     """Return which elements of a sequence are in a marked pair of neighbours, (n,)."""
     no = pairs.new_zeros(1)
@@ -217,7 +224,7 @@ class GainState:
         states = slice(self.current + 1, self.current + 1 + len(picks))
         for group, products in self._products(factors):
             pair = products.permute(2, 0, 1, 3, 4).reshape(len(picks), len(products), -1, self.r)
-            change = pair @ pair[:, :, ::2].mT
+            change = _outer(pair)
             added = self._added_error(group, products, norms)
             for number, state in enumerate(range(states.start, states.stop)):
                 before = self._blocks[state - 1, group]

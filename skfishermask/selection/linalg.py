@@ -42,8 +42,12 @@ def trace_gains(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tup
     decided on.
     """
     n, r, _ = a.shape
-    together = a.device.type == "cpu" and n >= _MIN_TOGETHER and r <= _MAX_TOGETHER_SIZE
-    gains, size, invalid = (_invert_together if together else _invert_each)(a, b, dtype)
+    if r == 1:
+        size = a.flatten().to(dtype).add(1).reciprocal_()
+        gains, invalid = b.flatten() * size, ~(size > 0)
+    else:
+        together = a.device.type == "cpu" and n >= _MIN_TOGETHER and r <= _MAX_TOGETHER_SIZE
+        gains, size, invalid = (_invert_together if together else _invert_each)(a, b, dtype)
     invalid = invalid | gains.isnan()
     return gains.double().masked_fill_(invalid, 0), size.double().masked_fill_(invalid, math.inf)
 
