@@ -173,12 +173,12 @@ class LocalPool(LocalSamples):
         self._embedding = None
         self._cleanup.close()
 
-    def place(self, n: int, r: int, k: int, n_others: int) -> Placement:  # noqa: D102, see Pool
+    def place(self, n: int, r: int, k: int, n_others: int) -> Placement:
         estimate = MemoryEstimate(n, r, k, self.settings.dtype, n_others, TENSOR_CACHE_BYTES)
         self._placement = place(estimate, self._where)
         return self._placement
 
-    def embed(  # noqa: D102, see Pool
+    def embed(
         self,
         rows: np.ndarray,
         mask: ParameterMask,
@@ -214,9 +214,7 @@ class LocalPool(LocalSamples):
                 bar.update(len(values))
         return total.mean()
 
-    def select(  # noqa: D102, see Pool
-        self, problem: SelectionProblem, preselected: Sequence[int]
-    ) -> Batch:
+    def select(self, problem: SelectionProblem, preselected: Sequence[int]) -> Batch:
         V = self._embedded()
         with (
             self.progress.bar(len(V), "Preparing", "sample") as prepared,
@@ -234,7 +232,7 @@ class LocalPool(LocalSamples):
         """Return the gains of all candidates before each of some picks, (picks, candidates)."""
         return gains_before_picks(self._embedded(), positions, problem)
 
-    def info(self) -> dict[str, object]:  # noqa: D102, see Pool
+    def info(self) -> dict[str, object]:
         return {}
 
     def _embedded(self) -> StoredEmbedding:

@@ -85,7 +85,7 @@ class ClusterPool:
         # The argument of a task as well as its result, so it outlives the worker that has it.
         return self._cluster.submit(worker.identity, packed)
 
-    def info(self) -> dict[str, object]:  # noqa: D102, see Pool
+    def info(self) -> dict[str, object]:
         return {
             "n_workers": self._cluster.n_workers,
             "n_chunks": len(self._samples.starts) - 1,
@@ -93,7 +93,7 @@ class ClusterPool:
             "round_trips": self._round_trips,
         }
 
-    def place(self, n: int, r: int, k: int, n_others: int) -> Placement:  # noqa: D102, see Pool
+    def place(self, n: int, r: int, k: int, n_others: int) -> Placement:
         dtype, there = self._settings.dtype, self._cluster
         # Chunks lie on several workers, so that nothing is put into the space of the rows.
         estimate = MemoryEstimate(n, r, k, dtype, n_others, uses_row_space=False)
@@ -135,9 +135,7 @@ class ClusterPool:
             tasks.append(task(self._packed, chunks[number], chunk_rows, *arguments))
         return tasks
 
-    def diagonal(  # noqa: D102, see Pool
-        self, rows: np.ndarray, n_directions: int
-    ) -> dict[str, Tensor]:
+    def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:
         tasks = self._tasks(worker.diagonal_of, rows, n_directions)
         *of_chunks, total = self._cluster.compute([*tasks, _tree(tasks)])
         with self._progress.bar(len(of_chunks), "Fisher diagonal", "chunk") as bar:
@@ -147,22 +145,18 @@ class ClusterPool:
         self._cluster.count("diagonal", sum(value.nbytes for value in sums.values()))
         return {name: value / n for name, value in sums.items()}
 
-    def predicted(  # noqa: D102, see Pool
-        self, function: Callable[..., T], rows: np.ndarray
-    ) -> list[T]:
+    def predicted(self, function: Callable[..., T], rows: np.ndarray) -> list[T]:
         tasks = self._cluster.compute(self._tasks(worker.predicted_of, rows, function))
         with self._progress.bar(len(tasks), "Predictions", "chunk") as bar:
             values: list[T] = self._cluster.results(tasks, bar.update)
         self._cluster.count("predictions", sum(getattr(value, "nbytes", 0) for value in values))
         return values
 
-    def predictions(  # noqa: D102, see Pool
-        self, rows: np.ndarray, layer: LayerValue | None
-    ) -> Predictions:
+    def predictions(self, rows: np.ndarray, layer: LayerValue | None) -> Predictions:
         of_chunks = self.predicted(partial(covered_predictions, layer), rows)
         return Predictions.concatenate(of_chunks).to(self._net.device)
 
-    def embed(  # noqa: D102, see Pool
+    def embed(
         self,
         rows: np.ndarray,
         mask: ParameterMask,
@@ -189,9 +183,7 @@ class ClusterPool:
         return Embedded(len(mask), fisher, fisher_of_others)
 
     @torch.no_grad()
-    def select(  # noqa: D102, see Pool
-        self, problem: SelectionProblem, preselected: Sequence[int]
-    ) -> Batch:
+    def select(self, problem: SelectionProblem, preselected: Sequence[int]) -> Batch:
         if self._estimate is None or not self._embeddings:
             raise RuntimeError("The pool was not embedded before it was to be chosen from.")
         n, r, k = self._estimate.n, self._estimate.r, self._estimate.k

@@ -165,9 +165,7 @@ class RemoteCandidatePool:
         self._updates: list[Pick] = []
         self._reply: Reply | None = None
 
-    def shortlist(  # noqa: D102, see CandidatePool
-        self, count: int, n_picks: int
-    ) -> tuple[GainState, Tensor]:
+    def shortlist(self, count: int, n_picks: int) -> tuple[GainState, Tensor]:
         is_larger = self._cache is None or count > self._size
         self._size = count
         if is_larger:
@@ -182,9 +180,7 @@ class RemoteCandidatePool:
         self._taken = self._cache.taken.clone()
         return self._cache, self._others_bound
 
-    def attempt(  # noqa: D102, see CandidatePool
-        self, picks: Sequence[Pick], shortlist: GainState, others_bound: Tensor
-    ) -> Tensor:
+    def attempt(self, picks: Sequence[Pick], shortlist: GainState, others_bound: Tensor) -> Tensor:
         if not picks:
             return others_bound[None]
         limits = self._limits(len(picks) + 1)
@@ -197,9 +193,7 @@ class RemoteCandidatePool:
         )
         return self._reply.largest
 
-    def commit(  # noqa: D102, see CandidatePool
-        self, picks: Sequence[Pick], shortlist: GainState
-    ) -> None:
+    def commit(self, picks: Sequence[Pick], shortlist: GainState) -> None:
         shortlist.commit(len(picks))
         if self._taken is not None:
             shortlist.taken = self._taken
@@ -215,10 +209,10 @@ class RemoteCandidatePool:
         self._others_bound = reply.others[min(len(picks), len(reply.others) - 1)]
         self._add_to_cache(reply.sent, self._size)
 
-    def apply(self, picks: Sequence[Pick]) -> None:  # noqa: D102, see CandidatePool
+    def apply(self, picks: Sequence[Pick]) -> None:
         self._updates += picks
 
-    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see CandidatePool
+    def rows(self, positions: Sequence[int]) -> Tensor:
         sent = self._request(requested=positions).sent
         if sent is None:
             raise KeyError(f"No block has the positions {positions}.")

@@ -30,9 +30,7 @@ class LocalCandidatePool:
         self._excluded = self.candidates.taken
         self._n_attempted = 0
 
-    def shortlist(  # noqa: D102, see CandidatePool
-        self, count: int, n_picks: int
-    ) -> tuple[GainState, Tensor]:
+    def shortlist(self, count: int, n_picks: int) -> tuple[GainState, Tensor]:
         candidates = self.candidates
         self._excluded = candidates.excluded(n_picks)
         bounds = candidates.bounds(self._excluded)
@@ -41,9 +39,7 @@ class LocalCandidatePool:
         # In float64: there are few, and near-ties are settled in it.
         return candidates.subset(index, n_picks + 1, torch.float64), others_bound
 
-    def attempt(  # noqa: D102, see CandidatePool
-        self, picks: Sequence[Pick], shortlist: GainState, others_bound: Tensor
-    ) -> Tensor:
+    def attempt(self, picks: Sequence[Pick], shortlist: GainState, others_bound: Tensor) -> Tensor:
         self._n_attempted = len(picks)
         if not picks:
             return others_bound[None]
@@ -51,16 +47,14 @@ class LocalCandidatePool:
         self.n_read += len(self.candidates)
         return torch.cat([others_bound[None], self.candidates.attempt(picks, excluded)])
 
-    def commit(  # noqa: D102, see CandidatePool
-        self, picks: Sequence[Pick], shortlist: GainState
-    ) -> None:
+    def commit(self, picks: Sequence[Pick], shortlist: GainState) -> None:
         self.candidates.commit(min(len(picks), self._n_attempted))
         if len(picks) <= self._n_attempted:
             # The shortlist has exact gains.
             self.candidates.copy_state(shortlist, len(picks))
         self._mark_taken(picks)
 
-    def apply(self, picks: Sequence[Pick]) -> None:  # noqa: D102, see CandidatePool
+    def apply(self, picks: Sequence[Pick]) -> None:
         self.candidates.apply(picks)
         self.n_read += len(self.candidates)
         self._mark_taken(picks)
@@ -79,7 +73,7 @@ class LocalCandidatePool:
             index = index[(index >= 0) & (index < len(self.candidates))]
         self.candidates.taken.index_fill_(0, index, True)
 
-    def rows(self, positions: Sequence[int]) -> Tensor:  # noqa: D102, see CandidatePool
+    def rows(self, positions: Sequence[int]) -> Tensor:
         return self.candidates.rows(self.index_of(positions))
 
     def index_of(self, positions: Sequence[int]) -> Tensor:

@@ -153,26 +153,26 @@ class TensorEmbedding(StoredEmbedding):
         self._values = values
 
     @classmethod
-    def room_bytes(cls, where: Location) -> float:  # noqa: D102, see StoredEmbedding
+    def room_bytes(cls, where: Location) -> float:
         return where.memory_share * free_bytes(where.device)
 
     @classmethod
-    def allocate(  # noqa: D102, see StoredEmbedding
+    def allocate(
         cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
     ) -> StoredEmbedding:
         return TensorEmbedding(torch.empty(tuple(shape), dtype=dtype, device=where.device))
 
     @property
-    def is_fetched(self) -> bool:  # noqa: D102, see StoredEmbedding
+    def is_fetched(self) -> bool:
         return self._values.device != self.device
 
-    def write(self, start: int, values: Tensor) -> None:  # noqa: D102, see StoredEmbedding
+    def write(self, start: int, values: Tensor) -> None:
         self._values[start : start + len(values)] = values
 
-    def columns(self, start: int, stop: int) -> Tensor:  # noqa: D102, see StoredEmbedding
+    def columns(self, start: int, stop: int) -> Tensor:
         return self._values[:, :, start:stop].to(self.device)
 
-    def take(self, rows: Tensor | Sequence[int]) -> Tensor:  # noqa: D102, see StoredEmbedding
+    def take(self, rows: Tensor | Sequence[int]) -> Tensor:
         index = torch.as_tensor(rows, dtype=torch.int64, device=self._values.device)
         return self._values.index_select(0, index).to(self.device)
 
@@ -202,12 +202,12 @@ class HostEmbedding(TensorEmbedding):
     storage_name = "host memory"
 
     @classmethod
-    def room_bytes(cls, where: Location) -> float:  # noqa: D102, see StoredEmbedding
+    def room_bytes(cls, where: Location) -> float:
         host = torch.device("cpu")
         return where.memory_share * free_bytes(host) if where.device.type == "cuda" else -1
 
     @classmethod
-    def allocate(  # noqa: D102, see StoredEmbedding
+    def allocate(
         cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
     ) -> StoredEmbedding:
         values = torch.empty(tuple(shape), dtype=dtype)
@@ -245,16 +245,16 @@ class ScratchEmbedding(StoredEmbedding):
         self._file.close()
 
     @classmethod
-    def room_bytes(cls, where: Location) -> float:  # noqa: D102, see StoredEmbedding
+    def room_bytes(cls, where: Location) -> float:
         return shutil.disk_usage(where.scratch_folder).free
 
     @classmethod
-    def allocate(  # noqa: D102, see StoredEmbedding
+    def allocate(
         cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
     ) -> StoredEmbedding:
         return cleanup.enter_context(cls(shape, dtype, where.device, where.folder))
 
-    def write(self, start: int, values: Tensor) -> None:  # noqa: D102, see StoredEmbedding
+    def write(self, start: int, values: Tensor) -> None:
         values = values.to("cpu", self.dtype).contiguous()
         try:
             self._transfer(self._file.write, start * self._row_bytes, values)
@@ -269,7 +269,7 @@ class ScratchEmbedding(StoredEmbedding):
                 self._folder,
             ) from error
 
-    def columns(self, start: int, stop: int) -> Tensor:  # noqa: D102, see StoredEmbedding
+    def columns(self, start: int, stop: int) -> Tensor:
         n, r, k = self.shape
         values = torch.empty(n * r, stop - start, dtype=self.dtype)
         for number, row in enumerate(values):
@@ -277,7 +277,7 @@ class ScratchEmbedding(StoredEmbedding):
             self._transfer(self._file.readinto, offset, row)
         return values.view(n, r, -1).to(self.device)
 
-    def take(self, rows: Tensor | Sequence[int]) -> Tensor:  # noqa: D102, see StoredEmbedding
+    def take(self, rows: Tensor | Sequence[int]) -> Tensor:
         samples = [self._load(slice(row, row + 1)) for row in torch.as_tensor(rows).tolist()]
         empty = torch.empty(0, *self.shape[1:], dtype=self.dtype)
         return torch.cat([empty, *samples]).to(self.device)
