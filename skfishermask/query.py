@@ -14,7 +14,6 @@ from torch import Tensor
 from skfishermask.compat import client_that_computes
 from skfishermask.coverage_batch import CoveredShare, cover_share, find_coverage
 from skfishermask.data import (
-    DaskObject,
     DaskSamples,
     Data,
     Estimator,
@@ -84,7 +83,7 @@ def run_query(
     Without `X_labeled` the labelled samples are those of the learner, if it has any; an empty one
     stands for none.
     """
-    net, client, transform = unwrapped.net, None, unwrapped.transform
+    net, transform = unwrapped.net, unwrapped.transform
     if X_labeled is None:
         inputs = unwrapped.training_inputs
     elif has_rows(X_labeled) and n_rows(X_labeled) == 0:
@@ -99,7 +98,6 @@ def run_query(
     pool: Source
     if is_dask(X_pool):
         pool = DaskSamples(net, X_pool, transform, settings.batch_size)
-        client = client_that_computes(pool.array)
     else:
         pool = NetSamples(net, transform(X_pool), SampleRole.POOL, settings.batch_size)
     query = Query(
@@ -109,7 +107,6 @@ def run_query(
         n_instances,
         labeled=labeled,
         target=target,
-        client=client,
         variance=_residual_variance(unwrapped, settings),
     )
     return query.run(wants_utilities=wants_utilities)
@@ -152,8 +149,7 @@ def run_first_batch(
 class Query:
     """One query: the fitted net, the samples that it sees, and the steps of the method.
 
-    The `target` are samples on which the network is to do well. The `client` is that of the cluster
-    that reads the pool's chunks; None: this process reads them. The `variance` is that of labels
+    The `target` are samples on which the network is to do well. The `variance` is that of labels
     that are numbers, about their mean, where the likelihood leaves it open.
     """
 
@@ -166,7 +162,6 @@ class Query:
         *,
         labeled: NetSamples | None,
         target: NetSamples | None,
-        client: DaskObject,
         variance: float | None,
     ) -> None:
         self._settings = settings
@@ -179,6 +174,8 @@ class Query:
             len(pool), self._n_instances, settings.max_candidates, settings.rng
         )
         self._start = time.perf_counter()
+        # That of the cluster that reads the pool's chunks; None: this process reads them.
+        client = client_that_computes(pool.array) if isinstance(pool, DaskSamples) else None
         cluster = None
         if client is not None:
             from skfishermask.cluster import Cluster
