@@ -73,7 +73,7 @@ class MethodParameters:
     n_mask_samples : int or None, default=256
         Number of samples, drawn from the labelled ones and the pool, for the diagonal Fisher
         information; None takes all. The authors use 1,024.
-    likelihood : {"auto", "categorical", "bernoulli", "gaussian"} or object, default="auto"
+    likelihood : str or object, default="auto"
         The distribution of a label, given the network's output. ``"auto"``: by the net's
         criterion. ``"categorical"``: classes, of a sample or of each of its positions (cross
         entropy); ``"bernoulli"``: several labels a sample (binary cross entropy); ``"gaussian"``:

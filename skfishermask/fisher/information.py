@@ -66,11 +66,11 @@ def fisher_diagonal(
     batches : iterable of tensor, list of tensors or dict of tensors
         What the module's forward takes first, samples along the first axis; a dict gives
         keyword arguments. Moved to the module's device; in the dtypes that forward takes.
-    likelihood : {"categorical", "bernoulli", "gaussian"} or Likelihood, default="categorical"
-        The distribution of a label, given the module's outputs: a name, a
-        :class:`skfishermask.fisher.Categorical`, :class:`skfishermask.fisher.Bernoulli` or
-        :class:`skfishermask.fisher.Gaussian`, or an object of your own
-        (:class:`skfishermask.fisher.Likelihood`).
+    likelihood : str or Likelihood, default="categorical"
+        The distribution of a label, given the module's outputs: ``"categorical"``,
+        ``"bernoulli"`` or ``"gaussian"``, a :class:`skfishermask.fisher.Categorical`,
+        :class:`skfishermask.fisher.Bernoulli` or :class:`skfishermask.fisher.Gaussian`, or an
+        object of your own (:class:`skfishermask.fisher.Likelihood`).
     n_directions : int, optional
         Use only the leading rows of R, see :func:`skfishermask.fisher_embedding`.
     to_logits : callable, optional
@@ -232,11 +232,11 @@ def fisher_embedding(
         keyword arguments. Moved to the module's device; in the dtypes that forward takes.
     mask : ParameterMask
         The parameters to look at, k of them.
-    likelihood : {"categorical", "bernoulli", "gaussian"} or Likelihood, default="categorical"
-        The distribution of a label, given the module's outputs: a name, a
-        :class:`skfishermask.fisher.Categorical`, :class:`skfishermask.fisher.Bernoulli` or
-        :class:`skfishermask.fisher.Gaussian`, or an object of your own
-        (:class:`skfishermask.fisher.Likelihood`).
+    likelihood : str or Likelihood, default="categorical"
+        The distribution of a label, given the module's outputs: ``"categorical"``,
+        ``"bernoulli"`` or ``"gaussian"``, a :class:`skfishermask.fisher.Categorical`,
+        :class:`skfishermask.fisher.Bernoulli` or :class:`skfishermask.fisher.Gaussian`, or an
+        object of your own (:class:`skfishermask.fisher.Likelihood`).
     weighting : {"probability", "none"}
         ``"none"`` leaves the probabilities out: rows :math:`g_c` (r = C), as in the
         FisherMask authors' code.
