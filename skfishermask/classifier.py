@@ -24,6 +24,7 @@ from skfishermask.data import (
     UserValue,
     as_rows,
     cast,
+    check_criterion_fits,
     check_finite,
     check_holds_samples,
     check_labels_fit,
@@ -141,8 +142,8 @@ class NetEstimator(BaseEstimator):
                     "The default network takes arrays: give a skorch classifier as estimator, for "
                     f"samples of a {type(X).__name__}."
                 )
-            n_outputs, name = self._target.n_outputs, self._likelihood_name()
-            estimator = default_net(np.shape(X), n_outputs, name)
+            estimator = default_net(np.shape(X), self._target.n_outputs, self._likelihood_name())
+            check_labels_fit(estimator, y)
         else:
             estimator = clone(self.estimator)
         net = innermost(estimator)
@@ -199,8 +200,10 @@ class NetEstimator(BaseEstimator):
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None."
             )
-        if is_binary(net):
+        if is_binary(net) and name == "bernoulli":
             name = "categorical"
+        if isinstance(self.likelihood, str) or is_linear(net):
+            check_criterion_fits(net, name)
         self._target = target_of(name, y, ignore_index_of(net) if is_net(net) else None)
         if is_net(net) and y is not None:
             check_labels_fit(net, y)

@@ -22,6 +22,8 @@ from skfishermask.data import (
     Labels,
     check_classes,
     check_finite,
+    check_known,
+    check_no_lists_of_labels,
     check_no_missing_labels,
     input_arrays,
     is_net,
@@ -68,11 +70,10 @@ class Classes(Target):
             try:
                 check_classification_targets(y)
             except ValueError as error:
-                error.add_note(
-                    'For labels that are numbers: likelihood="gaussian", or a NeuralNetRegressor '
-                    "as estimator."
-                )
-                raise
+                raise ValueError(
+                    f'{error} For labels that are numbers: likelihood="gaussian", or a '
+                    "NeuralNetRegressor as estimator."
+                ) from error
             check_consistent_length(*input_arrays(X), y)
             encoder = LabelEncoder().fit(y)
             self.classes = check_classes(encoder.classes_)
@@ -130,9 +131,8 @@ class Indicators(Target):
         """Return them as floating-point numbers; None for a Dataset that has them itself."""
         if y is None:
             return None
-        known: np.ndarray = check_array(
-            y, ensure_2d=False, dtype="float32", ensure_all_finite="allow-nan", input_name="y"
-        )
+        known = _as_numbers(y, "float32")
+        check_known(np.where(np.isnan(known), 0, known))
         is_missing = np.isnan(known)
         others = known[~is_missing & ~np.isin(known, (0, 1))]
         if known.ndim != 2 or len(others) > 0:
@@ -170,7 +170,8 @@ class Numbers(Target):
         self._is_flat = False
         if y is None:
             return None
-        numbers: np.ndarray = check_array(y, ensure_2d=False, dtype="float64", input_name="y")
+        numbers = _as_numbers(y, "float64")
+        check_known(numbers)
         check_consistent_length(*input_arrays(X), numbers)
         self._is_flat = numbers.ndim == 1
         numbers = numbers.reshape(len(numbers), -1)
@@ -213,6 +214,7 @@ def target_of(name: str, y: Labels, ignore_index: int | None = None) -> Target:
 
     `ignore_index` is that of PyTorch's ``CrossEntropyLoss``; None: no labels of positions.
     """
+    check_no_lists_of_labels(y)
     if name == "gaussian":
         return Numbers()
     if name == "bernoulli":
@@ -242,16 +244,33 @@ def refusing_other_shapes(target: Target) -> Iterator[None]:
         raise ValueError(f"the network has outputs of another shape than y. {error}") from error
 
 
+def _as_numbers(y: Labels, dtype: str) -> np.ndarray:
+    """Return labels as numbers, NaN and infinity among them; ValueError at names."""
+    options = {"ensure_2d": False, "ensure_all_finite": False, "input_name": "y"}
+    try:
+        numbers: np.ndarray = check_array(y, dtype=dtype, **options)
+    except ValueError as error:
+        values = np.asarray(y, dtype=object).ravel()
+        name = next((str(value) for value in values if isinstance(value, str)), None)
+        if name is None:
+            raise
+        raise ValueError(
+            f"Expected numbers in y, found names such as {name!r}. For classes, leave likelihood "
+            "out; for several names a sample, expected 0 and 1 of shape (n, n_labels), as "
+            "sklearn.preprocessing.MultiLabelBinarizer makes of them."
+        ) from error
+    return numbers
+
+
 def _one_dimensional(y: Labels) -> np.ndarray:
     try:
         flat: np.ndarray = column_or_1d(y, warn=True)
     except ValueError as error:
-        error.add_note(
-            'For several labels a sample: likelihood="bernoulli", or a net with BCEWithLogitsLoss '
-            'as estimator; for several numbers a sample: likelihood="gaussian", or a '
-            "NeuralNetRegressor."
-        )
-        raise
+        raise ValueError(
+            f'{error} For several labels a sample: likelihood="bernoulli", or a net with '
+            "BCEWithLogitsLoss as estimator; for several numbers a sample: "
+            'likelihood="gaussian", or a NeuralNetRegressor.'
+        ) from error
     return flat
 
 

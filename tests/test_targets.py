@@ -9,6 +9,7 @@ import pytest
 import sklearn
 import torch
 from sklearn.base import is_classifier, is_regressor
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -29,6 +30,10 @@ X = RNG.normal(size=(120, 4)).astype("float32")
 NUMBERS = (X @ RNG.normal(size=(4, 2))).astype("float32")
 LABELS = (X[:, :3] > 0).astype("int64")
 TOKENS = RNG.integers(1, 9, size=(120, 6))
+MISSING = np.where(np.arange(360).reshape(120, 3) == 22, np.nan, LABELS)
+TAGS = [["a", "b"][i % 2 :] for i in range(1, 121)]
+BERNOULLI: dict[str, Any] = {"likelihood": "bernoulli"}
+LOGISTIC = FisherMaskSampler(LogisticRegression(), likelihood="gaussian")
 OPTIONS: dict[str, Any] = {"train_split": None, "verbose": 0, "max_epochs": 60, "lr": 0.1}
 
 
@@ -254,6 +259,32 @@ def test_another_ignore_index() -> None:
         (FisherMaskSampler(likelihood="bernoulli"), LABELS[:, 0], r"y of shape \(n, n_labels\)"),
         (FisherMaskSampler(likelihood="bernoulli"), NUMBERS, "with 0 and 1"),
         (FisherMaskSampler(likelihood="gaussian"), np.full(120, np.nan), "y contains NaN"),
+        (FisherMaskSampler(likelihood="bernoulli"), MISSING, "NaN, first in row 7, column 1: leav"),
+        (FisherMaskSampler(multilabel()), MISSING, "y contains NaN, first in row 7, column 1"),
+        (FisherMaskSampler(regressor()), MISSING, "y contains NaN, first in row 7, column 1"),
+        (FisherMaskSampler(likelihood="gaussian"), MISSING, "NaN, first in row 7, column 1"),
+        (FisherMaskSampler(), TAGS, r"list of labels .*\['b'\].*MultiLabelBinarizer.*bernoulli"),
+        (FisherMaskSampler(), [{*tags} for tags in TAGS], "y has a set of labels"),
+        (FisherMaskSampler(likelihood="bernoulli"), TAGS, "y has a list of labels"),
+        (FisherMaskSampler(tagger()), np.array(TAGS, dtype=object), "y has a list of labels"),
+        (FisherMaskSampler(likelihood="gaussian"), np.full(120, "a"), "found names such as 'a'"),
+        (FisherMaskSampler(likelihood="bernoulli"), ["a"] * 120, "found names such as 'a'"),
+        (LOGISTIC, NUMBERS[:, 0], "'gaussian' is for numbers, but LogisticRegression is for class"),
+        (
+            FisherMaskSampler(make_pipeline(StandardScaler(), LogisticRegression()), **BERNOULLI),
+            LABELS,
+            "'bernoulli' is for several labels a sample, but LogisticRegression is for classes",
+        ),
+        (
+            FisherMaskSampler(tagger(), likelihood="gaussian"),
+            LABELS[:, 0],
+            "'gaussian' is for numbers, but CrossEntropyLoss is for classes.* criterion MSELoss",
+        ),
+        (
+            FisherMaskSampler(regressor(3), **BERNOULLI),
+            LABELS,
+            "several labels a sample, but MSELoss is for numbers",
+        ),
         (FisherMaskSampler(regressor()), np.full(120, "a"), "MSELoss is for numbers.*'a'"),
         (FisherMaskSampler(multilabel()), LABELS[:, 0], "BCEWithLogitsLoss is for several labels"),
         (
@@ -360,6 +391,10 @@ def test_a_modal_learner_of_several_labels() -> None:
         (tagger(), NUMBERS[:, 0], "CrossEntropyLoss is for classes"),
         (multilabel(), LABELS[:, 0], "BCEWithLogitsLoss is for several labels"),
         (make_pipeline(StandardScaler(), multilabel()), LABELS[:, 0], "is for several labels"),
+        (multilabel(), MISSING, "y contains NaN, first in row 7, column 1"),
+        (regressor(3), MISSING, "y contains NaN, first in row 7, column 1"),
+        (tagger(), TAGS, "y has a list of labels"),
+        (LogisticRegression(), TAGS, "y has a list of labels"),
     ],
 )
 def test_labels_of_another_kind_in_a_learner_and_a_curve(

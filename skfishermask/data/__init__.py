@@ -13,6 +13,8 @@ from skfishermask.data.dask import DaskSamples, Source, chunk_batches
 from skfishermask.data.default_net import default_net
 from skfishermask.data.diagnostics import (
     check_classes,
+    check_known,
+    check_no_lists_of_labels,
     check_no_missing_labels,
     counted,
     explained,
@@ -20,6 +22,7 @@ from skfishermask.data.diagnostics import (
     file_of,
 )
 from skfishermask.data.likelihoods import (
+    check_criterion_fits,
     check_labels_fit,
     ignore_index_of,
     likelihood_name,
@@ -100,9 +103,12 @@ __all__ = [
     "cast",
     "check_as_predicted",
     "check_classes",
+    "check_criterion_fits",
     "check_finite",
     "check_holds_samples",
+    "check_known",
     "check_labels_fit",
+    "check_no_lists_of_labels",
     "check_no_missing_labels",
     "check_no_module",
     "check_no_text",

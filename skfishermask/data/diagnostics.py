@@ -179,6 +179,37 @@ def check_no_missing_labels(y: Labels) -> None:
         )
 
 
+def check_known(y: np.ndarray, remedy: str = "") -> None:
+    """Raise ValueError at NaN or infinity among numbers (n,) or (n, ...), with the place."""
+    bad = ~np.isfinite(y)
+    if bad.any():
+        row, *others = np.argwhere(bad)[0].tolist()
+        column = f", column {', '.join(map(str, others))}" if others else ""
+        what = "NaN" if np.isnan(y[bad][0]) else "infinity"
+        raise ValueError(
+            f"Input y contains {what}, first in row {row}{column}: leave such samples out of X and "
+            f"y, they stay in the pool.{remedy}"
+        )
+
+
+def check_no_lists_of_labels(y: Labels) -> None:
+    """Raise ValueError at labels that are lists or sets, of names or of several lengths."""
+    if not isinstance(y, list | tuple) and str(getattr(y, "dtype", "")) != "object":
+        return
+    several = [row for row in y if isinstance(row, list | tuple | set | frozenset)]
+    sizes = {len(row) for row in several}
+    has_names = any(isinstance(label, str) for row in several for label in row)
+    is_table = len(sizes) <= 1 and not any(isinstance(row, set | frozenset) for row in several)
+    if is_table and (not has_names or sizes == {1}):
+        return
+    raise ValueError(
+        f"y has a {type(several[0]).__name__} of labels for a sample, such as {several[0]!r}. For "
+        "several labels a sample, expected y of shape (n, n_labels) with 0 and 1, as "
+        'sklearn.preprocessing.MultiLabelBinarizer().fit_transform(y), and likelihood="bernoulli" '
+        "or a net with BCEWithLogitsLoss."
+    )
+
+
 def counted(classes: np.ndarray, y: np.ndarray | None) -> str:
     """Name the classes, the rarest first: a misspelt one is among these."""
     if y is None:

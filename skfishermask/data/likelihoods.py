@@ -8,6 +8,8 @@ from sklearn.base import is_classifier, is_regressor
 from torch import Tensor, nn
 
 from skfishermask.compat import as_written
+from skfishermask.data.diagnostics import check_known, check_no_lists_of_labels
+from skfishermask.data.linear import is_linear
 from skfishermask.data.net import is_binary, is_net
 from skfishermask.data.types import Estimator, Labels
 from skfishermask.fisher import Likelihood, OutputLikelihood, as_likelihood
@@ -101,7 +103,14 @@ def residual_variance(y: Labels, predicted: np.ndarray) -> float | None:
 
 def takes_missing_labels(estimator: Estimator) -> bool:
     """Return whether this is a net for several labels a sample, of which some may be missing."""
-    return is_net(estimator) and _name_or_none(estimator) == "bernoulli"
+    is_of_several = is_net(estimator) and _name_or_none(estimator) == "bernoulli"
+    return is_of_several and not _has_plain_loss(estimator)
+
+
+def _has_plain_loss(net: skorch.NeuralNet) -> bool:
+    """Return whether the loss is PyTorch's, NaN where a label is: others may leave that one out."""
+    is_plain = any(criterion_type(net) in known for known in _CRITERIA.values())
+    return is_plain and type(net).get_loss.__module__.startswith("skorch.")
 
 
 def _name_or_none(net: skorch.NeuralNet) -> str | None:
@@ -111,11 +120,33 @@ def _name_or_none(net: skorch.NeuralNet) -> str | None:
         return None
 
 
+def check_criterion_fits(estimator: Estimator, kind: str) -> None:
+    """Raise ValueError where an estimator's criterion is for another kind of labels.
+
+    One with a criterion that has no known likelihood passes.
+    """
+    if is_linear(estimator):
+        own: str | None = "categorical"
+        loss = type(estimator).__name__
+    elif is_net(estimator):
+        own, loss = _name_or_none(estimator), criterion_type(estimator).__name__
+    else:
+        return
+    if own not in (None, kind):
+        of = {"categorical": "classes", "bernoulli": "several labels a sample"}
+        raise ValueError(
+            f"likelihood={kind!r} is for {of.get(kind, 'numbers')}, but {loss} is for "
+            f"{of.get(str(own), 'numbers')}: leave likelihood out, or give a net with the "
+            f"criterion {_CRITERIA[kind][0].__name__}; without an estimator the sampler makes one."
+        )
+
+
 def check_labels_fit(net: Estimator, y: Labels) -> None:
     """Raise ValueError at labels of another kind than those of a net's criterion.
 
     One with a criterion that has no known likelihood passes, and so does what is no net.
     """
+    check_no_lists_of_labels(y)
     name = _name_or_none(net) if is_net(net) else None
     if name is None:
         return
@@ -142,3 +173,5 @@ def check_labels_fit(net: Estimator, y: Labels) -> None:
                 f"and 1, found shape {values.shape} and values such as {example[0]!r}. For one "
                 "class a sample, expected CrossEntropyLoss."
             )
+    if name != "categorical" and kind == "f" and _has_plain_loss(net):
+        check_known(values, " Or give a net with a criterion that leaves NaN out of the loss.")

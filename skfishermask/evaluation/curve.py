@@ -194,8 +194,7 @@ def active_learning_curve(
     strategy = _as_strategy(query_strategy)
     check_no_module(estimator)
     check_rows(X, "X")
-    y = np.asarray(y)
-    check_labels(estimator, X, y)
+    y = check_labels(estimator, X, y)
     has_classes = is_classifier(estimator) and y.ndim == 1
     # Splitters count the samples; they do not look at them.
     rows = check_cv(cv, y, classifier=has_classes).split(np.zeros(len(y)), y, groups)

@@ -12,7 +12,9 @@ from sklearn.utils import check_consistent_length, check_random_state
 from skfishermask.data import (
     Data,
     Estimator,
+    Labels,
     check_labels_fit,
+    check_no_lists_of_labels,
     innermost,
     input_arrays,
     n_rows,
@@ -29,13 +31,19 @@ def check_counts(**counts: object) -> None:
             raise ValueError(f"Expected {name} to be an int of at least 1, found {value!r}.")
 
 
-def check_labels(estimator: Estimator, X: Data, y: np.ndarray) -> None:
-    """Raise ValueError unless y has labels for X, of the kind that the estimator is trained on."""
-    is_column = y.ndim == 2 and y.shape[1] == 1 and is_classifier(estimator)
-    if y.ndim == 0 or is_column:
-        raise ValueError(f"Expected y of shape (n_samples,), found shape {y.shape}.")
-    check_consistent_length(*input_arrays(X), y)
-    check_labels_fit(innermost(estimator), y)
+def check_labels(estimator: Estimator, X: Data, y: Labels) -> np.ndarray:
+    """Return labels as an array.
+
+    Raises ValueError unless they are for X, and of the kind that the estimator is trained on.
+    """
+    check_no_lists_of_labels(y)
+    labels: np.ndarray = np.asarray(y)
+    is_column = labels.ndim == 2 and labels.shape[1] == 1 and is_classifier(estimator)
+    if labels.ndim == 0 or is_column:
+        raise ValueError(f"Expected y of shape (n_samples,), found shape {labels.shape}.")
+    check_consistent_length(*input_arrays(X), labels)
+    check_labels_fit(innermost(estimator), labels)
+    return labels
 
 
 def initial_samples(

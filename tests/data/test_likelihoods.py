@@ -34,6 +34,12 @@ class MaskedBCE(nn.BCEWithLogitsLoss):
         return super().forward(input[known], target[known])
 
 
+class OwnLoss(NeuralNet):
+    def get_loss(self, y_pred: Any, y_true: Any, *args: Any, **kwargs: Any) -> Any:
+        known = ~y_true.isnan()
+        return super().get_loss(y_pred[known], y_true[known], *args, **kwargs)
+
+
 @pytest.mark.parametrize(
     ("kind", "criterion", "expected"),
     [
@@ -113,6 +119,11 @@ def test_values_that_are_no_probabilities_are_named_by_row() -> None:
             r"several labels a sample: expected y of shape \(n, n_labels\).*found shape \(3,\)",
         ),
         (NeuralNet(nets.mlp(), criterion=nn.BCEWithLogitsLoss), [[0, 2]], "with 0 and 1"),
+        (
+            NeuralNet(nets.mlp(), criterion=nn.BCELoss),
+            [[0, 1], [1, np.nan]],
+            "y contains NaN, first in row 1, column 1: leave.*criterion that leaves NaN out",
+        ),
     ],
 )
 def test_labels_of_another_kind(net: Any, y: list, message: str) -> None:
@@ -127,7 +138,8 @@ def test_labels_of_another_kind(net: Any, y: list, message: str) -> None:
         (NeuralNetRegressor(nets.mlp()), [1, 2]),
         (NeuralNetClassifier(nets.mlp()), ["a", "b"]),
         (NeuralNetClassifier(nets.mlp()), [0.0, 1.0]),
-        (NeuralNet(nets.mlp(), criterion=nn.BCELoss), [[0, np.nan], [1, 0]]),
+        (NeuralNet(nets.mlp(), criterion=MaskedBCE), [[0, np.nan], [1, 0]]),
+        (OwnLoss(nets.mlp(), criterion=nn.BCEWithLogitsLoss), [[0, np.nan], [1, 0]]),
         (NeuralNet(nets.mlp(), criterion=Own), ["anything"]),
     ],
 )
