@@ -96,7 +96,33 @@ def test_several_labels_and_numbers() -> None:
     table = query_table(numbers, POOL, np.array([1, 5]))
     assert list(table) == ["rank", "row", "predicted"]
     np.testing.assert_array_equal(table["predicted"], numbers.predict(POOL[[1, 5]]))
-    assert "score" not in label_studio_tasks(table, ["a", "b"])[0]["predictions"][0]
+    [prediction] = label_studio_tasks(table, ["a", "b"])[1]["predictions"]
+    assert "score" not in prediction
+    number = {"number": numbers.predict(POOL[[5]]).item()}
+    assert prediction["result"] == [
+        {"from_name": "label", "to_name": "image", "type": "number", "value": number}
+    ]
+    y = np.stack([Y[:60], Y[:60] % 2], axis=1).astype("float32")
+    table = query_table(several(nn.MSELoss, NeuralNetRegressor, 2, y), POOL, np.array([1, 5]))
+    with pytest.raises(ValueError, match=r'several numbers.*del table\["predicted"\]'):
+        label_studio_tasks(table, ["a", "b"])
+
+
+def test_numbers_that_are_classes_are_choices() -> None:
+    estimator = FisherMaskSampler(nets.logits_net(), **nets.SMALL).fit(X[:60], Y[:60] / 1.0)
+    [task] = label_studio_tasks(query_table(estimator, POOL, np.array([1])), ["a"])
+    [result] = task["predictions"][0]["result"]
+    assert result["value"] == {"choices": [str(estimator.predict(POOL[[1]])[0])]}
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [(["a"], "found 1"), (list("abcdefg"), "found 7"), ("abc", "found 'abc'"), ([], "found 0")],
+)
+def test_a_source_for_each_row(sources: Any, found: str) -> None:
+    table = query_table(None, POOL, np.array([5, 2, 9]))
+    with pytest.raises(ValueError, match=f"each of the 3 rows of the table, {found}"):
+        label_studio_tasks(table, sources)
 
 
 def test_uncertainty_of_positions_is_their_mean() -> None:
@@ -112,6 +138,8 @@ def test_uncertainty_of_positions_is_their_mean() -> None:
     p = Predicts().predict_proba(POOL[:2])
     np.testing.assert_allclose(table["uncertainty"], (1 - p.max(axis=1)).mean(axis=1))
     assert len(table["predicted"][0]) == 4
+    with pytest.raises(ValueError, match="or of positions, are no choice of Label Studio"):
+        label_studio_tasks(table, ["a", "b"])
 
 
 def test_tasks_of_label_studio(sampler: Any, tmp_path: Path) -> None:
