@@ -44,6 +44,7 @@ from skfishermask.data import (
     is_multi_input,
     is_net,
     is_numeric,
+    is_ragged,
     likelihood_of,
     n_rows,
     residual_variance,
@@ -246,6 +247,8 @@ class NetEstimator(BaseEstimator):
             return self._cast(X, reset=reset)
         check_no_text(X, "X")
         tags, is_frame = get_tags(self).input_tags, has_columns(X)
+        if is_ragged(X):
+            as_rows(X, "X")  # raises an error that says what to do
         X = validate_data(
             self,
             X,

@@ -24,6 +24,7 @@ from skfishermask.data import (
     has_frozen_parameters,
     is_dask,
     n_rows,
+    naming_samples,
     read_net,
     unit_inputs,
     unwrap_unfitted,
@@ -65,9 +66,15 @@ def first_batch(
     inputs = _inputs(pool, rows, of_layer, progress)
     labeled = inputs[:0]
     if X_labeled is not None and n_rows(X_labeled) > 0:
-        X = unwrapped.transform(X_labeled)
+        with naming_samples(X_labeled, "X_labeled"):
+            X = unwrapped.transform(X_labeled)
         known = NetSamples(net, X, SampleRole.LABELED, batch_size)
         labeled = _inputs(known, None, of_layer, progress)
+        if labeled.shape[1] != inputs.shape[1]:
+            raise ValueError(
+                f"Expected samples like those of X_pool in X_labeled, of {inputs.shape[1]} numbers "
+                f"each, found {labeled.shape[1]}."
+            )
     weights = inputs.new_ones(len(inputs))
     problem = coverage_problem(inputs, labeled, weights, n_instances, settings.rng)
     covered = "inputs" if of_layer is None else of_layer[1].text

@@ -27,6 +27,7 @@ from skfishermask.data import (
     is_dask,
     likelihood_of,
     n_rows,
+    naming_samples,
     read_net,
     residual_variance,
 )
@@ -89,8 +90,10 @@ def run_query(
     elif has_rows(X_labeled) and n_rows(X_labeled) == 0:
         inputs = None
     else:
-        inputs = transform(_in_memory(X_labeled))
-    aims = None if X_target is None else transform(_in_memory(X_target))
+        with naming_samples(X_labeled, "X_labeled"):
+            inputs = transform(_in_memory(X_labeled))
+    with naming_samples(X_target, "X_target"):
+        aims = None if X_target is None else transform(_in_memory(X_target))
     labeled, target = (
         None if X is None else NetSamples(net, X, role, settings.batch_size)
         for X, role in ((inputs, SampleRole.LABELED), (aims, SampleRole.TARGET))
@@ -99,7 +102,9 @@ def run_query(
     if is_dask(X_pool):
         pool = DaskSamples(net, X_pool, transform, settings.batch_size)
     else:
-        pool = NetSamples(net, transform(X_pool), SampleRole.POOL, settings.batch_size)
+        with naming_samples(X_pool, "X_pool"):
+            inputs_of_pool = transform(X_pool)
+        pool = NetSamples(net, inputs_of_pool, SampleRole.POOL, settings.batch_size)
     query = Query(
         settings,
         net,

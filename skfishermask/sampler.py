@@ -15,6 +15,7 @@ from skfishermask.data import (
     UserValue,
     check_holds_samples,
     check_no_module,
+    check_no_row_numbers,
     check_rows,
     has_no_labels,
     take_rows,
@@ -205,6 +206,7 @@ class FisherMaskSampler(MethodParameters, NetEstimator):
         check_rows(samples[0], "X_pool")
         for X, role in zip(samples, SampleRole, strict=True):
             check_holds_samples(X, role.argument)
+            check_no_row_numbers(X, samples[0], role.argument)
         return settings
 
     def query(

@@ -119,6 +119,7 @@ class PositionClasses(Target):
     def score(self, y: Labels, predicted: np.ndarray, sample_weight: Labels = None) -> float:
         """Return the accuracy over positions that have a label."""
         y = np.asarray(y)
+        _check_shape(y, predicted)
         known = y != self._ignore_index
         weights = np.broadcast_to(_column(sample_weight, y), y.shape)[known]
         return float(np.average(predicted[known] == y[known], weights=weights))
@@ -158,6 +159,7 @@ class Indicators(Target):
     def score(self, y: Labels, predicted: np.ndarray, sample_weight: Labels = None) -> float:
         """Return the share of samples with all known labels right."""
         y = np.asarray(y, dtype="float64")
+        _check_shape(y, predicted)
         right = ((predicted == y) | np.isnan(y)).all(axis=1)
         return float(np.average(right, weights=sample_weight))
 
@@ -272,6 +274,15 @@ def _one_dimensional(y: Labels) -> np.ndarray:
             'likelihood="gaussian", or a NeuralNetRegressor.'
         ) from error
     return flat
+
+
+def _check_shape(y: np.ndarray, predicted: np.ndarray) -> None:
+    """Raise ValueError unless labels have the shape of predictions: they would be broadcast."""
+    if y.shape != predicted.shape:
+        raise ValueError(
+            f"Expected y of shape {predicted.shape}, like what is predicted for X, got shape "
+            f"{y.shape}."
+        )
 
 
 def _column(weights: Labels, y: np.ndarray) -> np.ndarray:

@@ -76,6 +76,11 @@ def fit(X: Any, y: Any, estimator: Any = None) -> Any:
     return lambda: FisherMaskSampler(estimator or net()).fit(X, y)
 
 
+def first(pool: Any = X_POOL, **more: Any) -> Any:
+    return lambda: FisherMaskSampler().query(pool, 3, **more)
+
+
+TOWNS = pd.DataFrame({"age": np.arange(10.0), "town": ["York", "Bath"] * 5})
 NAN, INF = float("nan"), float("inf")
 LOADER = DataLoader(TensorDataset(torch.tensor(X_POOL)), batch_size=8)
 NOT_FITTED = "not (fitted|initialized)"
@@ -151,6 +156,45 @@ TABLE = {
     "several labels": (fit(X_LABELED, np.zeros((60, 2))), ValueError, "1d array"),
     "too few labels": (fit(X_LABELED, Y[:59]), ValueError, r"\[60, 59\]"),
     "NaN to fit": (fit(bad(NAN, 4), Y[:40]), ValueError, "X contains NaN .* row 4"),
+    "NaN in a sampler's labelled samples": (
+        query(X_labeled=bad(NAN, 9)),
+        ValueError,
+        "X contains NaN .* row 9.*\nX is X_labeled here",
+    ),
+    "NaN in labelled samples of a first batch": (
+        first(X_labeled=bad(NAN, 9)),
+        ValueError,
+        "Input X_labeled contains NaN .* row 9",
+    ),
+    "labelled features of a first batch": (
+        first(X_labeled=X_POOL[:3, :9]),
+        ValueError,
+        "in X_labeled, of 64 numbers each, found 9",
+    ),
+    "row numbers": (query(X_labeled=np.array([1, 2])), ValueError, r"in X_labeled, found.*X\[rows"),
+    "row numbers to a first batch": (
+        first(X_labeled=np.array([1, 2])),
+        ValueError,
+        r"found integers of shape \(2,\). If these are rows of an array X, give X\[rows\]",
+    ),
+    "a table of a first batch": (first(TOWNS), ValueError, "X_pool, found column 'town' of .*Col"),
+    "a table": (
+        lambda: FisherMaskSampler().fit(TOWNS, [0, 1] * 5),
+        ValueError,
+        r"X, found column 'town' of .*'York'.*make_pipeline\(ColumnTransformer",
+    ),
+    "a table of a net": (fit(TOWNS, [0, 1] * 5), ValueError, "X, found column 'town'"),
+    "numbers as text": (
+        first(X_POOL.astype(str)),
+        ValueError,
+        r'strings such as \'0.0\'. .*X.astype\("float32"\)',
+    ),
+    "numbers as text to fit": (fit(X_POOL.astype(str), Y[:40]), ValueError, r"X.astype\("),
+    "lists of several lengths": (
+        lambda: FisherMaskSampler().fit([[1.0], [1.0, 2.0]], [0, 1]),
+        ValueError,
+        "elements of a list must be numbers or arrays of one shape.*dataset= of the net's own",
+    ),
     "mask": (ask(mask="best"), InvalidParameterError, "'mask' parameter"),
     "mask_fraction": (ask(mask_fraction=0.0), InvalidParameterError, "'mask_fraction'"),
     "n_mask_samples": (ask(n_mask_samples=0), InvalidParameterError, "'n_mask_samples'"),

@@ -300,6 +300,18 @@ def test_labels_of_another_kind(sampler: FisherMaskSampler, y: np.ndarray, messa
     assert not hasattr(sampler, "estimator_")
 
 
+@pytest.mark.parametrize("columns", [0, slice(2)])
+def test_a_score_of_other_labels(columns: Any) -> None:
+    tokens = tagger(max_epochs=1)
+    for sampler, samples, y in (
+        (FisherMaskSampler(**BERNOULLI), X, LABELS),
+        (FisherMaskSampler(tokens), TOKENS, TOKENS % 3),
+    ):
+        fitted = sampler.fit(samples, y)
+        with pytest.raises(ValueError, match=r"Expected y of shape \(120, .*, got shape \(120,"):
+            fitted.score(samples, y[:, columns])
+
+
 def test_a_network_with_another_number_of_outputs() -> None:
     # PyTorch would broadcast, with a warning.
     with pytest.raises(ValueError, match=r"the network has outputs of another shape.*\[120, 2\]"):

@@ -20,6 +20,7 @@ from skfishermask.data.diagnostics import (
     explained,
     explaining_fit,
     file_of,
+    naming_samples,
 )
 from skfishermask.data.likelihoods import (
     check_criterion_fits,
@@ -63,9 +64,11 @@ from skfishermask.data.samples import (
     cast,
     check_finite,
     check_holds_samples,
+    check_no_row_numbers,
     check_no_text,
     check_rows,
     is_numeric,
+    is_ragged,
     with_labels,
 )
 from skfishermask.data.serialization import net_from_state, net_state
@@ -111,6 +114,7 @@ __all__ = [
     "check_no_lists_of_labels",
     "check_no_missing_labels",
     "check_no_module",
+    "check_no_row_numbers",
     "check_no_text",
     "check_rows",
     "chunk_batches",
@@ -139,10 +143,12 @@ __all__ = [
     "is_multi_input",
     "is_net",
     "is_numeric",
+    "is_ragged",
     "likelihood_name",
     "likelihood_of",
     "n_rows",
     "naming_rows",
+    "naming_samples",
     "net_from_state",
     "net_state",
     "read_net",

@@ -12,7 +12,7 @@ import torch
 from skorch.utils import to_tensor
 from torch.utils.data import DataLoader, Subset
 
-from skfishermask.data.diagnostics import odd_sample
+from skfishermask.data.diagnostics import integers_hint, odd_sample
 from skfishermask.data.logits import not_finite
 from skfishermask.data.net import has_own_dataset
 from skfishermask.data.rows import take_rows
@@ -189,3 +189,10 @@ def naming_rows(batches: NetBatches, to_logits: ToOutputs) -> Iterator[None]:
             f"{batches.role.argument}, though its output is finite. Dividing by zero, the root of "
             "zero, or attention in which all positions are masked, does that."
         ) from error
+    except IndexError as error:
+        read = [batch for batch in batches if isinstance(batch, torch.Tensor)]
+        if read and (hint := integers_hint(torch.cat(read), batches.role.argument, batches.rows)):
+            raise ValueError(
+                f"The network cannot read {batches.role.argument}: {error}. {hint}"
+            ) from error
+        raise

@@ -13,14 +13,35 @@ from scipy.sparse import issparse
 from torch.utils.data import Subset
 
 from skfishermask.data.net import has_own_dataset, is_net
-from skfishermask.data.rows import input_arrays, n_rows
+from skfishermask.data.rows import input_arrays, is_multi_input, n_rows
 from skfishermask.data.samples import Relabeled, as_rows, inputs_of
 from skfishermask.data.types import Data, Estimator, Labels
 
 # Samples of a Dataset that are read to find an odd one.
 _LOOKED_AT = 10_000
-# What PyTorch says where numbers and parameters are of several dtypes.
-_DTYPES_DIFFER = re.compile("same dtype|scalar type|type .* should be the same")
+# What PyTorch or scikit-learn say when a net is trained, and what to do: the first that is found.
+_REMEDIES = {
+    "target dtype|scalar type Long": (
+        'This criterion takes class numbers as int64: y.astype("int64"), or train '
+        "FisherMaskSampler(net), which takes labels of any type."
+    ),
+    "to the desired output type|Found dtype": (
+        'This criterion takes labels in the dtype of the outputs: y.astype("float32").'
+    ),
+    "same dtype|scalar type|type .* should be the same": (
+        "skorch gives a network numbers in the dtype that they have, and its parameters have "
+        'another. Cast the samples, as by X.astype("float32"); what transformers of a Pipeline '
+        "return, by a step FunctionTransformer(numpy.float32) before the net."
+    ),
+    "n_splits": (
+        "The net sets a part of the labels aside to validate on. With few labels give it "
+        "train_split=None."
+    ),
+    "more than 1 value per channel": (
+        "The last batch has one sample, on which batch normalisation cannot be trained: give the "
+        "net iterator_train__drop_last=True, or another batch_size."
+    ),
+}
 
 
 @contextmanager
@@ -38,14 +59,10 @@ def explained(what: str, X: Data, classes: str = "") -> Iterator[None]:
             note = odd_sample(X, np.arange(min(n_rows(X), _LOOKED_AT)), "X")
         else:
             note = image_hint(X)
-        for hint in (note, _dtype_hint(error)):
+        numbers = integers_hint(X, "X") if isinstance(error, IndexError) else ""
+        for hint in (note, _remedy(error), numbers, missing_text_hint(X, "X")):
             if hint:
                 error.add_note(hint)
-        if "n_splits" in str(error):  # scikit-learn's, asked by skorch
-            error.add_note(
-                "The net sets a part of the labels aside to validate on. With few labels give it "
-                "train_split=None."
-            )
         if not isinstance(error, RuntimeError | IndexError | TypeError):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -69,20 +86,61 @@ def explaining_fit(estimator: Estimator, X: Data, y: Labels) -> Iterator[None]:
                 f"{str(names[0])!r}: encode the labels (sklearn.preprocessing.LabelEncoder), "
                 "or train FisherMaskSampler(net), which takes labels of any type."
             ) from error
-        for hint in (_dtype_hint(error), _container_hint(estimator, X)):
+        for hint in (_remedy(error), _container_hint(estimator, X)):
             if hint:
                 error.add_note(hint)
         raise
 
 
-def _dtype_hint(error: Exception) -> str:
-    if not isinstance(error, RuntimeError) or not _DTYPES_DIFFER.search(str(error)):
+def _remedy(error: Exception) -> str:
+    if not isinstance(error, RuntimeError | ValueError):
+        return ""
+    known = (remedy for words, remedy in _REMEDIES.items() if re.search(words, str(error)))
+    return next(known, "")
+
+
+def integers_hint(X: Data, name: str, rows: np.ndarray | None = None) -> str:
+    """Name the rows of the least and the largest integer, where samples are such: ids of tokens.
+
+    Without `rows` these are counted from 0.
+    """
+    values = X.numpy(force=True) if isinstance(X, torch.Tensor) else X
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or values.size == 0:
+        return ""
+    each = values.reshape(len(values), -1)
+    least, largest = int(each.min(1).argmin()), int(each.max(1).argmax())
+    numbers = np.arange(len(each)) if rows is None else rows
+    return (
+        f"{name} has integers from {each[least].min()}, in row {numbers[least]}, to "
+        f"{each[largest].max()}, in row {numbers[largest]}: a table of the network, such as "
+        "torch.nn.Embedding, must have a row for each."
+    )
+
+
+def missing_text_hint(X: Data, name: str) -> str:
+    """Name the first sample that is missing, where others are text."""
+    is_flat = isinstance(X, list | tuple) or len(getattr(X, "shape", ())) == 1
+    samples = list(X) if is_flat and not is_multi_input(X) else []
+    missing = [i for i, text in enumerate(samples) if text is None or type(text) is float]
+    if not missing or not any(isinstance(text, str) for text in samples):
         return ""
     return (
-        "skorch gives a network numbers in the dtype that they have, and its parameters have "
-        'another. Cast the samples, as by X.astype("float32"); what transformers of a Pipeline '
-        "return, by a step FunctionTransformer(numpy.float32) before the net."
+        f"Row {missing[0]} of {name} is {samples[missing[0]]}, others are text: make text of it, "
+        'such as "", or leave it out.'
     )
+
+
+@contextmanager
+def naming_samples(X: Data, name: str) -> Iterator[None]:
+    """Add to an error what samples are called where the user gave them, and a missing text."""
+    try:
+        yield
+    except Exception as error:
+        if re.search(r"\bX\b", str(error)):
+            error.add_note(f"X is {name} here.")
+        if hint := missing_text_hint(X, name):
+            error.add_note(hint)
+        raise
 
 
 def _container_hint(estimator: Estimator, X: Data) -> str:

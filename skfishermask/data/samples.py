@@ -19,6 +19,7 @@ from skfishermask.data.rows import (
     container_of,
     has_columns,
     input_arrays,
+    is_dask,
     is_in_file,
     is_mapped,
     is_mapping,
@@ -103,6 +104,16 @@ def is_numeric(data: Data, *, lists: bool = True) -> bool:
     return getattr(dtype, "kind", "f") in "biuf"
 
 
+def is_ragged(data: Data) -> bool:
+    """Return whether this is a list of samples that have several lengths."""
+    return isinstance(data, list | tuple) and len({*map(_length, data)}) > 1
+
+
+def _length(sample: Data) -> int:
+    is_sequence = hasattr(sample, "__len__") and getattr(sample, "shape", None) != ()
+    return len(sample) if is_sequence else -1
+
+
 def _are_all(kind: type, data: Data) -> bool:
     if is_mapping(data):
         return False
@@ -110,8 +121,43 @@ def _are_all(kind: type, data: Data) -> bool:
     return is_flat and n_rows(data) > 0 and all(isinstance(sample, kind) for sample in data)
 
 
+def check_no_row_numbers(data: Data, pool: Data, name: str) -> None:
+    """Raise ValueError at integers in place of samples, which have another axis in the pool."""
+    shapes = [getattr(X, "shape", ()) for X in (data, pool)]
+    if len(shapes[0]) == 1 < len(shapes[1]) and getattr(data.dtype, "kind", "") in "iu":
+        raise ValueError(
+            f"Expected samples like those of X_pool in {name}, found integers of shape "
+            f"{tuple(shapes[0])}. If these are rows of an array X, give X[rows]."
+        )
+
+
+def _check_columns(data: Data, name: str) -> None:
+    """Raise ValueError at a table with a column that is not of numbers."""
+    if is_mapping(data) or is_dask(data) or not has_columns(data) or not hasattr(data, "__array__"):
+        return
+    for column in getattr(data, "column_names", getattr(data, "columns", [])):
+        values = data[column]
+        dtype = getattr(values, "dtype", getattr(values, "type", None))
+        if len(getattr(values, "shape", ())) > 1 or getattr(dtype, "kind", "O") in "biuf":
+            continue
+        try:
+            np.asarray(values, dtype="float64")
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"Expected numbers in {name}, found column {column!r} of {dtype}: {error}. "
+                "Put what makes numbers of it before the network, as in "
+                "make_pipeline(ColumnTransformer(...), net), or leave it out."
+            ) from error
+
+
 def check_no_text(data: Data, name: str) -> None:
-    """Raise an error at samples that are strings, or paths."""
+    """Raise an error at samples that are strings, paths, or have columns of other than numbers."""
+    _check_columns(data, name)
+    if isinstance(data, np.ndarray) and data.ndim > 1 and data.dtype.kind in "US":
+        raise ValueError(
+            f"Expected numbers in {name}, found strings such as {str(data.flat[0])!r}. If these "
+            'are numbers as text: X.astype("float32").'
+        )
     if _are_all(os.PathLike, data):
         _refuse_files(data, name)
     if _are_all(str, data):

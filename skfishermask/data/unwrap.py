@@ -25,9 +25,11 @@ from sklearn.multioutput import (
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from skfishermask.data.diagnostics import missing_text_hint
 from skfishermask.data.linear import is_linear, linear_inputs, linear_net
 from skfishermask.data.net import check_net, check_no_module, has_own_dataset, is_net
 from skfishermask.data.rows import has_columns, n_rows
+from skfishermask.data.samples import check_no_text
 from skfishermask.data.types import Data, Estimator, Labels
 
 # Meta-estimators that fit several clones of one estimator.
@@ -192,6 +194,8 @@ class Unfitted:
             try:
                 X = transformer.fit_transform(X)
             except Exception as error:
+                if hint := missing_text_hint(X, "X_pool"):
+                    error.add_note(hint)
                 error.add_note(
                     f"Without labels, {type(transformer).__name__} is fitted to X_pool alone: "
                     "transform the samples before the query where that does not do."
@@ -219,6 +223,7 @@ class Unfitted:
 
     def _inputs(self, X: Data) -> Data:
         if has_columns(X) and hasattr(X, "__array__") and not has_own_dataset(self.net):
+            check_no_text(X, "X_pool")
             X = np.asarray(X)
         if self.is_own or not hasattr(X, "dtype"):
             return X

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.compose import make_column_transformer
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from skorch import NeuralNetClassifier
@@ -143,6 +145,72 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "With few labels give it train_split=None",
     ),
+    "one sample left to batch normalisation": (
+        lambda: FisherMaskSampler(normalised()).fit(X[:33], Y[:33]),
+        ValueError,
+        "more than 1 value.*\n?.*last batch has one sample.*iterator_train__drop_last=True",
+    ),
+    "one sample left in a learner": (
+        lambda: ActiveLearner(normalised(), X_training=X[:33], y_training=Y[:33]),
+        ValueError,
+        "iterator_train__drop_last=True, or another batch_size",
+    ),
+    "one sample left in a curve": (
+        lambda: curve(normalised(), n_initial=33),
+        ValueError,
+        "iterator_train__drop_last=True, or another batch_size",
+    ),
+    "labels set aside in a curve": (
+        lambda: curve(
+            nets.logits_net(train_split=ValidSplit(5, stratified=True)), y=Y % 2, n_initial=6
+        ),
+        ValueError,
+        "give it train_split=None",
+    ),
+    "bool in a curve": (
+        lambda: curve(nets.logits_net(), y=Y > 4),
+        RuntimeError,
+        r'class numbers as int64: y.astype\("int64"\)',
+    ),
+    "int32 in a learner": (
+        lambda: ActiveLearner(nets.logits_net(), X_training=X, y_training=Y.astype("int32")),
+        RuntimeError,
+        r'class numbers as int64: y.astype\("int64"\)',
+    ),
+    "an integer outside of a table to fit": (
+        lambda: FisherMaskSampler(tagger()).fit(OUTSIDE, Y[:60] % 2),
+        ValueError,
+        r"integers from 0, in row \d+, to 77, in row 40",
+    ),
+    "an integer outside of a table": (
+        lambda: FisherMaskSampler(tagger()).fit(TOKENS, Y[:60] % 2).query(OUTSIDE, 3),
+        ValueError,
+        r"cannot read X_pool: .*X_pool has integers from 0, in row \d+, to 77, in row 40: .*Embed",
+    ),
+    "an integer outside of a table to predict": (
+        lambda: FisherMaskSampler(tagger()).fit(TOKENS, Y[:60] % 2).predict(OUTSIDE),
+        ValueError,
+        "to 77, in row 40",
+    ),
+    "None among texts to fit": (
+        lambda: FisherMaskSampler(of_texts()).fit([*TEXTS, None], [0, 1] * 20),
+        AttributeError,
+        'Row 39 of X is None, others are text: make text of it, such as ""',
+    ),
+    "None among texts of a first batch": (
+        lambda: FisherMaskSampler(of_texts()).query([*TEXTS, None], 3),
+        AttributeError,
+        "Row 39 of X_pool is None, others are text",
+    ),
+    "NaN among texts": (
+        lambda: (
+            FisherMaskSampler(of_texts())
+            .fit(TEXTS, ([0, 1] * 20)[:39])
+            .query(pd.Series([*TEXTS, np.nan]), 3)
+        ),
+        ValueError,
+        "Row 39 of X_pool is nan, others are text",
+    ),
     "one class": (
         lambda: FisherMaskSampler(nets.logits_net()).fit(X, np.zeros(len(X))),
         ValueError,
@@ -156,6 +224,42 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         r"found 1 class: \[0\]. Label samples of another class first",
     ),
 }
+
+
+TOKENS = np.random.default_rng(0).integers(0, 9, size=(60, 5))
+OUTSIDE = np.where(np.arange(300).reshape(60, 5) == 203, 77, TOKENS)
+TEXTS = ["good words", "bad words", "no words"] * 13
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.output = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.output(self.table(tokens).mean(1))
+
+
+def tagger() -> NeuralNetClassifier:
+    return NeuralNetClassifier(
+        Tagger, criterion=nn.CrossEntropyLoss, **nets.options(max_epochs=1, batch_size=8)
+    )
+
+
+def normalised() -> NeuralNetClassifier:
+    module = nn.Sequential(nn.Linear(64, 5), nn.BatchNorm1d(5), nn.Linear(5, 10))
+    return NeuralNetClassifier(
+        module, criterion=nn.CrossEntropyLoss, **nets.options(max_epochs=1, batch_size=16)
+    )
+
+
+def of_texts() -> Any:
+    return make_pipeline(TfidfVectorizer(), LogisticRegression())
+
+
+def curve(estimator: Any, y: Any = Y, n_initial: int = 20) -> Any:
+    few = {"n_initial": n_initial, "n_instances": 1, "n_queries": 1, "cv": 2}
+    return active_learning_curve(estimator, X, y, query_strategy="random", **few)
 
 
 @pytest.mark.parametrize(("call", "kind", "words"), CALLS.values(), ids=CALLS)
