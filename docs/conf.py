@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import sys
+import warnings
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -14,6 +15,9 @@ sys.path.insert(1, str(HERE.parent))
 import local_inventories  # noqa: E402
 
 import skfishermask  # noqa: E402
+
+# joblib warns of a worker that has grown with the examples, which it then replaces.
+warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
 
 project = "skfishermask"
 author = "The skfishermask developers"
