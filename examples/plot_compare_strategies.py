@@ -183,15 +183,17 @@ for name in colours:
         f"better in {(area > 0).sum()} of {len(area)} splits, {seconds:.2f} s a query"
     )
 area = (results["FisherMask"]["test_score"] - results["entropy"]["test_score"])[:, 1:].mean(axis=1)
-print(f"FisherMask less entropy: {area.mean():+.4f} +- {area.std(ddof=1) / np.sqrt(len(area)):.4f}")
+error = area.std(ddof=1) / np.sqrt(len(area))
+in_errors = area.mean() / error
+print(f"FisherMask less entropy: {area.mean():+.4f} +- {error:.4f}, {in_errors:.1f} errors")
 folder.cleanup()
 
 # %%
 # All three are better than random choice by about one hundredth, and it takes no more than that to
-# see: with six splits the standard errors are well below half of the differences. FisherMask is
-# ahead of entropy by less than two standard errors. That is a hint and no result: these data are
-# easy, there are two classes, and a batch of ten repeats itself little. Who wants to know runs more
-# splits, which the folder makes cheap to add.
+# see: with six splits the standard errors are well below half of the differences. By how many
+# standard errors FisherMask is ahead of entropy, the last line says. About two of them, from six
+# splits, are a hint and no result: these data are easy, there are two classes, and a batch of ten
+# repeats itself little. Who wants to know runs more splits, which the folder makes cheap to add.
 #
 # Some rules for experiments of your own:
 #

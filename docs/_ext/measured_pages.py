@@ -97,6 +97,8 @@ def duration(seconds: float) -> str:
 
 def size(n_bytes: float) -> str:
     """Return bytes in the unit that a reader would use."""
+    if n_bytes < 1e6:  # the process used again what it had freed before
+        return "none new"
     if n_bytes < 1e9:
         return f"{significant(n_bytes / 1e6, 3)} MB"
     return f"{significant(n_bytes / 1e9, 3)} GB"
