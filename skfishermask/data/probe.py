@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from skfishermask.compat import without_mode_changes
 from skfishermask.data.batches import N_COMPARED, has_own_iterator, naming_rows
 from skfishermask.data.dask import Source
-from skfishermask.data.diagnostics import image_hint
+from skfishermask.data.diagnostics import image_hint, integers_hint
 from skfishermask.data.likelihoods import likelihood_of
 from skfishermask.data.logits import not_finite, to_logits_of
 from skfishermask.data.net import NetModule, criterion_of, is_net, net_module, whole_net
@@ -83,7 +83,8 @@ class ReadableNet:
                 f"The network cannot read the {role.noun}. The first sample is "
                 f"{_described(first)}, and PyTorch says: {error}"
             )
-            if note := image_hint(first):
+            numbers = integers_hint(first, "It") if isinstance(error, IndexError) else ""
+            if note := numbers or image_hint(first):
                 explained.add_note(note)
             raise explained from error
         return outputs

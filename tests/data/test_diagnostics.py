@@ -187,6 +187,11 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         r"cannot read X_pool: .*X_pool has integers from 0, in row \d+, to 77, in row 40: .*Embed",
     ),
+    "an integer outside of a table in the first row": (
+        lambda: FisherMaskSampler(tagger()).fit(TOKENS, Y[:60] % 2).query(OUTSIDE[40:], 3),
+        ValueError,
+        "It has integers from .* to 77, in row 0: a table",
+    ),
     "an integer outside of a table to predict": (
         lambda: FisherMaskSampler(tagger()).fit(TOKENS, Y[:60] % 2).predict(OUTSIDE),
         ValueError,
