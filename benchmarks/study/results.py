@@ -117,9 +117,12 @@ class Setting:
         last = reached.index[-1]
         return float(np.interp(target.iloc[-1], reached, reached.index) / last)
 
-    def query_seconds(self, name: str) -> float:
+    def query_seconds(self, name: str, seed: int | None = None) -> float:
         """Return the lower quartile: other work on the machine made many queries longer."""
-        return float(self.table.loc[self.table.strategy == name, "query_time"].quantile(0.25))
+        rows = self.table[self.table.strategy == name]
+        if seed is not None:
+            rows = rows[rows.seed == seed]
+        return float(rows.query_time.quantile(0.25))
 
 
 @dataclass(frozen=True)

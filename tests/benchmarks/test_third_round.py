@@ -13,7 +13,7 @@ pytest.importorskip("skactiveml")
 from benchmarks.study import run as study
 from benchmarks.study.heads import all_settings
 from benchmarks.study.results import DEFAULT
-from benchmarks.study.third_round import ALONE, HEADS, NAMES, UHERDING, values
+from benchmarks.study.third_round import ALONE, HEADS, NAMES, TIMED, UHERDING, values
 from tests.benchmarks.pages import measured_pages, render
 
 pytestmark = pytest.mark.slow
@@ -26,11 +26,11 @@ def write(folder: Path, name: str, gains: dict[str, float], first: float = 0.0) 
     [setting] = [s for s in all_settings() if s["name"] == name]
     start, step = setting["n_initial"], setting["n_instances"]
     rows = []
-    for seed in range(3):
+    for seed in range(TIMED, TIMED + 3):
         for strategy, gain in gains.items():
             for query in range(setting["n_queries"] + 1):
-                score = 0.5 + first + 0.01 * seed + (query > 0) * (gain + 0.01 * query)
-                seconds = 2.0 if strategy == ALONE else 1.0
+                score = 0.5 + first + 0.01 * (seed - TIMED) + (query > 0) * (gain + 0.01 * query)
+                seconds = 2.0 if (strategy, seed) == (ALONE, TIMED) else 1.0
                 rows.append((strategy, seed, start + step * query, score, score, score, 1, seconds))
     study.write_setting(folder / name, argparse.Namespace(**setting, device="cpu"))
     table = pd.DataFrame(rows, columns=study.COLUMNS)
