@@ -154,7 +154,7 @@ def diagonal_sums(
             name: torch.zeros_like(p, dtype=torch.float64, requires_grad=False)
             for name, p in reader.entries.parameters.items()
         }
-        for n_samples, squares in read_all(batches, read):
+        for n_samples, squares in read_all(batches, read, lambda: reader.most_together):
             n += n_samples
             for name, values in squares.items():
                 totals[name] += values
@@ -199,7 +199,7 @@ def embedding_blocks(
         return block
 
     with reader.open():
-        yield from read_all(batches, read)
+        yield from read_all(batches, read, lambda: reader.most_together)
 
 
 def _shapes(shapes: Mapping[str, torch.Size]) -> str:

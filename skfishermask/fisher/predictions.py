@@ -32,16 +32,22 @@ class ReadOptions(TypedDict, total=False):
     to_logits: ToOutputs | None
 
 
-def read_all(batches: Iterable[Inputs], read: Callable[[Inputs, int], _T]) -> Iterator[_T]:
+def read_all(
+    batches: Iterable[Inputs],
+    read: Callable[[Inputs, int], _T],
+    most_together: Callable[[], int | None] = lambda: None,
+) -> Iterator[_T]:
     """Read batches, and where the device's memory runs out, halves of them from then on.
 
-    `read` is given a batch and the number of its first sample.
+    `read` is given a batch and the number of its first sample. Batches of more samples than
+    `most_together` returns are read in equal parts.
     """
     row, most = 0, None
     for batch in batches:
         n, start = batch_length(batch), 0
         while start < n:
-            stop = n if most is None else min(n, start + most)
+            limit = min(most or n, most_together() or n)
+            stop = start + -(-(n - start) // -(-(n - start) // limit))
             try:
                 result = read(slice_batch(batch, slice(start, stop)), row + start)
             except torch.OutOfMemoryError as error:

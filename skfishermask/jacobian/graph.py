@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import cast
 
 import torch
@@ -142,6 +143,13 @@ class Graph:
             for node in self.nodes
         )
         return Signature(self._n, self.structure, sizes)
+
+    def bytes_of_sample(self) -> float:
+        """Return the size of the largest output that depends on samples, for each of these."""
+        outputs = (
+            m for n in self.nodes if n not in self.from_parameters for m in n._input_metadata
+        )
+        return max((prod(m.shape) * m.dtype.itemsize for m in outputs), default=0) / self._n
 
     @cached_property
     def from_parameters(self) -> set[Node]:

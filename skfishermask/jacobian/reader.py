@@ -38,6 +38,11 @@ from skfishermask.jacobian.sample_layout import SampleLayout
 
 # Samples of a batch that show which rows belong to which sample, where shapes alone decide.
 _N_PROBED = 4
+# Of the largest tensor in a CPU's passes, for each thread: larger ones leave its cache, and the
+# system hands them out as new pages each time. The samples that are read together are
+_TENSOR_BYTES_PER_THREAD = 1 << 21
+# at least this many, and this many before the size of a sample's tensors is known.
+_LEAST_TOGETHER, _FIRST_TOGETHER = 16, 64
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class JacobianReader:
     In evaluation mode the network's output for a sample must not depend on the other samples of the
     batch. For `indices` see `ParameterEntries`; `to_outputs` maps what the module returns to
     outputs (n, ...), by default as `first_output` does. Raises TypeError if a parameter or buffer
-    is a subclass of Tensor that stands for other tensors.
+    is a subclass of Tensor that stands for other tensors. At most `most_together` samples of a
+    batch are best read together; None: all.
     """
 
     def __init__(
@@ -92,6 +98,9 @@ class JacobianReader:
         self._hides_gradients: dict[Hashable, bool] = {}
         self._warned: set[str] = set()
         self._rules = RuleCheck(self.entries, self._warn)
+        self.most_together: int | None = (
+            _FIRST_TOGETHER if self.entries.device.type == "cpu" else None
+        )
 
     def open(self) -> Reversible:
         """Isolate the network: evaluation mode inside, no side effects afterwards."""
@@ -113,6 +122,8 @@ class JacobianReader:
             batch = move(batch, self.module)
             outputs = self.outputs(batch, first_row)
             graph = Graph(outputs, self.entries.parameters)
+            if self.most_together is not None:
+                self.most_together = _most_together(graph.bytes_of_sample())
             signature = self._signature(graph)
             if len(outputs) > 1 and signature not in self._unmixed:
                 self._check_unmixed(batch, outputs)
@@ -250,6 +261,12 @@ class JacobianReader:
             UserWarning,
             stacklevel=2,
         )
+
+
+def _most_together(bytes_of_sample: float) -> int:
+    """Return how many samples with largest tensors of this size are read together on a CPU."""
+    n_bytes = _TENSOR_BYTES_PER_THREAD * max(2, torch.get_num_threads())
+    return max(_LEAST_TOGETHER, int(n_bytes // max(bytes_of_sample, 1)))
 
 
 def _storages(module: nn.Module) -> set[int]:

@@ -103,6 +103,21 @@ def test_memory_runs_out_in_the_middle(backward: bool) -> None:
     assert module.refused == [8, 4]
 
 
+@pytest.mark.parametrize("read", [READS["diagonal"], READS["embedding"]])
+@pytest.mark.parametrize("width", [8, 2**15])
+def test_a_large_batch_is_read_in_equal_parts(read: Any, width: int) -> None:
+    torch.manual_seed(0)
+    module, x = Cramped(200), torch.randn(150, 5)
+    module.net = nn.Sequential(nn.Linear(5, width), nn.ReLU(), nn.Linear(width, 2))
+    expected = read(module, list(x.split(15)))
+    module.sizes = []
+    torch.testing.assert_close(read(module, [x]), expected)
+    # The first part shows how large a sample's tensors are: of the wide network 128 kB.
+    few = width > 8 and torch.get_num_threads() <= 2
+    parts = [50, *[25] * 4] if few else [50, 100]
+    assert [size for size in module.sizes if size > 4] == parts
+
+
 def test_no_room_for_a_single_sample() -> None:
     module = Cramped(0)
     with pytest.raises(torch.OutOfMemoryError, match=r"single sample.*mask_fraction.*no room"):
