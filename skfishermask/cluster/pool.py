@@ -140,7 +140,8 @@ class ClusterPool:
         *of_chunks, total = self._cluster.compute([*tasks, _tree(tasks)])
         with self._progress.bar(len(of_chunks), "Fisher diagonal", "chunk") as bar:
             self._cluster.wait(of_chunks, bar.update)
-        self._cluster.release(of_chunks)
+        if len(of_chunks) > 1:  # the total of a single one is its own task
+            self._cluster.release(of_chunks)
         [(n, sums)] = self._cluster.results([total])
         self._cluster.count("diagonal", sum(value.nbytes for value in sums.values()))
         return {name: value / n for name, value in sums.items()}

@@ -62,6 +62,14 @@ def test_same_choice(
     assert tasks(processes) == []
 
 
+def test_same_choice_from_a_single_chunk(
+    threads: Any, net: Any, pool: np.ndarray, labeled: np.ndarray
+) -> None:
+    expected = chosen_by(sampler(), net, pool[:30], labeled)
+    found = chosen_by(sampler(), net, da.from_array(pool[:30], chunks=-1), labeled)
+    assert_same(found, expected)
+
+
 @pytest.mark.parametrize("inputs", ["inputs", "0"])
 def test_same_coverage(
     threads: Any, net: Any, pool: np.ndarray, labeled: np.ndarray, inputs: str
