@@ -32,8 +32,9 @@ from skfishermask.selection.validation import (
 _PICKS_PER_FETCH = 8
 # and where they are in memory: calls cost as much as the reading.
 _PICKS_PER_READ = 4
-# Embeddings of at most this size may be in a processor's cache; the operations of a pick on them
-# are so small that one thread is faster than several on a machine with other work.
+# Embeddings and matrices of at most this size together may be in a processor's cache; the
+# operations of a pick on them are so small that one thread is faster than several on a machine with
+# other work.
 _CACHE_BYTES = 2**26
 # Share of the free memory that the states after attempted picks may take.
 _STATES_SHARE = 0.25
@@ -200,8 +201,10 @@ def select(
             on_pick=on_pick,
         )
 
+    of_inverse = inverse.nbytes if isinstance(inverse, Tensor) else 0
+    n_bytes = embedding.n_bytes + problem.fisher.nbytes + of_inverse
     on_host = embedding.device.type == "cpu"
-    return in_one_thread(run) if on_host and embedding.n_bytes <= _CACHE_BYTES else run()
+    return in_one_thread(run) if on_host and n_bytes <= _CACHE_BYTES else run()
 
 
 def select_and_prune(

@@ -29,9 +29,13 @@ def threads_elsewhere() -> int:
 
 
 @pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="needs OpenMP")
-@pytest.mark.parametrize(("cache_bytes", "expected"), [(2**26, 1), (100, 2)])
-def test_small_embeddings_are_selected_from_in_one_thread(
-    cache_bytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+# Of the embedding (40 * 2 * 9 numbers), F and M^-1 (9 * 9 each), float64.
+@pytest.mark.parametrize(
+    ("cache_bytes", "with_labeled", "expected"),
+    [(2**26, True, 1), (5760 + 648, False, 1), (5760 + 648, True, 2), (5760, False, 2)],
+)
+def test_small_problems_are_selected_from_in_one_thread(
+    cache_bytes: int, with_labeled: bool, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "_CACHE_BYTES", cache_bytes)
     V, target = problem(40, 2, 9)
@@ -40,7 +44,8 @@ def test_small_embeddings_are_selected_from_in_one_thread(
     def on_pick(count: int) -> None:
         seen.append((torch.get_num_threads(), threads_elsewhere()))
 
-    select_batch(V, 5, target, on_pick=on_pick)
+    labeled = {"fisher_labeled": target, "n_labeled": 3} if with_labeled else {}
+    select_batch(V.double(), 5, target, on_pick=on_pick, **labeled)
     assert set(seen) == {(expected, 2)}
     assert torch.get_num_threads() == 2
 
