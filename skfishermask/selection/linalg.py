@@ -13,7 +13,7 @@ _MIN_TOGETHER = 64
 # of at most this size. On other devices each call of the other way treats all of them anyway.
 _MAX_TOGETHER_SIZE = 16
 # Column blocks of a triangular matrix; those above the diagonal are not multiplied.
-_N_BLOCKS = 8
+_N_BLOCKS = 4
 
 
 def symmetric(matrix: Tensor) -> Tensor:
