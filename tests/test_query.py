@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -326,10 +327,9 @@ class Counting(nn.Module):
         return self.last(Square.apply(h) if self.how == "function in Python" else h)
 
 
-# Samples forward and backward. Each of three sets of samples is compared with predict_proba, and
-# read for the diagonal (but for the target's) and for the embedding: 3 x 2 x 16, and 5 x 4. A mask
-# does not reach unused parameters.
-COSTS = {"plain": (96, 0), "unused parameters": (104, 8), "function in Python": (116, 40)}
+# Samples forward and backward. Each of three sets of samples is compared with predict_proba:
+# 3 x 2 x 16. What the graph hides is looked for with 4, once.
+COSTS = {"plain": (96, 0), "unused parameters": (100, 4), "function in Python": (100, 8)}
 
 
 @pytest.mark.parametrize(("how", "costs"), COSTS.items(), ids=COSTS)
@@ -363,9 +363,35 @@ def test_both_checks_together_cost_less_than_a_batch(
             if not checks:
                 patched.setattr(steps, "check_as_predicted", lambda net, source: None)
                 patched.setattr(reader, "hides_gradients", lambda *args: False)
-            net.module_.n_forward = n_backward = 0
+            own = copy.deepcopy(net)  # of which nothing is known
+            own.module_.n_forward = n_backward = 0
             sampler = FisherMaskSampler(mask_fraction=60, coverage_share=0, random_state=0)
-            sampler(net, X[100:600], 5, X_labeled=X[:100], X_target=X[600:700])
-        counts.append((net.module_.n_forward, n_backward))
+            sampler(own, X[100:600], 5, X_labeled=X[:100], X_target=X[600:700])
+        counts.append((own.module_.n_forward, n_backward))
     assert tuple(np.subtract(counts[1], counts[0])) == costs
     assert max(costs) <= net.batch_size
+
+
+def test_what_is_found_out_about_a_graph_serves_this_query_and_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probe, lengths = reader.probe_layouts, []
+
+    def counting(outputs: Tensor, *arguments: Any) -> Any:
+        lengths.append(len(outputs))
+        return probe(outputs, *arguments)
+
+    monkeypatch.setattr(reader, "probe_layouts", counting)
+    net = nets.fitted(nets.logits_net())
+    state = set(vars(net.module_))
+    batches = []
+    for expected in ([4], []):
+        lengths.clear()
+        sampler = FisherMaskSampler(**SMALL)
+        batches.append(sampler(net, X[100:200], 5, X_labeled=X[:60], X_target=X[600:650])[0])
+        assert lengths == expected
+    np.testing.assert_array_equal(*batches)
+    assert set(vars(net.module_)) == state
+    net.module_[1] = nn.Tanh()
+    FisherMaskSampler(**SMALL)(net, X[100:200], 5, X_labeled=X[:60])
+    assert lengths == [4]

@@ -12,7 +12,7 @@ from torch import nn
 from skfishermask.compat import as_written, criteria_of
 from skfishermask.data.types import UserValue
 from skfishermask.fisher import predicted_means
-from skfishermask.jacobian import Inputs, ToOutputs
+from skfishermask.jacobian import Inputs, ToOutputs, share_facts
 
 
 def is_net(estimator: object) -> bool:
@@ -70,9 +70,11 @@ class NetModule(nn.Module):
         super().__init__()
         self._net, self.criteria = net, tuple(criteria)
         modules = {name: getattr(net, name) for name in [*_modules_of(net), *criteria]}
+        first = next(iter(modules.values()))
+        share_facts(self, first)
         if len(modules) == 1:
             # An empty name adds nothing to those of parameters and modules inside.
-            modules = {"": next(iter(modules.values()))}
+            modules = {"": first}
         self._modules.update(modules)
 
     def forward(self, x: Inputs = None, /, **inputs: UserValue) -> UserValue:

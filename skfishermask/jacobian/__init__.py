@@ -1,6 +1,7 @@
 """R(x) J(x): the per-sample Jacobian of any torch module at chosen entries, times given rows."""
 
 from skfishermask.jacobian.batch_jacobian import TENSOR_CACHE_BYTES, BatchJacobian
+from skfishermask.jacobian.graph_facts import share_facts
 from skfishermask.jacobian.isolation import (
     exact_mode,
     isolated,
@@ -37,6 +38,7 @@ __all__ = [
     "read_outputs",
     "same_grad_mode",
     "seeded",
+    "share_facts",
     "slice_batch",
     "trainable_parameters",
 ]

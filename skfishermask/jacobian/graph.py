@@ -9,8 +9,8 @@ which :mod:`skfishermask.jacobian.rules` may have a rule.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import cast
@@ -20,6 +20,10 @@ from torch import Tensor
 
 from skfishermask.jacobian.operations import Node, View, operation_name, operation_of
 from skfishermask.jacobian.views import ViewStep, static_values
+
+# For each node its name, that of the parameter if it is a leaf, and the number of the node that
+# computed each operand, with which of its outputs the operand is.
+Structure = tuple[tuple[str, str | None, tuple[tuple[int | None, int], ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,43 @@ class Signature:
     """What is equal for batches with the same operations on the same shapes."""
 
     n: int  # samples
-    structure: Hashable  # `Graph.structure`
-    sizes: Hashable  # shapes and options
+    parameters: frozenset[str]  # those that may take part
+    structure: Structure
+    sizes: tuple[Hashable, ...]  # of each node: shapes, dtypes, devices and options
 
     def is_alike(self, other: Signature) -> bool:
-        """Return whether another batch has another number of samples, and all else is the same."""
-        return (
-            self.n != other.n
-            and self.structure == other.structure
-            and _in_proportion(self.sizes, other.sizes, self.n, other.n)
+        """Return whether another batch differs in the number of samples alone, if at all."""
+        return self.structure == other.structure and _in_proportion(
+            self.sizes, other.sizes, self.n, other.n
         )
+
+    def restricted(self, names: frozenset[str]) -> Signature:
+        """Return the signature of the same batch where some of the parameters alone take part."""
+        structure, kept = restrict(self.structure, names)
+        sizes = tuple(self.sizes[i] for i in kept)
+        return replace(self, parameters=names, structure=structure, sizes=sizes)
+
+
+def restrict(structure: Structure, names: Collection[str]) -> tuple[Structure, list[int]]:
+    """Leave out what leads to none of some parameters; also return the numbers of what is left."""
+    consumers: dict[int | None, list[int]] = defaultdict(list)
+    for i, (*_, edges) in enumerate(structure):
+        for source, _ in edges:
+            consumers[source].append(i)
+    stack = [i for i, (_, parameter, _) in enumerate(structure) if parameter in names]
+    reaching = set(stack)
+    while stack:
+        further = {*consumers[stack.pop()]} - reaching
+        reaching |= further
+        stack += further
+    # In the order in which `Graph` would number them.
+    kept = sorted(reaching)
+    number: dict[int | None, int] = {old: new for new, old in enumerate(kept)}
+    restricted = tuple(
+        (name, parameter, tuple((number[i], o) if i in number else (None, 0) for i, o in edges))
+        for name, parameter, edges in (structure[i] for i in kept)
+    )
+    return restricted, kept
 
 
 def _in_proportion(one: Hashable, other: Hashable, n: int, n_other: int) -> bool:
@@ -125,12 +156,14 @@ class Graph:
                         ]
 
     @cached_property
-    def structure(self) -> Hashable:
+    def structure(self) -> Structure:
         """A key that is equal for batches with the same operations, on any shapes."""
         number = self._number
+        parameter_of = {leaf: name for name, leaf in self.leaves.items()}
         return tuple(
             (
                 node.name(),
+                parameter_of.get(node),
                 tuple((number[source] if source else None, i) for source, i in node.next_functions),
             )
             for node in self.nodes
@@ -139,10 +172,13 @@ class Graph:
     def signature(self) -> Signature:
         """Return a key that is equal for batches with the same operations on the same shapes."""
         sizes = tuple(
-            (tuple(tuple(m.shape) for m in node._input_metadata), static_values(node))
+            (
+                tuple((tuple(m.shape), m.dtype, m.device) for m in node._input_metadata),
+                static_values(node),
+            )
             for node in self.nodes
         )
-        return Signature(self._n, self.structure, sizes)
+        return Signature(self._n, frozenset(self._shapes), self.structure, sizes)
 
     def bytes_of_sample(self) -> float:
         """Return the size of the largest output that depends on samples, for each of these."""

@@ -9,8 +9,8 @@ a use that no rule covers is *unsupported*: it is read by a forward pass of each
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from skfishermask.jacobian.batch_jacobian import BatchJacobian
 from skfishermask.jacobian.entries import ParameterEntries
 from skfishermask.jacobian.graph import Graph, Signature
+from skfishermask.jacobian.graph_facts import GraphLayout, facts_of
 from skfishermask.jacobian.hidden_gradients import hides_gradients, with_gradients
 from skfishermask.jacobian.interrupts import Reversible
 from skfishermask.jacobian.isolation import exact_mode, isolated
@@ -34,7 +35,6 @@ from skfishermask.jacobian.module_io import (
 )
 from skfishermask.jacobian.restoring import storage_of
 from skfishermask.jacobian.rule_check import RuleCheck
-from skfishermask.jacobian.sample_layout import SampleLayout
 
 # Samples of a batch that show which rows belong to which sample, where shapes alone decide.
 _N_PROBED = 4
@@ -43,19 +43,6 @@ _N_PROBED = 4
 _TENSOR_BYTES_PER_THREAD = 1 << 21
 # at least this many, and this many before the size of a sample's tensors is known.
 _LEAST_TOGETHER, _FIRST_TOGETHER = 16, 64
-
-
-@dataclass(frozen=True)
-class _GraphLayout:
-    """What is known of all graphs with a signature, but for the number of samples."""
-
-    layouts: Sequence[SampleLayout | None]  # for each use
-    reusable: bool  # whether they hold for all batches with such a graph
-    unverified: set[str]  # parameters with rules that are still to be checked
-
-    def of(self, n: int) -> Sequence[SampleLayout | None]:
-        """Return the layouts in a batch of n samples."""
-        return [layout and replace(layout, n=n) for layout in self.layouts]
 
 
 @dataclass(frozen=True)
@@ -90,14 +77,10 @@ class JacobianReader:
         self.to_outputs = to_outputs
         self.entries = ParameterEntries(module, indices)
         self._constants = _storages(module)
-        # The first signature that is alike; what is known of all that are.
-        self._first_alike: dict[Signature, Signature] = {}
-        self._graph_layouts: dict[Signature, _GraphLayout] = {}
-        self._unmixed: set[Signature] = set()
-        # By a graph's operations, and by the kind of a use.
-        self._hides_gradients: dict[Hashable, bool] = {}
+        facts = facts_of(module)
+        self._facts = facts.of(frozenset(self.entries.parameters))
         self._warned: set[str] = set()
-        self._rules = RuleCheck(self.entries, self._warn)
+        self._rules = RuleCheck(self.entries, self._warn, facts)
         self.most_together: int | None = (
             _FIRST_TOGETHER if self.entries.device.type == "cpu" else None
         )
@@ -124,10 +107,10 @@ class JacobianReader:
             graph = Graph(outputs, self.entries.parameters)
             if self.most_together is not None:
                 self.most_together = _most_together(graph.bytes_of_sample())
-            signature = self._signature(graph)
-            if len(outputs) > 1 and signature not in self._unmixed:
+            signature = self._facts.first_alike(graph.signature())
+            if len(outputs) > 1 and signature not in self._facts.unmixed:
                 self._check_unmixed(batch, outputs)
-                self._unmixed.add(signature)
+                self._facts.unmixed.add(signature)
             # Once at most, and only where something is to be found out.
             first_few = cache(partial(self._first_few, batch, graph))
             if self._has_hidden_gradients(graph, batch, first_few):
@@ -150,28 +133,17 @@ class JacobianReader:
             known.unverified,
         )
 
-    def _signature(self, graph: Graph) -> Signature:
-        """Return a graph's signature, or the first that is alike."""
-        signature = graph.signature()
-        if signature not in self._first_alike:
-            known = dict.fromkeys(self._first_alike.values())
-            alike = (one for one in known if signature.is_alike(one))
-            self._first_alike[signature] = next(alike, signature)
-        return self._first_alike[signature]
-
     def _has_hidden_gradients(self, graph: Graph, batch: Inputs, first_few: _FirstFew) -> bool:
-        """Return whether parameters get gradients that a graph does not show; once for a kind."""
+        """Return whether parameters get gradients that a graph does not show."""
 
         def run() -> Tensor:
             few = first_few()
             return self._outputs_with_gradients(batch if few is None else few.batch)
 
-        # Not for each shape: batches of other sizes call the same functions.
-        kind = graph.structure, frozenset(graph.leaves)
-        if kind not in self._hides_gradients:
-            hides = hides_gradients(graph, self.entries.parameters, run)
-            self._hides_gradients[kind] = hides
-        return self._hides_gradients[kind]
+        known = self._facts.hides_gradients
+        if graph.structure not in known:
+            known[graph.structure] = hides_gradients(graph, self.entries.parameters, run)
+        return known[graph.structure]
 
     def _first_few(self, batch: Inputs, graph: Graph) -> _FewSamples | None:
         """Run the first samples alone; None: their graph has other operations than the batch's."""
@@ -199,19 +171,21 @@ class JacobianReader:
 
     def _known(
         self, graph: Graph, signature: Signature, outputs: Tensor, first_few: _FirstFew
-    ) -> _GraphLayout:
+    ) -> GraphLayout:
         """Return what is known of the batch's graph, or find it out, on a few samples if it can."""
-        known = self._graph_layouts.get(signature)
+        known = self._facts.layouts.get(signature)
+        if known is not None and known.reusable:
+            return known
         few = first_few() if known is None else None
         if few is not None and few.graph.signature().is_alike(graph.signature()):
             known = self._probe(few.graph, few.outputs)
         if known is None or not known.reusable:
             known = self._probe(graph, outputs)
-        self._graph_layouts[signature] = known
+        self._facts.add(signature, known)
         return known
 
     @torch.no_grad()
-    def _probe(self, graph: Graph, outputs: Tensor) -> _GraphLayout:
+    def _probe(self, graph: Graph, outputs: Tensor) -> GraphLayout:
         """Find the layouts of a batch's graph, and check the rules."""
         uses = [*graph.uses()]
         unverified = self._rules.unverified(uses)
@@ -219,7 +193,8 @@ class JacobianReader:
         probe = probe_layouts(outputs, graph, uses, self._constants, edges)
         located, _ = locate_uses(uses, probe.layouts)
         verified = self._rules.check(uses_by_name(located), probe.gradients)
-        return _GraphLayout(probe.layouts, probe.reusable, unverified - verified)
+        layouts = [(use.name, layout) for use, layout in zip(uses, probe.layouts, strict=True)]
+        return GraphLayout(layouts, probe.reusable, unverified - verified)
 
     def _check_unmixed(self, batch: Inputs, outputs: Tensor) -> None:
         """Raise ValueError if the first or the last sample's outputs depend on the others."""

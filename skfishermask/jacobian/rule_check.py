@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from skfishermask.jacobian.entries import ParameterEntries
 from skfishermask.jacobian.graph import Use
+from skfishermask.jacobian.graph_facts import NetworkFacts
 from skfishermask.jacobian.located_uses import LocatedUse
 from skfishermask.jacobian.operations import Node
 from skfishermask.jacobian.per_sample import TensorCache, scatter_to_entries
@@ -27,17 +28,23 @@ class RuleCheck:
 
     Each kind of use is verified once, on samples of which it adds something to the gradient: where
     all is zero (units that are off, rows of a table that are not read), a comparison shows nothing.
-    The parameters with a `wrong` rule are collected by name, with the reason, and `warn` is given
-    them.
+    What is found is noted in `facts`, and `warn` is given the parameters with a wrong rule.
     """
 
     def __init__(
-        self, entries: ParameterEntries, warn: Callable[[Mapping[str, str]], None]
+        self,
+        entries: ParameterEntries,
+        warn: Callable[[Mapping[str, str]], None],
+        facts: NetworkFacts,
     ) -> None:
-        self.wrong: dict[str, str] = {}
         self._entries = entries
         self._warn = warn
-        self._verified: set[Hashable] = set()
+        self._wrong, self._verified = facts.wrong, facts.verified
+
+    @property
+    def wrong(self) -> dict[str, str]:
+        """The parameters with a wrong rule, and the reason."""
+        return {n: reason for n, reason in self._wrong.items() if n in self._entries.indices}
 
     def unverified(self, uses: Sequence[Use]) -> set[str]:
         """Name the parameters with a kind of use that has not been verified yet."""
@@ -74,7 +81,7 @@ class RuleCheck:
             eps = max(torch.finfo(t.dtype).eps for t in [*nodes, gradient])
             gap = sum(sums) - gradient[where.to(gradient.device)]
             if bool((gap.abs() > _MAX_ROUNDINGS * eps * sum(absolute)).any()):
-                self.wrong[name] = _REASON
+                self._wrong[name] = _REASON
             elif bool(gap.isfinite().all()):
                 shown = [kind for kind, s in zip(by_kind, absolute, strict=True) if bool(s.any())]
                 self._verified |= {*shown}

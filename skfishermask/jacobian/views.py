@@ -42,12 +42,14 @@ class ViewStep:
 @cache
 def _static_names(kind: type) -> tuple[str, ...]:
     names = set(dir(kind))
-    # A saved tensor has a raw form beside it.
-    return tuple(sorted(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in names))
+    # A saved tensor has a raw form beside it. Where a factor lies in memory is saved only if it
+    # needs a gradient.
+    saved = (n for n in names if n.startswith("_saved_") and not n.endswith("_sym_strides"))
+    return tuple(sorted(n for n in saved if f"_raw{n}" not in names))
 
 
 def static_values(node: Node) -> tuple[Hashable, ...]:
-    """Return what a node has saved besides tensors: axes, sizes, strides ..."""
+    """Return what a node has saved besides tensors: axes, sizes ..."""
     values = []
     kind: type = type(node)
     for name in _static_names(kind):

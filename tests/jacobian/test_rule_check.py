@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skfishermask import fisher_diagonal, fisher_embedding
+from skfishermask.jacobian import share_facts
 from skfishermask.jacobian.gradient_forms import BroadcastGrad, Form
 from skfishermask.jacobian.operations import Node
 from skfishermask.jacobian.rules import RULES
@@ -115,3 +116,31 @@ def test_what_shows_nothing_is_checked_until_it_does(monkeypatch: pytest.MonkeyP
     fisher_embedding(module, X.split([5, 5, 5]), mask_of(module), n_directions=1)
     # Two operations, and in the first passes three parameters, then the weights, then none.
     assert numbers == [(4, 5), (4, 2), (5, 4), (5, 4), (5, 2)]
+
+
+@pytest.mark.parametrize("is_next_query", [False, True])
+def test_what_has_shown_nothing_is_checked_by_the_next_reader(
+    is_next_query: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, operand = LATE["product"]
+    module, right = make(), RULES[operand]
+    expected = fisher_embedding(module, [X[6:]], mask_of(module))
+
+    def wrong(node: Node, shape: torch.Size) -> Form | None:
+        return doubled(right(node, shape))
+
+    monkeypatch.setitem(RULES, operand, wrong)
+    share_facts(module, module)
+    fisher_diagonal(module, [X[:6]])
+    if is_next_query:
+        share_facts(module, module)
+    with pytest.warns(UserWarning, match=r"w \(its rule does not"):
+        found = fisher_embedding(module, [X[6:]], mask_of(module))
+    torch.testing.assert_close(found, expected)
+    # A reader without that parameter has nothing to warn of.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        some = fisher_embedding(module, [X[6:]], mask_of(module, ["last.bias"]))
+    torch.testing.assert_close(some, expected[..., -3:])
+    with pytest.warns(UserWarning, match=r"w \(its rule does not"):
+        fisher_diagonal(module, [X[6:]])
