@@ -87,7 +87,7 @@ class Operation:
 _ROWS = (
     (
         Operation(mixing=Mixing.NONE),
-        "Abs Addcdiv Addcmul Amax Amin Celu Clamp ClampMax ClampMin Cos Elu Erf Gelu Glu "
+        "Abs Addcdiv Addcmul Amax Amin AsStrided Celu Clamp ClampMax ClampMin Cos Elu Erf Gelu Glu "
         "Hardsigmoid Hardswish Hardtanh LeakyRelu Lerp Log Log1P LogSigmoid MaskedFill Max Maximum "
         "Mean Min Minimum Mish NativeDropout Neg PreluKernel Reciprocal Relu Silu Sin Std Var "
         "Where",
