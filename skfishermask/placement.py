@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 
+from skfishermask.jacobian import LinearHead
 from skfishermask.selection import (
     STORAGES,
     Location,
@@ -40,6 +42,8 @@ class MemoryEstimate:
     # Whether the choice is made in the space of the rows where these are fewer than `k`. Then the
     # other samples are kept beside the candidates.
     uses_row_space: bool = True
+    # The linear layer that the masked parameters are of; its input is kept instead of embeddings.
+    head: LinearHead | None = None
 
     @property
     def has_few_rows(self) -> bool:
@@ -57,9 +61,16 @@ class MemoryEstimate:
         return self.n_embedded * self.r if self.has_few_rows else self.k
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of what is kept: of a head one row a sample, its features and R(x)."""
+        if self.head is None:
+            return self.n_embedded, self.r, self.k
+        return self.n_embedded, 1, self.head.features.shape[1] + self.r * self.head.n_outputs
+
+    @property
     def embedding_bytes(self) -> int:
         """Size of the embedding."""
-        return self.n_embedded * self.r * self.k * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def matrices_bytes(self) -> int:
@@ -96,8 +107,8 @@ class LocalPlacement(Placement):
 
     def allocate(self, cleanup: ExitStack) -> StoredEmbedding:
         """Return an embedding to be written, which lasts until the cleanup."""
-        shape = (self.estimate.n_embedded, self.estimate.r, self.estimate.k)
-        return self.storage.allocate(shape, self.estimate.dtype, self.where, cleanup)
+        estimate = self.estimate
+        return self.storage.allocate(estimate.shape, estimate.dtype, self.where, cleanup)
 
 
 def place(estimate: MemoryEstimate, where: Location) -> LocalPlacement:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from skfishermask.data import LayerValue, ReadableNet, Source, covered_predictions, naming_rows
+from skfishermask.data import (
+    LayerValue,
+    ReadableNet,
+    Source,
+    covered_predictions,
+    first_sample,
+    naming_rows,
+)
 from skfishermask.fisher import (
     FisherSum,
     ParameterMask,
@@ -21,12 +28,18 @@ from skfishermask.fisher import (
     fisher_diagonal,
     fisher_matrix,
 )
-from skfishermask.jacobian import TENSOR_CACHE_BYTES
+from skfishermask.jacobian import (
+    TENSOR_CACHE_BYTES,
+    LinearHead,
+    NoLinearHeadError,
+    find_linear_head,
+)
 from skfishermask.parameters import Settings
 from skfishermask.placement import LocalPlacement, MemoryEstimate, Placement, place
 from skfishermask.progress import Bar, Progress
 from skfishermask.selection import (
     Batch,
+    HeadEmbedding,
     Location,
     SelectionProblem,
     StoredEmbedding,
@@ -37,6 +50,10 @@ from skfishermask.selection import (
 )
 
 T = TypeVar("T")
+
+# Embeddings at a linear head are kept as factors where they would be larger by this: with few
+# directions, or few columns an output, factors are not faster.
+_LEAST_SAVING = 4
 
 
 @dataclass(frozen=True)
@@ -57,11 +74,11 @@ class Pool(Protocol):
 
     def __len__(self) -> int: ...
 
-    def place(self, n: int, r: int, k: int, n_others: int) -> Placement:
+    def place(self, n: int, r: int, k: int, n_others: int, names: Collection[str]) -> Placement:
         """Decide where the embedding goes, and remember it; MemoryError where there is no room.
 
         It is of n candidates with r directions and k masked parameters, beside `n_others` labelled
-        and target samples.
+        and target samples; these are entries of parameters with some `names`.
         """
 
     def diagonal(self, rows: np.ndarray, n_directions: int) -> dict[str, Tensor]:
@@ -127,22 +144,23 @@ class LocalSamples:
             return function(self.net.module, shown, **self.net.read_options)
 
     def blocks(
-        self, rows: np.ndarray | None, mask: ParameterMask, n_directions: int, text: str
+        self, rows: np.ndarray | None, mask: ParameterMask, estimate: MemoryEstimate, text: str
     ) -> Iterator[Tensor]:
-        """Yield the Fisher embeddings of some rows, or of all, block by block."""
+        """Yield what is kept of some rows, or of all, block by block."""
         batches = self.source.batches(rows)
         shown = self.progress.each(batches, len(batches), text)
-        options = self.net.read_options
+        options, r, head = self.net.read_options, estimate.r, estimate.head
         with naming_rows(batches, self.net.to_logits):
             yield from embedding_blocks(
-                self.net.module, shown, mask, n_directions=n_directions, **options
+                self.net.module, shown, mask, n_directions=r, head=head, **options
             )
 
-    def mean_fisher(self, mask: ParameterMask, n_directions: int) -> Tensor:
+    def mean_fisher(self, mask: ParameterMask, estimate: MemoryEstimate) -> Tensor:
         """Return the mean Fisher matrix of all, (k, k)."""
         total = FisherSum(len(mask), self.net.device)
-        for block in self.blocks(None, mask, n_directions, self.text):
-            total.add(block)
+        for block in self.blocks(None, mask, estimate, self.text):
+            for n_samples, products in _embedding(stored(block), estimate).information():
+                total.add_products(n_samples, products)
         return total.mean()
 
     @property
@@ -173,8 +191,12 @@ class LocalPool(LocalSamples):
         self._embedding = None
         self._cleanup.close()
 
-    def place(self, n: int, r: int, k: int, n_others: int) -> Placement:
+    def place(self, n: int, r: int, k: int, n_others: int, names: Collection[str]) -> Placement:
         estimate = MemoryEstimate(n, r, k, self.settings.dtype, n_others, TENSOR_CACHE_BYTES)
+        at_head = replace(estimate, head=self._find_head(dict.fromkeys(names)))
+        is_smaller = _LEAST_SAVING * at_head.embedding_bytes <= estimate.embedding_bytes
+        if is_smaller and not estimate.has_few_rows and estimate.dtype.itemsize >= 4:
+            estimate = at_head
         self._placement = place(estimate, self._where)
         return self._placement
 
@@ -188,17 +210,24 @@ class LocalPool(LocalSamples):
         if self._placement is None:
             raise RuntimeError("The embedding has no place yet.")
         estimate, fisher_of_others = self._placement.estimate, []
-        with self.progress.step("embedding"):
-            V = self._placement.allocate(self._cleanup)
-            start = len(rows)
-            for other in others:
-                if estimate.has_few_rows:
-                    blocks = other.blocks(None, mask, estimate.r, other.text)
-                    start = _write(V, start, blocks)
-                else:
-                    fisher_of_others.append(other.mean_fisher(mask, estimate.r))
-            every = None if len(rows) == len(self) else rows
-            _write(V, 0, self.blocks(every, mask, estimate.r, "Fisher embedding"))
+        if estimate.head is not None:
+            estimate = replace(estimate, head=self._find_head(mask.indices))
+        try:
+            with self.progress.step("embedding"):
+                V = _embedding(self._placement.allocate(self._cleanup), estimate)
+                start = len(rows)
+                for other in others:
+                    if estimate.has_few_rows:
+                        blocks = other.blocks(None, mask, estimate, other.text)
+                        start = _write(V, start, blocks)
+                    else:
+                        fisher_of_others.append(other.mean_fisher(mask, estimate))
+                every = None if len(rows) == len(self) else rows
+                _write(V, 0, self.blocks(every, mask, estimate, "Fisher embedding"))
+        except NoLinearHeadError:
+            # A batch took another way through the network than the first sample.
+            self._placement = place(replace(estimate, head=None), self._where)
+            return self.embed(rows, mask, others, wants_fisher)
         with self.progress.step("fisher"):
             if estimate.has_few_rows:
                 mine, *theirs = row_coordinates(V).split([len(rows), *map(len, others)])
@@ -206,12 +235,17 @@ class LocalPool(LocalSamples):
             self._embedding = V
             return Embedded(V.shape[2], self._fisher(V) if wants_fisher else None, fisher_of_others)
 
+    def _find_head(self, indices: Mapping[str, Tensor | None]) -> LinearHead | None:
+        """Return the network's linear head, if these entries of parameters are all of it."""
+        to_logits = self.net.to_logits
+        return find_linear_head(self.net.module, first_sample(self.source), indices, to_logits)
+
     def _fisher(self, V: StoredEmbedding) -> Tensor:
         total = FisherSum(V.shape[2], V.device)
         with self.progress.bar(len(V), "Fisher matrix", "sample") as bar:
-            for _, values in V.chunks():
-                total.add(values)
-                bar.update(len(values))
+            for n_samples, products in V.information():
+                total.add_products(n_samples, products)
+                bar.update(n_samples)
         return total.mean()
 
     def select(self, problem: SelectionProblem, preselected: Sequence[int]) -> Batch:
@@ -239,6 +273,12 @@ class LocalPool(LocalSamples):
         if self._embedding is None:
             raise RuntimeError("The pool was not embedded before it was to be chosen from.")
         return self._embedding
+
+
+def _embedding(kept: StoredEmbedding, estimate: MemoryEstimate) -> StoredEmbedding:
+    """Return embeddings, given what is kept of them."""
+    head = estimate.head
+    return kept if head is None else HeadEmbedding(kept, head.columns, estimate.r, head.n_outputs)
 
 
 def _write(embedding: StoredEmbedding, start: int, blocks: Iterable[Tensor]) -> int:

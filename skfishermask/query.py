@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
@@ -238,11 +239,12 @@ class Query:
         output = [name for name in layer if name in trainable]
         k = self._known_mask_size(output)
         # Before the diagonal, which takes long, where the size is known by then.
-        placement = None if k is None else self._place(len(rows), r, k)
+        names = {*(output if self._settings.mask == "output_layer" else trainable)}
+        placement = None if k is None else self._place(len(rows), r, k, names)
         with self._progress.step("diagonal"):
             mask, diagonal = self._make_mask(output, sample, r)
-        if placement is None or placement.estimate.k != len(mask):
-            placement = self._place(len(rows), r, len(mask))
+        if placement is None or placement.estimate.k != len(mask) or {*mask.indices} != names:
+            placement = self._place(len(rows), r, len(mask), {*mask.indices})
         self._progress.tell(f"{placement.estimate} ({placement.storage_name})")
         embedded = pool.embed(rows, mask, self._others, wants_fisher=self._aims_at_pool)
         problem = self._problem(embedded, len(rows))
@@ -362,8 +364,8 @@ class Query:
         n_output = sum(sizes[name] for name in output)
         return known_size(self._settings.mask_fraction, sum(sizes.values()), n_output)
 
-    def _place(self, n: int, r: int, k: int) -> Placement:
-        return self._pool.place(n, r, k, sum(map(len, self._others)))
+    def _place(self, n: int, r: int, k: int, names: Collection[str]) -> Placement:
+        return self._pool.place(n, r, k, sum(map(len, self._others)), names)
 
     def _problem(self, embedded: Embedded, n: int) -> SelectionProblem:
         """Return the problem that the batch solves."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +13,17 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from skorch import NeuralNetClassifier
+import torch
+from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
 from torch import Tensor, nn
 
 from skfishermask import FisherMaskSampler
 from skfishermask.placement import LocalPlacement
-from skfishermask.selection import StoredEmbedding
+from skfishermask.selection import HeadEmbedding, StoredEmbedding
 from skfishermask.selection.storage import ScratchEmbedding, TensorEmbedding
 from tests import nets
 from tests.nets import SMALL
+from tests.pairs import each_with_one
 
 X, Y = nets.digits()
 X_LABELED, Y_LABELED, X_POOL = X[:60], Y[:60], X[60:260]
@@ -166,3 +169,97 @@ def test_too_large_for_the_scratch_folder_is_said_before_the_work(
     with pytest.raises(MemoryError, match=r"0.00 GB in .*scratch_folder"):
         FisherMaskSampler(**SCRATCH, scratch_folder=tmp_path)(net, X_POOL, 3)
     assert net.module_.n_read < 100  # the first batch is compared with a prediction
+
+
+def head_net(module: nn.Module, kind: str, dtype: str) -> tuple[Any, Any]:
+    """Return a net with its own labels, trained for a moment, in float32 or float64."""
+    torch.manual_seed(0)
+    X, y = X_LABELED.astype(dtype), Y_LABELED
+    if kind == "gaussian":
+        y = y[:, None].repeat(3, 1).astype(dtype)
+        net: Any = NeuralNetRegressor(module, **nets.options())
+    elif kind == "bernoulli":
+        y = (y[:, None] >> np.arange(4) & 1).astype(dtype)
+        net = NeuralNet(module, criterion=nn.BCEWithLogitsLoss, **nets.options())
+    else:
+        n_classes = list(module.parameters())[-1].shape[0]
+        net, y = (
+            NeuralNetClassifier(module, criterion=nn.CrossEntropyLoss, **nets.options()),
+            y % n_classes,
+        )
+    module.to(getattr(torch, dtype))
+    return net.fit(X, y), X
+
+
+def frozen_trunk() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 30).requires_grad_(False), nn.ReLU(), nn.Linear(30, 10))
+
+
+# Network, kind of labels, and options of the sampler.
+HEADS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "three classes": (lambda: nn.Linear(64, 3), "classes", {"n_directions": None}),
+    "ten classes": (lambda: nn.Linear(64, 10), "classes", {"n_directions": None}),
+    "hundred classes": (
+        lambda: nn.Linear(64, 100),
+        "classes",
+        {"mask_fraction": 1000, "n_directions": 20},
+    ),
+    "few directions": (lambda: nn.Linear(64, 10), "classes", {"n_directions": 6}),
+    "a partial mask": (lambda: nn.Linear(64, 10), "classes", {"mask_fraction": 300}),
+    "without bias": (lambda: nn.Linear(64, 10, bias=False), "classes", {}),
+    "output layer": (nets.mlp, "classes", {"mask": "output_layer", "n_directions": None}),
+    "a frozen trunk": (frozen_trunk, "classes", {"oversample": 1.5}),
+    "several labels": (lambda: nn.Linear(64, 4), "bernoulli", {}),
+    "numbers": (lambda: nn.Linear(64, 3), "gaussian", {}),
+}
+
+
+OTHERS, DTYPES = ("alone", "labelled", "target"), ("float32", "float64")
+
+
+@pytest.mark.parametrize(("name", "setting"), each_with_one(HEADS, product(OTHERS, DTYPES)))
+def test_a_linear_head_chooses_as_whole_embeddings(
+    name: str, setting: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others, dtype = setting
+    make, kind, more = HEADS[name]
+    net, X_labeled = head_net(make(), kind, dtype)
+    pool = X_POOL.astype(dtype)
+    pool[120:130] = pool[20:30]
+    options = SMALL | {"mask_fraction": 1.0, "n_directions": None, "embedding_dtype": dtype} | more
+    given: dict[str, Any] = {} if others == "alone" else {"X_labeled": X_labeled}
+    given |= {"X_target": pool[:40]} if others == "target" else {}
+    monkeypatch.setattr("skfishermask.pool._LEAST_SAVING", 0)
+    monkeypatch.setattr("skfishermask.placement.MemoryEstimate.has_few_rows", False)
+    made: list[HeadEmbedding] = []
+    monkeypatch.setattr(HeadEmbedding, "write", watched(made, HeadEmbedding.write))
+    sampler = FisherMaskSampler(**options)
+    found = sampler(net, pool, 8, **given)
+    assert made
+    assert sampler.query_info_["embedding_bytes"] == made[0].n_bytes
+    monkeypatch.setattr("skfishermask.pool.find_linear_head", lambda *args: None)
+    expected = FisherMaskSampler(**options)(net, pool, 8, **given)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-9 if dtype == "float64" else 1e-4)
+
+
+def watched(made: list[HeadEmbedding], write: Any) -> Any:
+    def note(embedding: HeadEmbedding, start: int, values: Tensor) -> None:
+        made.append(embedding)
+        write(embedding, start, values)
+
+    return note
+
+
+def test_a_batch_that_takes_another_way_is_embedded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if len(x) < 20 else x @ self.weight.T + self.bias
+
+    net, _ = head_net(Two(64, 10), "classes", "float32")
+    options = SMALL | {"mask_fraction": 1.0, "n_directions": None}
+    found = FisherMaskSampler(**options)(net, X_POOL, 5)
+    monkeypatch.setattr("skfishermask.pool.find_linear_head", lambda *args: None)
+    expected = FisherMaskSampler(**options)(net, X_POOL, 5)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])

@@ -8,7 +8,7 @@ task (`skfishermask.cluster.worker`), so Dask computes it again where a worker d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, partial
 from typing import Self, TypeVar
 
@@ -93,7 +93,7 @@ class ClusterPool:
             "round_trips": self._round_trips,
         }
 
-    def place(self, n: int, r: int, k: int, n_others: int) -> Placement:
+    def place(self, n: int, r: int, k: int, n_others: int, names: Collection[str]) -> Placement:
         dtype, there = self._settings.dtype, self._cluster
         # Chunks lie on several workers, so that nothing is put into the space of the rows.
         estimate = MemoryEstimate(n, r, k, dtype, n_others, uses_row_space=False)
@@ -168,7 +168,7 @@ class ClusterPool:
             raise RuntimeError("The embedding has no place yet.")
         how = mask, self._estimate.dtype, self._estimate.r
         with self._progress.step("embedding"):
-            fisher_of_others = [other.mean_fisher(mask, self._estimate.r) for other in others]
+            fisher_of_others = [other.mean_fisher(mask, self._estimate) for other in others]
             tasks = self._tasks(worker.embedding_of, rows, *how)
             fisher_of = delayed(worker.fisher_of, pure=False)
             in_total = [_tree([fisher_of(task) for task in tasks])] if wants_fisher else []

@@ -21,6 +21,7 @@ from skfishermask.jacobian import (
     BatchJacobian,
     Inputs,
     JacobianReader,
+    LinearHead,
     NonFiniteGradientError,
     ToOutputs,
     batch_length,
@@ -172,12 +173,14 @@ def embedding_blocks(
     n_directions: int | None = None,
     to_logits: ToOutputs | None = None,
     first_row: int = 0,
+    head: LinearHead | None = None,
 ) -> Iterator[Tensor]:
     """Compute what :func:`skfishermask.fisher_embedding` does batch by batch, (n_batch, r, k).
 
     The blocks are in the widest dtype of the parameters, float32 at least, on the module's device.
     The network is isolated until the generator is exhausted or closed. `first_row` is as in
-    :func:`diagonal_sums`.
+    :func:`diagonal_sums`. With a linear `head` they are the factors there, one row a sample:
+    (n_batch, 1, d + r C).
     """
     shapes = {name: p.shape for name, p in module.named_parameters()}
     trainable = {name: shapes[name] for name in trainable_parameters(module)}
@@ -192,7 +195,7 @@ def embedding_blocks(
     def read(batch: Inputs, row: int) -> Tensor:
         jacobian = reader.forward(batch, row)
         rows = _directions(model, jacobian, batch, n_directions, first_row + row)
-        block = jacobian.multiply(rows)
+        block = jacobian.multiply(rows) if head is None else jacobian.factors(rows, head)
         bad = ~block.isfinite().flatten(1).all(1)
         if bool(bad.any()):
             raise NonFiniteGradientError(row + int(bad.nonzero()[0]))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+# (a, b, A, B), for A^T B to be added to columns a to b of the rows from a on.
+Product = tuple[int, int, Tensor, Tensor]
 # Products that are added up in float32, at most, before float64 takes over.
 _SUMMED_ROWS = 1 << 13
 # Column blocks of a symmetric product; above the diagonal ones nothing is multiplied.
@@ -24,25 +27,26 @@ class FisherSum:
 
     def add(self, embedding: Tensor) -> None:
         """Add samples with these embeddings, (n, r, k). Products are in float32 at least."""
-        self._n_samples += len(embedding)
-        k = len(self._total)
-        work = torch.promote_types(embedding.dtype, torch.float32)
-        for flat in embedding.reshape(-1, k).split(_SUMMED_ROWS):
-            flat = flat.to(work)
-            if self._partial is None or self._partial.dtype != work:
+        k, work = len(self._total), torch.promote_types(embedding.dtype, torch.float32)
+        blocks = [*pairwise(sorted({k * i // _N_BLOCKS for i in range(_N_BLOCKS + 1)}))]
+        flats = embedding.reshape(-1, k).to(work).split(_SUMMED_ROWS)
+        products = ((a, b, flat[:, a:], flat[:, a:b]) for flat in flats for a, b in blocks)
+        self.add_products(len(embedding), products)
+
+    def add_products(self, n_samples: int, products: Iterable[Product]) -> None:
+        """Add samples by products that make up the lower triangle of their sum of V^T V."""
+        self._n_samples += n_samples
+        for a, b, left, right in products:
+            is_full = a == 0 and self._n_rows >= _SUMMED_ROWS
+            if self._partial is None or self._partial.dtype != left.dtype or is_full:
                 self._flush()
-                self._partial = self._total.new_zeros(k, k, dtype=work)
-            edges = sorted({k * block // _N_BLOCKS for block in range(_N_BLOCKS + 1)})
-            for a, b in pairwise(edges):
-                self._partial[a:, a:b].addmm_(flat[:, a:].T, flat[:, a:b])
-            self._n_rows += len(flat)
-            if self._n_rows >= _SUMMED_ROWS:
-                self._flush()
+                self._partial = torch.zeros_like(self._total, dtype=left.dtype)
+            self._n_rows += len(left) if a == 0 else 0
+            self._partial[a:, a:b].addmm_(left.T, right)
 
     def _flush(self) -> None:
         if self._partial is not None:
             self._total += self._partial
-            self._partial.zero_()
         self._n_rows = 0
 
     def mean(self) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from skfishermask.jacobian.entries import ParameterEntries
 from skfishermask.jacobian.hidden_gradients import gradients_by_backward
 from skfishermask.jacobian.isolation import exact_mode
+from skfishermask.jacobian.linear_head import LinearHead, NoLinearHeadError, linear_head
 from skfishermask.jacobian.located_uses import LocatedUse, backward, output_edges
 from skfishermask.jacobian.module_io import Inputs, slice_batch
 from skfishermask.jacobian.operations import Node
@@ -73,6 +74,20 @@ class BatchJacobian:
 
             self._read_sample_by_sample(rows, store)
         return out
+
+    def factors(self, rows: Tensor, head: LinearHead) -> Tensor:
+        """Return the factors of `multiply` at a head: features beside R(x), (n, 1, d + r C).
+
+        Raises NoLinearHeadError unless this batch has the same one.
+        """
+        entries, own = self.entries, None
+        if not (self.hides_gradients or self.unsupported):
+            own = linear_head(self.outputs, entries.parameters, entries.indices)
+        if own is None or not torch.equal(own.columns, head.columns):
+            raise NoLinearHeadError
+        # In the precision of a backward pass.
+        sides = own.features, rows.to(self.outputs.dtype).flatten(1)
+        return torch.cat([side.to(entries.sum_dtype) for side in sides], 1)[:, None]
 
     def sum_of_squares(self, rows: Tensor) -> dict[str, Tensor]:
         """Compute the squares of R(x) J(x), summed over samples and rows, of each parameter.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from skfishermask.jacobian.graph import Graph
 from skfishermask.jacobian.isolation import exact_mode, isolated
+from skfishermask.jacobian.linear_head import LinearHead, linear_head
 
 # What a user's module takes first: a tensor, a list of tensors, or a dict of keywords.
 Inputs: TypeAlias = Any
@@ -235,3 +236,16 @@ def output_layer(
     if not names:
         raise ValueError("The network's outputs depend on no layer that holds a weight matrix.")
     return [name for name in parameters if name in names]
+
+
+def find_linear_head(
+    module: nn.Module,
+    sample: Inputs,
+    indices: Mapping[str, Tensor | None],
+    to_outputs: ToOutputs | None = None,
+) -> LinearHead | None:
+    """Find the linear layer that makes a network's outputs for a sample, see `linear_head`."""
+    own = dict(module.named_parameters())
+    parameters = {name: own[name] for name in indices}
+    with isolated(module, parameters.values()), exact_mode(next(iter(own.values())).device):
+        return linear_head(read_outputs(module, sample, to_outputs), parameters, indices)

@@ -8,6 +8,7 @@ from skfishermask.selection.batch import (
     select_batch,
 )
 from skfishermask.selection.candidates import GainState
+from skfishermask.selection.head_embedding import HeadEmbedding
 from skfishermask.selection.linalg import fingerprints, first_of_equals
 from skfishermask.selection.local_pool import LocalCandidatePool
 from skfishermask.selection.problem import SelectionProblem
@@ -33,6 +34,7 @@ __all__ = [
     "STORAGES",
     "Batch",
     "GainState",
+    "HeadEmbedding",
     "LocalCandidatePool",
     "Location",
     "Pick",

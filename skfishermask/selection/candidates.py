@@ -22,9 +22,6 @@ from skfishermask.selection.updates import (
     split_picks,
 )
 
-# Of the products of embeddings and picks' factors that are held at a time.
-_PRODUCT_BYTES = 2**23
-
 
 def check_finite(norms: Tensor, positions: Tensor) -> None:
     """Raise ValueError if the embedding at one of the positions has no finite norm."""
@@ -121,17 +118,12 @@ class GainState:
         `on_chunk` is called with the number of candidates in each chunk that is done. Raises
         ValueError if the embedding holds NaN or infinity.
         """
-        k = len(target)
-        forms = QuadraticForm(inverse), QuadraticForm(target)
-        dtype = torch.float64
-        for chunk, v in self.embedding.chunks(dtype):
-            self.norms[chunk] = norms = torch.linalg.vector_norm(v.flatten(1), dim=1)
-            (a, size_a), (b, size_b) = (form(v) for form in forms)
+        forms = [QuadraticForm(inverse), QuadraticForm(target)]
+        for chunk, norms, ((a, error_a), (b, error_b)) in self.embedding.quadratic_forms(forms):
+            self.norms[chunk] = norms
             self._blocks[0, chunk, ::2], self._blocks[0, chunk, 1::2] = a, b / 2
-            for i, (size, form) in enumerate(zip((size_a, size_b), forms, strict=True)):
-                error = rounding.product_error(form.size * norms, size, k, dtype)
-                self._update_error[0, chunk, i] = norms * error
-            self._update_gains(slice(0, 1), chunk, dtype)
+            self._update_error[0, chunk] = torch.stack([error_a, error_b], 1)
+            self._update_gains(slice(0, 1), chunk, torch.float64)
             on_chunk(chunk.stop - chunk.start)
         check_finite(self.norms, self.positions)
         self._find_equals()
@@ -222,10 +214,9 @@ class GainState:
         dtype = torch.float64 if in_float64 else self.embedding.work_dtype
         factors, norms = concatenate_factors(picks, dtype)
         states = slice(self.current + 1, self.current + 1 + len(picks))
-        for group, products in self._products(factors):
+        for group, products, added in self._products(factors, norms):
             pair = products.permute(2, 0, 1, 3, 4).reshape(len(picks), len(products), -1, self.r)
             change = _outer(pair)
-            added = self._added_error(group, products, norms)
             for number, state in enumerate(range(states.start, states.stop)):
                 before = self._blocks[state - 1, group]
                 torch.sub(before, change[number], out=self._blocks[state, group])
@@ -246,12 +237,11 @@ class GainState:
         for start, some in split_picks(picks, self.n_applied):
             dtype = torch.float64 if start < N_FLOAT64_PICKS else self.embedding.work_dtype
             factors, norms = concatenate_factors(some, dtype)
-            for group, products in self._products(factors):
+            for group, products, added in self._products(factors, norms):
                 # Rows of q and of t in turn, those of all picks side by side.
                 pair = products.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
                 self._blocks[self.current, group] -= pair @ pair[:, ::2].mT
-                added = self._added_error(group, products, norms).sum(1)
-                self._update_error[self.current, group] += added
+                self._update_error[self.current, group] += added.sum(1)
                 self._update_gains(slice(self.current, self.current + 1), group, dtype)
         self.n_applied += len(picks)
 
@@ -276,32 +266,21 @@ class GainState:
     def _states(self) -> tuple[Tensor, Tensor]:
         return self._blocks, self._scalars
 
-    def _products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def _products(self, factors: Tensor, norms: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Multiply all embeddings with the factors of picks, a group of candidates at a time.
 
-        Yields the group and its products, (m, r, picks, 2, r), valid until the next ones. What
-        follows are small operations, so a group is many chunks of the embedding.
+        Yields the group, its products, (m, r, picks, 2, r), and bounds of what each pick adds to
+        the errors of A and B, (m, picks, 2).
         """
-        (n, r, k), width, dtype = self.embedding.shape, factors.shape[1], factors.dtype
-        size = self.embedding.chunk_rows
-        rows = min(n, size * max(1, _PRODUCT_BYTES // (size * r * width * dtype.itemsize)))
-        products, start = factors.new_empty((rows, r, width)), 0
-        for chunk, v in self.embedding.chunks(dtype):
-            into = products[chunk.start - start : chunk.stop - start]
-            torch.mm(v.reshape(-1, k), factors, out=into.view(-1, width))
-            if chunk.stop - start == rows or chunk.stop == n:
-                yield (
-                    slice(start, chunk.stop),
-                    products[: chunk.stop - start].view(-1, r, width // (2 * r), 2, r),
-                )
-                start = chunk.stop
-
-    def _added_error(self, group: slice, products: Tensor, norms: Tensor) -> Tensor:
-        """Bound what each pick adds to the errors of A and B, (m, picks, 2)."""
-        sizes = torch.linalg.vector_norm(products, dim=(1, 4)).double()
-        factors = self.norms[group, None, None] * norms
-        k = self.embedding.shape[2]
-        return rounding.update_error(factors, sizes, k, self.r, products.dtype)
+        split, k = (-1, 2, self.r), self.embedding.shape[2]
+        for group, products, lacking in self.embedding.products(factors):
+            products = products.unflatten(2, split)
+            sizes = torch.linalg.vector_norm(products, dim=(1, 4)).double()
+            bounds = self.norms[group, None, None] * norms
+            if isinstance(lacking, Tensor):
+                bounds += lacking.double().unflatten(1, split).sum(3).sqrt_()
+            added = rounding.update_error(bounds, sizes, k, self.r, factors.dtype)
+            yield group, products, added
 
     def _update_gains(self, states: slice, group: slice, dtype: torch.dtype) -> None:
         """Compute gains and bounds of their errors from A and B, in `dtype`."""

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from skfishermask.selection.rounding import product_error
+
 # Matrices are inverted together on a CPU if there are at least this many
 _MIN_TOGETHER = 64
 # of at most this size. On other devices each call of the other way treats all of them anyway.
@@ -93,24 +95,26 @@ class QuadraticForm:
 
     def __init__(self, matrix: Tensor | float) -> None:
         self.size = rms_eigenvalue(matrix)
-        self._half = matrix
+        self.half = matrix
         if isinstance(matrix, Tensor):
-            self._half = matrix.tril()
-            self._half.diagonal().div_(2)
+            self.half = matrix.tril()
+            self.half.diagonal().div_(2)
 
-    def __call__(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return V Q V^T, and a bound of the norm of V Q, for V of shape (n, r, k), float64."""
-        half = self._half
+    def __call__(self, v: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Return V Q V^T, and a bound of its error, for V of shape (n, r, k), float64, and |V|."""
+        half = self.half
         if not isinstance(half, Tensor):
-            return half * v @ v.mT, half * torch.linalg.vector_norm(v.flatten(1), dim=1)
-        n, r, k = v.shape
-        total = v.new_zeros(n, r, r)
-        squares = v.new_zeros(n)
-        for a, b in column_blocks(k):
-            w = (v[..., a:].reshape(n * r, -1) @ half[a:, a:b]).view(n, r, -1)
-            total.baddbmm_(w, v[..., a:b].mT)
-            squares += w.square().sum((1, 2))
-        return total + total.mT, 2 * squares.sqrt()
+            value, size = half * v @ v.mT, half * norms
+        else:
+            n, r, k = v.shape
+            total = v.new_zeros(n, r, r)
+            squares = v.new_zeros(n)
+            for a, b in column_blocks(k):
+                w = (v[..., a:].reshape(n * r, -1) @ half[a:, a:b]).view(n, r, -1)
+                total.baddbmm_(w, v[..., a:b].mT)
+                squares += w.square().sum((1, 2))
+            value, size = total + total.mT, 2 * squares.sqrt()
+        return value, norms * product_error(self.size * norms, size, v.shape[2], v.dtype)
 
 
 def fingerprints(v: Tensor) -> Tensor:

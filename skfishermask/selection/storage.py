@@ -17,11 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 import psutil
 import torch
 from torch import Tensor
+
+from skfishermask.selection.linalg import QuadraticForm, column_blocks
+
+Product = tuple[int, int, Tensor, Tensor]
 
 EMBEDDING_DTYPES = {
     "float32": torch.float32,
@@ -33,6 +37,8 @@ EMBEDDING_DTYPES = {
 _CHUNK_BYTES = 2**23
 # Chunks on a GPU are larger by this factor, lest the calls take longer than the reading.
 _CUDA_CHUNK_FACTOR = 16
+# Of the products of embeddings and picks' factors that are held at a time.
+_PRODUCT_BYTES = 2**23
 # Rows r of a chunk, about: MKL multiplies fewer than 370 at half the rate.
 _MIN_CHUNK_VECTORS = 512
 
@@ -58,7 +64,7 @@ class StoredEmbedding(ABC):
     float32. Users read the `storage_name`.
     """
 
-    storage_name: ClassVar[str]
+    storage_name: str
 
     def __init__(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
@@ -110,17 +116,56 @@ class StoredEmbedding(ABC):
                     room = torch.empty_like(values, dtype=dtype)
                 yield chunk, room[: len(values)].copy_(values)
 
-    @classmethod
-    @abstractmethod
-    def room_bytes(cls, where: Location) -> float:
-        """Return the bytes that an embedding may take there; below 0 where there is none."""
+    def information(self) -> Iterator[tuple[int, Iterator[Product]]]:
+        """Yield numbers of samples, and products that make up their sum of V^T V.
+
+        Each is (a, b, A, B), for A^T B in columns a to b of the lower triangle, rows from a on.
+        """
+        for chunk, v in self.chunks():
+            flat = v.reshape(-1, v.shape[2])
+            products = ((a, b, flat[:, a:], flat[:, a:b]) for a, b in column_blocks(v.shape[2]))
+            yield chunk.stop - chunk.start, products
+
+    def quadratic_forms(
+        self, forms: Sequence[QuadraticForm]
+    ) -> Iterator[tuple[slice, Tensor, list[tuple[Tensor, Tensor]]]]:
+        """Yield slices of samples, their norms, and of each form V Q V^T and a bound of its error.
+
+        All are computed in float64.
+        """
+        for chunk, v in self.chunks(torch.float64):
+            norms = torch.linalg.vector_norm(v.flatten(1), dim=1)
+            yield chunk, norms, [form(v, norms) for form in forms]
+
+    def products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | int]]:
+        """Multiply all embeddings with factors (k, width), in their dtype, a group at a time.
+
+        Yields the group, its products, (m, r, width), valid until the next ones, and 0 or a tensor
+        (m, width): squares of what the bound of errors, |V| times a column's norm, lacks. What
+        follows are small operations, so a group is many chunks of the embedding.
+        """
+        (n, r, k), width, dtype = self.shape, factors.shape[1], factors.dtype
+        size = self.chunk_rows
+        rows = min(n, size * max(1, _PRODUCT_BYTES // (size * r * width * dtype.itemsize)))
+        products, start = factors.new_empty((rows, r, width)), 0
+        for chunk, v in self.chunks(dtype):
+            into = products[chunk.start - start : chunk.stop - start]
+            torch.mm(v.reshape(-1, k), factors, out=into.view(-1, width))
+            if chunk.stop - start == rows or chunk.stop == n:
+                yield slice(start, chunk.stop), products[: chunk.stop - start], 0
+                start = chunk.stop
 
     @classmethod
-    @abstractmethod
+    def room_bytes(cls, where: Location) -> float:
+        """Return the bytes that an embedding may take there; below 0 where there is none."""
+        return -1
+
+    @classmethod
     def allocate(
         cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
     ) -> StoredEmbedding:
         """Return an embedding to be written, which lasts until the cleanup at least."""
+        raise NotImplementedError
 
     @abstractmethod
     def write(self, start: int, values: Tensor) -> None:

@@ -56,7 +56,7 @@ def test_picks_change_gains_as_m_says(
     # In chunks of several candidates, and more than one group of them.
     monkeypatch.setattr("skfishermask.selection.storage._CHUNK_BYTES", 7 * R * K * 4)
     monkeypatch.setattr("skfishermask.selection.storage._MIN_CHUNK_VECTORS", 1)
-    monkeypatch.setattr("skfishermask.selection.candidates._PRODUCT_BYTES", 1)
+    monkeypatch.setattr("skfishermask.selection.storage._PRODUCT_BYTES", 1)
     V, target = problem(N, R, K)
     V = V.to(dtype)
     positions = [7, 3, 20, 21, 0, 39, 8, 30]

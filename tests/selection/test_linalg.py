@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,10 +63,17 @@ def test_float32_gains_are_off_as_if_a_were_by_a_few_roundings(
 def test_quadratic_form(k: int) -> None:
     v, matrix = torch.randn(6, 3, k).double(), problem(20, 3, k)[1]
     for q in (matrix, 0.3):
-        found, size = QuadraticForm(q)(v)
+        norms = torch.linalg.vector_norm(v, dim=(1, 2))
+        found, error = QuadraticForm(q)(v, norms)
         dense = q if isinstance(q, torch.Tensor) else q * torch.eye(k).double()
         torch.testing.assert_close(found, v @ dense @ v.mT)
-        assert (size * (1 + 1e-12) >= torch.linalg.vector_norm(v @ dense, dim=(1, 2)) / 2).all()
+        exact = v.numpy().astype(np.longdouble)
+        exact = exact @ dense.numpy() @ exact.transpose(0, 2, 1)
+        off = np.linalg.norm((found.numpy() - exact).astype(float), axis=(1, 2))
+        assert (off <= error.numpy()).all()
+        # Relative to |V| |Q| |V|.
+        size = norms.square() * torch.linalg.matrix_norm(dense)
+        assert (error <= (1 + k) * 2.0**-50 * size).all()
 
 
 def test_fingerprints_are_equal_for_equal_samples() -> None:

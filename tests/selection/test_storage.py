@@ -192,7 +192,7 @@ def test_selection_from_a_scratch_file(
     options = {"oversample": oversample, "fisher_labeled": fisher, "n_labeled": 5}
     expected = select_batch(V, 15, fisher, **options)
     monkeypatch.setattr("skfishermask.selection.storage._CHUNK_BYTES", 7 * 60 * 4)
-    monkeypatch.setattr("skfishermask.selection.candidates._PRODUCT_BYTES", 1)
+    monkeypatch.setattr("skfishermask.selection.storage._PRODUCT_BYTES", 1)
     monkeypatch.setattr("skfishermask.selection.batch._PICKS_PER_FETCH", speculative)
     with ScratchEmbedding(V.shape, dtype, device, tmp_path) as storage:
         storage.write(0, V)
