@@ -70,7 +70,7 @@ class MethodParameters:
         Size of the mask. A float in (0, 1] is the share of all trainable parameters (the authors
         use 0.002), an int is the number itself, ``"auto"`` the larger of 0.2 % of
         these and twice the output layer, at most 2,000.
-    n_mask_samples : int or None, default=256
+    n_mask_samples : int or None, default=128
         Number of samples, drawn from the labelled ones and the pool, for the diagonal Fisher
         information; None takes all. The authors use 1,024.
     likelihood : str or object, default="auto"
@@ -135,7 +135,7 @@ class MethodParameters:
     mask_fraction: float | int | Literal["auto"] = parameter(
         "auto", Interval(Real, 0, 1, closed="right"), at_least_one(), StrOptions({"auto"})
     )
-    n_mask_samples: int | None = parameter(256, at_least_one(), None)
+    n_mask_samples: int | None = parameter(128, at_least_one(), None)
     likelihood: str | Likelihood = parameter(
         "auto", StrOptions({"auto", *LIKELIHOODS}), HasMethods(["check", "rank", "factor"])
     )

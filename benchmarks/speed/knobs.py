@@ -86,14 +86,14 @@ def knob_settings(n_pool: int) -> dict[str, dict[str, Any]]:
         "as it is": {},
         **{f"n_directions={value}": {"n_directions": value} for value in (1, 3, 0.9, 0.96)},
         'n_directions="auto"': AUTO,
-        "n_mask_samples=256": {"n_mask_samples": 256},
+        "n_mask_samples=128": {"n_mask_samples": 128},
         **{f'embedding_dtype="{d}"': {"embedding_dtype": d} for d in ("float16", "bfloat16")},
         **{
             f"max_candidates={share:.0%} of the pool": {"max_candidates": round(share * n_pool)}
             for share in (0.5, 0.25, 0.1, 0.05)
         },
         "the defaults, and 25% of the pool": AUTO
-        | {"n_mask_samples": 256, "max_candidates": round(0.25 * n_pool)},
+        | {"n_mask_samples": 128, "max_candidates": round(0.25 * n_pool)},
     }
 
 

@@ -375,7 +375,7 @@ FISHERMASK: dict[str, Callable[..., Any] | str] = {
     "FisherMask, lambda 0.01": fisher(regularization=0.01),
     "FisherMask, 1 direction": fisher(n_directions=1),
     "FisherMask, 3 directions": fisher(n_directions=3),
-    REDUCED: fisher(n_directions="auto", n_mask_samples=256),
+    REDUCED: fisher(n_directions="auto", n_mask_samples=128),
     "FisherMask, identity target": fisher(target="identity"),
     "FisherMask, per-layer mask": fisher(mask="per_layer"),
     "FisherMask, relative mask": fisher(mask="relative"),
