@@ -56,14 +56,11 @@ class Signature:
     parameters: frozenset[str]  # those that may take part
     structure: Structure
     sizes: tuple[Hashable, ...]  # of each node: shapes, dtypes, devices and options
-    channels_last: bool = False  # whether images lie so in memory, which operations may refuse
 
     def is_alike(self, other: Signature) -> bool:
         """Return whether another batch differs in the number of samples alone, if at all."""
-        return (
-            self.structure == other.structure
-            and self.channels_last == other.channels_last
-            and _in_proportion(self.sizes, other.sizes, self.n, other.n)
+        return self.structure == other.structure and _in_proportion(
+            self.sizes, other.sizes, self.n, other.n
         )
 
     def restricted(self, names: frozenset[str]) -> Signature:
@@ -172,7 +169,7 @@ class Graph:
             for node in self.nodes
         )
 
-    def signature(self, *, channels_last: bool = False) -> Signature:
+    def signature(self) -> Signature:
         """Return a key that is equal for batches with the same operations on the same shapes."""
         sizes = tuple(
             (
@@ -181,8 +178,7 @@ class Graph:
             )
             for node in self.nodes
         )
-        names = frozenset(self._shapes)
-        return Signature(self._n, names, self.structure, sizes, channels_last)
+        return Signature(self._n, frozenset(self._shapes), self.structure, sizes)
 
     def bytes_of_sample(self) -> float:
         """Return the size of the largest output that depends on samples, for each of these."""

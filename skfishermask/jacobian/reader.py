@@ -30,7 +30,6 @@ from skfishermask.jacobian.module_io import (
     batch_length,
     call_module,
     check_outputs,
-    map_tensors,
     move,
     slice_batch,
 )
@@ -84,7 +83,6 @@ class JacobianReader:
         self._rules = RuleCheck(self.entries, self._warn, facts)
         on_cpu = self.entries.device.type == "cpu"
         self.most_together: int | None = _FIRST_TOGETHER if on_cpu else None
-        self._channels_last = on_cpu and any(isinstance(m, nn.Conv2d) for m in module.modules())
 
     def open(self) -> Reversible:
         """Isolate the network: evaluation mode inside, no side effects afterwards."""
@@ -104,23 +102,14 @@ class JacobianReader:
         """
         with exact_mode(self.entries.device):
             batch = move(batch, self.module)
-            if self._channels_last and batch_length(batch) > 1:
-                arranged = map_tensors(batch, _channels_last)
-                try:
-                    return self._forward(arranged, first_row, channels_last=True)
-                except (RuntimeError, ValueError):
-                    # Perhaps of a network that takes images only as they come.
-                    self._channels_last = False
             return self._forward(batch, first_row)
 
-    def _forward(
-        self, batch: Inputs, first_row: int, *, channels_last: bool = False
-    ) -> BatchJacobian:
+    def _forward(self, batch: Inputs, first_row: int) -> BatchJacobian:
         outputs = self.outputs(batch, first_row)
         graph = Graph(outputs, self.entries.parameters)
         if self.most_together is not None:
             self.most_together = _most_together(graph.bytes_of_sample())
-        signature = self._facts.first_alike(graph.signature(channels_last=channels_last))
+        signature = self._facts.first_alike(graph.signature())
         if len(outputs) > 1 and signature not in self._facts.unmixed:
             self._check_unmixed(batch, outputs)
             self._facts.unmixed.add(signature)
@@ -172,7 +161,7 @@ class JacobianReader:
         )
 
     def _outputs_with_gradients(self, batch: Inputs) -> Tensor:
-        return self.outputs(with_gradients(map_tensors(batch, Tensor.contiguous)))
+        return self.outputs(with_gradients(batch))
 
     def _by_backward(self, batch: Inputs, outputs: Tensor) -> BatchJacobian:
         names = [*self.entries.parameters]
@@ -221,9 +210,7 @@ class JacobianReader:
         gap = torch.zeros_like(tolerance)
         for s in (0, n - 1):
             try:
-                # As it comes: with channels last in memory it must be the same.
-                alone = slice_batch(batch, slice(s, s + 1))
-                alone = self.outputs(map_tensors(alone, Tensor.contiguous))
+                alone = self.outputs(slice_batch(batch, slice(s, s + 1)))
             except ValueError as error:
                 raise ValueError(f"{hint}; for one sample alone: {error}") from error
             gap = torch.maximum(gap, (alone - outputs[s]).detach().abs().max())
@@ -251,13 +238,6 @@ class JacobianReader:
             UserWarning,
             stacklevel=2,
         )
-
-
-def _channels_last(t: Tensor) -> Tensor:
-    """Return images in the order in memory that a CPU's convolutions are fastest in."""
-    if t.dim() != 4 or t.dtype != torch.float32:
-        return t
-    return t.contiguous(memory_format=torch.channels_last)
 
 
 def _most_together(bytes_of_sample: float) -> int:

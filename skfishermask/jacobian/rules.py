@@ -50,11 +50,7 @@ def form_of(use: Use) -> Form | None:
 
 
 def _select(t: Tensor, features: Features) -> Tensor:
-    if features is None:
-        return t
-    # With features last in memory, all of it would be copied first.
-    is_last = t.dim() == 3 and t.stride(1) == 1
-    return t.mT.index_select(2, features).mT if is_last else t.index_select(1, features)
+    return t if features is None else t.index_select(1, features)
 
 
 def _output_shape(node: Node) -> torch.Size:
