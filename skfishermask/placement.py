@@ -11,8 +11,8 @@ import torch
 from skfishermask.jacobian import LinearHead
 from skfishermask.selection import (
     STORAGES,
+    AllocatedEmbedding,
     Location,
-    StoredEmbedding,
     chunk_bytes,
     free_bytes,
     gigabytes,
@@ -102,10 +102,10 @@ class Placement:
 class LocalPlacement(Placement):
     """A place on this machine."""
 
-    storage: type[StoredEmbedding]
+    storage: type[AllocatedEmbedding]
     where: Location
 
-    def allocate(self, cleanup: ExitStack) -> StoredEmbedding:
+    def allocate(self, cleanup: ExitStack) -> AllocatedEmbedding:
         """Return an embedding to be written, which lasts until the cleanup."""
         estimate = self.estimate
         return self.storage.allocate(estimate.shape, estimate.dtype, self.where, cleanup)

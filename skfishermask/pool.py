@@ -21,6 +21,7 @@ from skfishermask.data import (
     naming_rows,
 )
 from skfishermask.fisher import (
+    SUMMED_ROWS,
     FisherSum,
     ParameterMask,
     Predictions,
@@ -159,7 +160,7 @@ class LocalSamples:
         """Return the mean Fisher matrix of all, (k, k)."""
         total = FisherSum(len(mask), self.net.device)
         for block in self.blocks(None, mask, estimate, self.text):
-            for n_samples, products in _embedding(stored(block), estimate).information():
+            for n_samples, products in _embedding(stored(block), estimate).information(SUMMED_ROWS):
                 total.add_products(n_samples, products)
         return total.mean()
 
@@ -243,7 +244,7 @@ class LocalPool(LocalSamples):
     def _fisher(self, V: StoredEmbedding) -> Tensor:
         total = FisherSum(V.shape[2], V.device)
         with self.progress.bar(len(V), "Fisher matrix", "sample") as bar:
-            for n_samples, products in V.information():
+            for n_samples, products in V.information(SUMMED_ROWS):
                 total.add_products(n_samples, products)
                 bar.update(n_samples)
         return total.mean()

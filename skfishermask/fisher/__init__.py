@@ -17,7 +17,7 @@ from skfishermask.fisher.likelihood import (
     margin_uncertainty,
 )
 from skfishermask.fisher.mask import MASK_STRATEGIES, ParameterMask, mask_size
-from skfishermask.fisher.matrix import FisherSum, fisher_matrix
+from skfishermask.fisher.matrix import SUMMED_ROWS, FisherSum, fisher_matrix
 from skfishermask.fisher.output_likelihood import Likelihood, OutputLikelihood
 from skfishermask.fisher.predictions import (
     Predictions,
@@ -34,6 +34,7 @@ from skfishermask.fisher.predictions import (
 __all__ = [
     "LIKELIHOODS",
     "MASK_STRATEGIES",
+    "SUMMED_ROWS",
     "Bernoulli",
     "Categorical",
     "FisherSum",

@@ -8,10 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-# (a, b, A, B), for A^T B to be added to columns a to b of the rows from a on.
-Product = tuple[int, int, Tensor, Tensor]
 # Products that are added up in float32, at most, before float64 takes over.
-_SUMMED_ROWS = 1 << 13
+SUMMED_ROWS = 1 << 13
 # Column blocks of a symmetric product; above the diagonal ones nothing is multiplied.
 _N_BLOCKS = 8
 
@@ -29,24 +27,33 @@ class FisherSum:
         """Add samples with these embeddings, (n, r, k). Products are in float32 at least."""
         k, work = len(self._total), torch.promote_types(embedding.dtype, torch.float32)
         blocks = [*pairwise(sorted({k * i // _N_BLOCKS for i in range(_N_BLOCKS + 1)}))]
-        flats = embedding.reshape(-1, k).to(work).split(_SUMMED_ROWS)
+        flats = embedding.reshape(-1, k).to(work).split(SUMMED_ROWS)
         products = ((a, b, flat[:, a:], flat[:, a:b]) for flat in flats for a, b in blocks)
         self.add_products(len(embedding), products)
 
-    def add_products(self, n_samples: int, products: Iterable[Product]) -> None:
-        """Add samples by products that make up the lower triangle of their sum of V^T V."""
+    def add_products(
+        self, n_samples: int, products: Iterable[tuple[int, int, Tensor, Tensor]]
+    ) -> None:
+        """Add samples by products that make up the lower triangle of their sum of V^T V.
+
+        Each is (a, b, A, B), for A^T B in columns a to b, in the rows from a on; of at most
+        `SUMMED_ROWS` rows.
+        """
         self._n_samples += n_samples
         for a, b, left, right in products:
-            is_full = a == 0 and self._n_rows >= _SUMMED_ROWS
-            if self._partial is None or self._partial.dtype != left.dtype or is_full:
+            if self._partial is None or self._partial.dtype != left.dtype:
                 self._flush()
                 self._partial = torch.zeros_like(self._total, dtype=left.dtype)
-            self._n_rows += len(left) if a == 0 else 0
+            if a == 0:
+                if self._n_rows >= SUMMED_ROWS:
+                    self._flush()
+                self._n_rows += len(left)
             self._partial[a:, a:b].addmm_(left.T, right)
 
     def _flush(self) -> None:
         if self._partial is not None:
             self._total += self._partial
+            self._partial.zero_()
         self._n_rows = 0
 
     def mean(self) -> Tensor:

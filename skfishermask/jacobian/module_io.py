@@ -79,7 +79,8 @@ def move(batch: Inputs, module: nn.Module) -> Inputs:
 
     def move(t: Tensor) -> Tensor:
         # An input that requires gradients itself is no parameter.
-        t = t.detach().to(device)
+        # With channels last, PyTorch 2.14's backward passes of small images may abort on a CPU.
+        t = t.detach().to(device).contiguous()
         # Autograd cannot save what was made in inference mode.
         return t.clone() if t.is_inference() else t
 

@@ -102,25 +102,22 @@ class JacobianReader:
         """
         with exact_mode(self.entries.device):
             batch = move(batch, self.module)
-            return self._forward(batch, first_row)
-
-    def _forward(self, batch: Inputs, first_row: int) -> BatchJacobian:
-        outputs = self.outputs(batch, first_row)
-        graph = Graph(outputs, self.entries.parameters)
-        if self.most_together is not None:
-            self.most_together = _most_together(graph.bytes_of_sample())
-        signature = self._facts.first_alike(graph.signature())
-        if len(outputs) > 1 and signature not in self._facts.unmixed:
-            self._check_unmixed(batch, outputs)
-            self._facts.unmixed.add(signature)
-        # Once at most, and only where something is to be found out.
-        first_few = cache(partial(self._first_few, batch, graph))
-        if self._has_hidden_gradients(graph, batch, first_few):
-            return self._by_backward(batch, outputs)
-        if len(outputs) == 1 or not outputs.requires_grad:
-            return BatchJacobian(self.entries, self.outputs, self._rules, batch, outputs)
-        known = self._known(graph, signature, outputs, first_few)
-        located, unsupported = locate_uses([*graph.uses()], known.of(len(outputs)))
+            outputs = self.outputs(batch, first_row)
+            graph = Graph(outputs, self.entries.parameters)
+            if self.most_together is not None:
+                self.most_together = _most_together(graph.bytes_of_sample())
+            signature = self._facts.first_alike(graph.signature())
+            if len(outputs) > 1 and signature not in self._facts.unmixed:
+                self._check_unmixed(batch, outputs)
+                self._facts.unmixed.add(signature)
+            # Once at most, and only where something is to be found out.
+            first_few = cache(partial(self._first_few, batch, graph))
+            if self._has_hidden_gradients(graph, batch, first_few):
+                return self._by_backward(batch, outputs)
+            if len(outputs) == 1 or not outputs.requires_grad:
+                return BatchJacobian(self.entries, self.outputs, self._rules, batch, outputs)
+            known = self._known(graph, signature, outputs, first_few)
+            located, unsupported = locate_uses([*graph.uses()], known.of(len(outputs)))
         unsupported |= self._rules.wrong
         self._warn(unsupported)
         uses = uses_by_name(one for one in located if one.use.name not in unsupported)

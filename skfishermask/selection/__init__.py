@@ -17,6 +17,7 @@ from skfishermask.selection.row_space import row_coordinates
 from skfishermask.selection.storage import (
     EMBEDDING_DTYPES,
     STORAGES,
+    AllocatedEmbedding,
     Location,
     StoredEmbedding,
     chunk_bytes,
@@ -32,6 +33,7 @@ __all__ = [
     "EMBEDDING_DTYPES",
     "N_FLOAT64_PICKS",
     "STORAGES",
+    "AllocatedEmbedding",
     "Batch",
     "GainState",
     "HeadEmbedding",

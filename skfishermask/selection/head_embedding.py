@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from skfishermask.selection.linalg import QuadraticForm
+from skfishermask.selection.linalg import Product, QuadraticForm
 from skfishermask.selection.rounding import product_error
-from skfishermask.selection.storage import Product, StoredEmbedding
+from skfishermask.selection.storage import StoredEmbedding
 
 
 class HeadEmbedding(StoredEmbedding):
@@ -77,9 +77,10 @@ class HeadEmbedding(StoredEmbedding):
         sums = values.new_zeros(len(self._outputs), values.shape[1])
         return sums.index_add_(0, self._places[: len(values)], values)
 
-    def information(self) -> Iterator[tuple[int, Iterator[Product]]]:
+    def information(self, most_rows: int) -> Iterator[tuple[int, Iterator[Product]]]:
         for _, x, rows in self._factors(None):
-            yield len(rows), self._information(x, rows.permute(2, 1, 0).contiguous())
+            for features, some in zip(x.split(most_rows, 1), rows.split(most_rows), strict=True):
+                yield len(some), self._information(features, some.permute(2, 1, 0).contiguous())
 
     def _information(self, x: Tensor, rows: Tensor) -> Iterator[Product]:
         for c, (a, b) in enumerate(self._spans):
@@ -121,7 +122,7 @@ class HeadEmbedding(StoredEmbedding):
             bound = 2 * ((weights @ squares) * weights).sum(1).sqrt()
         return value, product_error(bound, 3 * bound, len(x), x.dtype)
 
-    def products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | int]]:
+    def products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         # Those of single outputs may cancel. They are sums of this many terms, and summed again.
         n_terms = 4 + max(b - a for a, b in self._spans)
         for chunk, x, rows in self._factors(factors.dtype):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from skfishermask.selection.rounding import product_error
 
+# (a, b, A, B): A^T B is in columns a to b of a matrix, in the rows from a on.
+Product = tuple[int, int, Tensor, Tensor]
 # Matrices are inverted together on a CPU if there are at least this many
 _MIN_TOGETHER = 64
 # of at most this size. On other devices each call of the other way treats all of them anyway.
@@ -33,6 +36,11 @@ def rms_eigenvalue(matrix: Tensor | float) -> float:
 def column_blocks(k: int) -> list[tuple[int, int]]:
     """Divide the columns of a triangular (k, k) matrix, to multiply few zeros: start and stop."""
     return [*pairwise(sorted({k * block // _N_BLOCKS for block in range(_N_BLOCKS + 1)}))]
+
+
+def lower_products(rows: Tensor) -> Iterator[Product]:
+    """Yield products (a, b, A, B), of A^T B, that make up the lower triangle of rows^T rows."""
+    return ((a, b, rows[:, a:], rows[:, a:b]) for a, b in column_blocks(rows.shape[1]))
 
 
 def trace_gains(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from skfishermask.selection.linalg import QuadraticForm, column_blocks
-
-Product = tuple[int, int, Tensor, Tensor]
+from skfishermask.selection.linalg import Product, QuadraticForm, lower_products
 
 EMBEDDING_DTYPES = {
     "float32": torch.float32,
@@ -116,15 +114,15 @@ class StoredEmbedding(ABC):
                     room = torch.empty_like(values, dtype=dtype)
                 yield chunk, room[: len(values)].copy_(values)
 
-    def information(self) -> Iterator[tuple[int, Iterator[Product]]]:
+    def information(self, most_rows: int) -> Iterator[tuple[int, Iterator[Product]]]:
         """Yield numbers of samples, and products that make up their sum of V^T V.
 
-        Each is (a, b, A, B), for A^T B in columns a to b of the lower triangle, rows from a on.
+        Each is (a, b, A, B), for A^T B in columns a to b of the lower triangle, rows from a on; it
+        sums up at most `most_rows` rows, or one sample.
         """
-        for chunk, v in self.chunks():
-            flat = v.reshape(-1, v.shape[2])
-            products = ((a, b, flat[:, a:], flat[:, a:b]) for a, b in column_blocks(v.shape[2]))
-            yield chunk.stop - chunk.start, products
+        for _, v in self.chunks():
+            for some in v.split(max(1, most_rows // v.shape[1])):
+                yield len(some), lower_products(some.reshape(-1, v.shape[2]))
 
     def quadratic_forms(
         self, forms: Sequence[QuadraticForm]
@@ -137,35 +135,27 @@ class StoredEmbedding(ABC):
             norms = torch.linalg.vector_norm(v.flatten(1), dim=1)
             yield chunk, norms, [form(v, norms) for form in forms]
 
-    def products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | int]]:
+    def products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Multiply all embeddings with factors (k, width), in their dtype, a group at a time.
 
-        Yields the group, its products, (m, r, width), valid until the next ones, and 0 or a tensor
-        (m, width): squares of what the bound of errors, |V| times a column's norm, lacks. What
+        Yields the group, its products, (m, r, width), valid until the next ones, and squares of
+        what the bound of errors, |V| times a column's norm, lacks: (m, width), or (1, width). What
         follows are small operations, so a group is many chunks of the embedding.
         """
         (n, r, k), width, dtype = self.shape, factors.shape[1], factors.dtype
         size = self.chunk_rows
         rows = min(n, size * max(1, _PRODUCT_BYTES // (size * r * width * dtype.itemsize)))
-        products, start = factors.new_empty((rows, r, width)), 0
+        products, nothing, start = (
+            factors.new_empty((rows, r, width)),
+            factors.new_zeros(1, width),
+            0,
+        )
         for chunk, v in self.chunks(dtype):
             into = products[chunk.start - start : chunk.stop - start]
             torch.mm(v.reshape(-1, k), factors, out=into.view(-1, width))
             if chunk.stop - start == rows or chunk.stop == n:
-                yield slice(start, chunk.stop), products[: chunk.stop - start], 0
+                yield slice(start, chunk.stop), products[: chunk.stop - start], nothing
                 start = chunk.stop
-
-    @classmethod
-    def room_bytes(cls, where: Location) -> float:
-        """Return the bytes that an embedding may take there; below 0 where there is none."""
-        return -1
-
-    @classmethod
-    def allocate(
-        cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
-    ) -> StoredEmbedding:
-        """Return an embedding to be written, which lasts until the cleanup at least."""
-        raise NotImplementedError
 
     @abstractmethod
     def write(self, start: int, values: Tensor) -> None:
@@ -184,7 +174,23 @@ class StoredEmbedding(ABC):
         """Yield chunk after chunk, on `device`."""
 
 
-class TensorEmbedding(StoredEmbedding):
+class AllocatedEmbedding(StoredEmbedding):
+    """Embeddings for which room is looked for and allocated, before they are written."""
+
+    @classmethod
+    @abstractmethod
+    def room_bytes(cls, where: Location) -> float:
+        """Return the bytes that an embedding may take there; below 0 where there is none."""
+
+    @classmethod
+    @abstractmethod
+    def allocate(
+        cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
+    ) -> AllocatedEmbedding:
+        """Return an embedding to be written, which lasts until the cleanup at least."""
+
+
+class TensorEmbedding(AllocatedEmbedding):
     """Embeddings in a tensor, on the computing device or else in the host's memory.
 
     Where that `device` is on CUDA, the next chunk travels while one is computed with, if the tensor
@@ -204,7 +210,7 @@ class TensorEmbedding(StoredEmbedding):
     @classmethod
     def allocate(
         cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
-    ) -> StoredEmbedding:
+    ) -> AllocatedEmbedding:
         return TensorEmbedding(torch.empty(tuple(shape), dtype=dtype, device=where.device))
 
     @property
@@ -254,13 +260,13 @@ class HostEmbedding(TensorEmbedding):
     @classmethod
     def allocate(
         cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
-    ) -> StoredEmbedding:
+    ) -> AllocatedEmbedding:
         values = torch.empty(tuple(shape), dtype=dtype)
         _pin(values, where.device, cleanup)
         return cls(values, where.device)
 
 
-class ScratchEmbedding(StoredEmbedding):
+class ScratchEmbedding(AllocatedEmbedding):
     """Embeddings in a temporary file, which is gone when it is closed or the process ends.
 
     The file is read, not mapped: pages of a map would count as memory of this process. The
@@ -296,7 +302,7 @@ class ScratchEmbedding(StoredEmbedding):
     @classmethod
     def allocate(
         cls, shape: Sequence[int], dtype: torch.dtype, where: Location, cleanup: ExitStack
-    ) -> StoredEmbedding:
+    ) -> AllocatedEmbedding:
         return cleanup.enter_context(cls(shape, dtype, where.device, where.folder))
 
     def write(self, start: int, values: Tensor) -> None:
@@ -362,7 +368,11 @@ def stored(embedding: Tensor | StoredEmbedding) -> StoredEmbedding:
 
 
 # In the order in which they are tried.
-STORAGES: tuple[type[StoredEmbedding], ...] = (TensorEmbedding, HostEmbedding, ScratchEmbedding)
+STORAGES: tuple[type[AllocatedEmbedding], ...] = (
+    TensorEmbedding,
+    HostEmbedding,
+    ScratchEmbedding,
+)
 
 
 def _pin(values: Tensor, device: torch.device, cleanup: ExitStack) -> None:

@@ -33,6 +33,14 @@ def test_what_mixes_nothing() -> None:
     assert groups(Net(lambda net, x: torch.tanh(x * net.w + net.w), w=weight(5)), 4, 5) == []
 
 
+def test_a_pool_with_channels_last_mixes_nothing_that_shapes_do_not_decide() -> None:
+    def pooled(net: nn.Module, x: Tensor) -> Tensor:
+        last = x.contiguous(memory_format=torch.channels_last)
+        return torch.nn.functional.adaptive_avg_pool2d(last, 1)
+
+    assert groups(Net(pooled), 4, 3, 5, 5) == []
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list]] = {
     # By rows: the weight is the same in all batches.
     "linear": (lambda: nn.Linear(5, 3), (4, 5), [("AddmmBackward0", (4, 3))]),

@@ -10,6 +10,7 @@ from skfishermask.jacobian.module_io import (
     NonFiniteOutputError,
     batch_length,
     check_outputs,
+    move,
     output_layer,
 )
 from tests import networks
@@ -106,3 +107,10 @@ def test_output_layer(make: object, x: Tensor, expected: list[str]) -> None:
 def test_no_output_layer() -> None:
     with pytest.raises(ValueError, match="no layer that holds a weight matrix"):
         output_layer(nn.BatchNorm1d(3), torch.randn(2, 3))
+
+
+def test_images_are_moved_in_plain_order() -> None:
+    images = torch.randn(3, 2, 4, 4).contiguous(memory_format=torch.channels_last)
+    moved = move(images, nn.Linear(2, 2))
+    assert moved.is_contiguous()
+    assert torch.equal(moved, images)

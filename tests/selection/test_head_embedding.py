@@ -84,11 +84,14 @@ def test_parts_are_those_of_the_whole(sizes: Any, kind: str, dtype: torch.dtype)
     assert torch.equal(torch.cat([v for _, v in head.chunks(torch.float64)]), V)
     assert torch.equal(head.columns(1, k - 1), V[..., 1 : k - 1])
     assert head.n_bytes == n * (sizes[1] + 1 + sizes[2] * V.shape[1]) * dtype.itemsize
-    total = FisherSum(k, V.device)
-    for n_samples, products in head.information():
-        total.add_products(n_samples, products)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
-    torch.testing.assert_close(total.mean(), fisher_matrix(V), rtol=tolerance, atol=tolerance)
+    for embedding in (head, stored(V)):
+        total = FisherSum(k, V.device)
+        for n_samples, products in embedding.information(5 * V.shape[1]):
+            kept = [*products]
+            assert {len(left) for _, _, left, _ in kept} <= set(range(1, 5 * V.shape[1] + 1))
+            total.add_products(n_samples, kept)
+        torch.testing.assert_close(total.mean(), fisher_matrix(V), rtol=tolerance, atol=tolerance)
 
 
 @CASES
