@@ -277,7 +277,8 @@ class GainState:
             products = products.unflatten(2, split)
             sizes = torch.linalg.vector_norm(products, dim=(1, 4)).double()
             bounds = self.norms[group, None, None] * norms
-            bounds += lacking.double().unflatten(1, split).sum(3).sqrt_()
+            if lacking is not None:
+                bounds += lacking.double().unflatten(1, split).sum(3).sqrt_()
             added = rounding.update_error(bounds, sizes, k, self.r, factors.dtype)
             yield group, products, added
 

@@ -122,7 +122,7 @@ class HeadEmbedding(StoredEmbedding):
             bound = 2 * ((weights @ squares) * weights).sum(1).sqrt()
         return value, product_error(bound, 3 * bound, len(x), x.dtype)
 
-    def products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         # Those of single outputs may cancel. They are sums of this many terms, and summed again.
         n_terms = 4 + max(b - a for a, b in self._spans)
         for chunk, x, rows in self._factors(factors.dtype):

@@ -135,26 +135,22 @@ class StoredEmbedding(ABC):
             norms = torch.linalg.vector_norm(v.flatten(1), dim=1)
             yield chunk, norms, [form(v, norms) for form in forms]
 
-    def products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def products(self, factors: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Multiply all embeddings with factors (k, width), in their dtype, a group at a time.
 
         Yields the group, its products, (m, r, width), valid until the next ones, and squares of
-        what the bound of errors, |V| times a column's norm, lacks: (m, width), or (1, width). What
-        follows are small operations, so a group is many chunks of the embedding.
+        what the bound of errors, |V| times a column's norm, lacks, (m, width), or None if that is
+        nothing. What follows are small operations, so a group is many chunks of the embedding.
         """
         (n, r, k), width, dtype = self.shape, factors.shape[1], factors.dtype
         size = self.chunk_rows
         rows = min(n, size * max(1, _PRODUCT_BYTES // (size * r * width * dtype.itemsize)))
-        products, nothing, start = (
-            factors.new_empty((rows, r, width)),
-            factors.new_zeros(1, width),
-            0,
-        )
+        products, start = factors.new_empty((rows, r, width)), 0
         for chunk, v in self.chunks(dtype):
             into = products[chunk.start - start : chunk.stop - start]
             torch.mm(v.reshape(-1, k), factors, out=into.view(-1, width))
             if chunk.stop - start == rows or chunk.stop == n:
-                yield slice(start, chunk.stop), products[: chunk.stop - start], nothing
+                yield slice(start, chunk.stop), products[: chunk.stop - start], None
                 start = chunk.stop
 
     @abstractmethod
