@@ -59,7 +59,9 @@ def explained(what: str, X: Data, classes: str = "") -> Iterator[None]:
             note = odd_sample(X, np.arange(min(n_rows(X), _LOOKED_AT)), "X")
         else:
             note = image_hint(X)
-        numbers = integers_hint(X, "X") if isinstance(error, IndexError) else ""
+        # "Target" is PyTorch's word for a label, which is no integer of X.
+        is_of_inputs = isinstance(error, IndexError) and "Target" not in str(error)
+        numbers = integers_hint(X, "X") if is_of_inputs else ""
         for hint in (note, _remedy(error), numbers, missing_text_hint(X, "X")):
             if hint:
                 error.add_note(hint)

@@ -182,6 +182,11 @@ CALLS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         r"integers from 0, in row \d+, to 77, in row 40",
     ),
+    "a class without an output, of samples that are integers": (
+        lambda: FisherMaskSampler(tagger()).fit(TOKENS, Y[:60] % 3),
+        ValueError,
+        r"(?s)^(?!.*integers from).*Target 2 is out of bounds",
+    ),
     "an integer outside of a table": (
         lambda: FisherMaskSampler(tagger()).fit(TOKENS, Y[:60] % 2).query(OUTSIDE, 3),
         ValueError,
