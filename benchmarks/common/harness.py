@@ -31,12 +31,14 @@ Work = Callable[[], object]
 Spread = dict[str, float]
 
 
-def options(description: str, name: str, repeats: int) -> argparse.ArgumentParser:
+def options(description: str, name: str, repeats: int | None = None) -> argparse.ArgumentParser:
+    """Return the options that all benchmarks have, with `--repeats` where these have a number."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     add = parser.add_argument
     add("--out", type=Path, help=f"file of the result (default: {RESULTS.name}/{name}.json)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    add("--repeats", type=int, default=repeats, help=f"rounds (default: {repeats})")
+    if repeats is not None:
+        add("--repeats", type=int, default=repeats, help=f"rounds (default: {repeats})")
     add("--quick", action="store_true", help="tiny sizes: does it run?")
     return parser
 
@@ -150,7 +152,7 @@ def surroundings(given: argparse.Namespace) -> dict[str, Any]:
     on_gpu = torch.device(given.device).type == "cuda"
     return {
         "quick": given.quick,
-        "repeats": given.repeats,
+        **({"repeats": given.repeats} if "repeats" in given else {}),
         "machine": {
             "device": torch.cuda.get_device_name(given.device) if on_gpu else "CPU",
             "processor": processor(),

@@ -144,7 +144,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     from benchmarks.common import harness
 
-    parser = harness.options(__doc__ or "", "cluster", repeats=1)
+    parser = harness.options(__doc__ or "", "cluster")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

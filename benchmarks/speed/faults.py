@@ -100,7 +100,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     from benchmarks.common import harness
 
-    parser = harness.options(__doc__ or "", "faults", repeats=1)
+    parser = harness.options(__doc__ or "", "faults")
     parser.add_argument("--runs", type=int, default=20, help="killed queries (default: 20)")
     given = parser.parse_args(arguments)
     harness.write(given.out, "faults", measure(given))

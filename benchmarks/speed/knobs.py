@@ -154,7 +154,7 @@ def agreement(found: Sequence[tuple[float, float]]) -> dict[str, harness.Spread]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = harness.options(__doc__ or "", "knobs", 1).parse_args(arguments)
+    given = harness.options(__doc__ or "", "knobs").parse_args(arguments)
     pools = {name: knobs(given, ratio) for name, ratio in (("balanced", 1), ("50:1", 50))}
     harness.write(given.out, "knobs", harness.surroundings(given) | {"pools": pools})
 

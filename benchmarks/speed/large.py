@@ -162,7 +162,7 @@ def compared(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = harness.options(__doc__ or "", "large", repeats=1)
+    parser = harness.options(__doc__ or "", "large")
     parser.add_argument("--cases", nargs="+", choices=[*LARGE], help="these pools alone")
     parser.add_argument("--data-dir", type=Path, help="where torchvision's Fashion-MNIST lies")
     parser.add_argument("--one-case", choices=[*LARGE], help=argparse.SUPPRESS)

@@ -198,7 +198,7 @@ def accuracy(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = harness.options(__doc__ or "", "mask_size", repeats=1)
+    parser = harness.options(__doc__ or "", "mask_size")
     parser.add_argument("--images", type=Path, help="file .npz with X_train, y_train, ...")
     given = parser.parse_args(arguments)
     X, y, data = load(given)

@@ -131,7 +131,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = harness.options(__doc__ or "", "waits", repeats=1).parse_args(arguments)
+    given = harness.options(__doc__ or "", "waits").parse_args(arguments)
     result = measure(given)
     for target in result["targets"]:
         print(f"{target['what']}: {target['found']:g} ({target['wanted']})")

@@ -115,8 +115,11 @@ def test_every_knob_is_judged(results: Path) -> None:
 
 def test_defaults(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults, "CASES", dict([*defaults.CASES.items()][2:4]))
-    defaults.main(["--quick", "--out", str(results / "defaults.json")])
+    arguments = ["--quick", "--repeats", "2", "--out", str(results / "defaults.json")]
+    defaults.main(arguments)
     for found in load(results, "defaults")["cases"].values():
+        less, more = found["seconds of all rounds"]
+        assert less <= more == found["seconds"]
         assert found["coverage_share"] == 1
         assert found["n_candidates"] == 300
         assert found["seconds"] > 0
