@@ -60,10 +60,11 @@ docs: $(READY) ## build the documentation: run its tutorials and examples, check
 # With all cores, but for small networks, and one after the other: they are timings.
 bench: $(READY) ## measure speed (an hour), into benchmarks/results
 	$(BIN)/python -m benchmarks.speed.embedding
-	$(ONE_THREAD) $(BIN)/python -m benchmarks.speed.embedding --networks --repeats 3
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.speed.embedding --networks
 	$(BIN)/python -m benchmarks.speed.selection
 	$(BIN)/python -m benchmarks.speed.waits
 	$(BIN)/python -m benchmarks.speed.query
+	$(BIN)/python -m benchmarks.speed.defaults
 
 build: $(READY) ## build sdist and wheel, and check their metadata
 	rm -rf dist
